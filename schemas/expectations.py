@@ -54,7 +54,8 @@ def expectation(annotation: Any, marks: Sequence[Any] = ()) -> str:
     kind = next((each for each in kinds if each is not type(None)), Any)
     for python, noun in _NOUNS.items():
         if is_a(kind, python):
-            return noun + _limits(every, is_number=python in _NUMBERS)
+            unit = "characters" if python is str else "entries"
+            return noun + _limits(every, is_number=python in _NUMBERS, unit=unit)
     return "a JSON object" if is_model(kind) else "a valid value"
 
 
@@ -93,12 +94,14 @@ def is_a(kind: Any, python: type) -> bool:
     return isinstance(actual, type) and issubclass(actual, python)
 
 
-def _limits(marks: Iterable[Any], *, is_number: bool) -> str:
+def _limits(marks: Iterable[Any], *, is_number: bool, unit: str) -> str:
     # Constraints are of several classes of pydantic's and annotated_types', with the same names for the same limits.
     limits = {name: limit for mark in marks for name in _LIMITS if (limit := getattr(mark, name, None)) is not None}
     if not is_number:
-        maximum = limits.get("max_length")
-        return f" with at most {maximum} entries" if maximum else " that is not empty" if "min_length" in limits else ""
+        minimum, maximum = limits.get("min_length"), limits.get("max_length")
+        if minimum and maximum:
+            return f" of {minimum} to {maximum} {unit}"
+        return f" with at most {maximum} {unit}" if maximum else " that is not empty" if minimum else ""
     if "ge" in limits and "le" in limits:
         return f" from {limits['ge']} to {limits['le']}"
     words = " and ".join(f"{_LIMITS[name]} {limits[name]}" for name in _LIMITS if name in limits)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from tollbook.schemas.expectations import Expected
+from tollbook.schemas.identifiers import id_text
 
 MAX_MEDIA_CHARACTERS: Final = 2_000_000
 """Characters of the address or the data of one image, sound, file or video."""
@@ -22,6 +23,7 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
     "input_image": "image_url",
     "image": "image_url",
     "input_text": "text",
+    "output_text": "text",
 }
 
 
@@ -170,7 +172,7 @@ def _as_json_text(value: object) -> object:
 class FunctionCall(Form):
     """A function that a model called, with its arguments as JSON text."""
 
-    dropped = frozenset({"parsed_arguments"})
+    dropped = frozenset({"parsed_arguments", "provider_specific_fields", "index"})
 
     name: str
     arguments: Annotated[str, BeforeValidator(_as_json_text)] = Field(default="", repr=False)
@@ -183,10 +185,18 @@ class CustomCall(Form):
     input: str = Field(default="", repr=False)
 
 
+def _with_text_of(value: object, name: str) -> object:
+    """Return a form whose id of a call is text: some applications count their calls."""
+    if not isinstance(value, Mapping) or name not in value:
+        return cast("object", value)
+    fields = cast("Mapping[str, object]", value)
+    return {**fields, name: id_text(fields[name])}
+
+
 class ToolCall(Form):
     """A tool that a model called."""
 
-    dropped = frozenset({"index"})
+    dropped = frozenset({"index", "provider_specific_fields"})
 
     id: str | None = None
     type: Literal["function", "custom"] = "function"
@@ -194,6 +204,17 @@ class ToolCall(Form):
     custom: CustomCall | None = None
     extra_content: dict[str, Any] | None = Field(default=None, repr=False)
     """What Gemini wants back with a call: the signature of the thought behind it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_id_as_text(cls, value: object) -> object:
+        return _with_text_of(value, "id")
+
+    @model_validator(mode="after")
+    def _names_what_is_called(self) -> Self:
+        if (self.custom if self.type == "custom" else self.function) is None:
+            raise ValueError(f"has no {self.type!r}")
+        return self
 
 
 def _refuse(reason: str) -> Callable[[object], object]:
@@ -213,7 +234,7 @@ class Message(Form):
     OpenRouter's and other providers' replies, which applications send back with the next turn.
     """
 
-    dropped = frozenset({"parsed", "provider_specific_fields"})
+    dropped = frozenset({"parsed", "provider_specific_fields", "extra_content", "thinking"})
     absent = (None, [], ())
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -233,6 +254,11 @@ class Message(Form):
     audio: Annotated[None, BeforeValidator(_refuse("is audio, whose cost has no upper bound: send its transcript"))] = (
         None
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_id_as_text(cls, value: object) -> object:
+        return _with_text_of(value, "tool_call_id")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

@@ -338,7 +338,9 @@ REFUSED: Final[Mapping[str, str]] = {
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "n": (1,),
     "best_of": (1,),
-    "stream_options": ({}, {"include_usage": True}, {"include_usage": False}),
+    "models": ([],),
+    "mcp_servers": ([],),
+    "provider": ({},),
     "service_tier": ("default", "standard"),
     "web_search": (False,),
     "enable_search": (False,),
@@ -348,6 +350,10 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "extra_query": ({},),
 }
 """Values of these with which an SDK only says what is so anyway; they are dropped."""
+
+
+_OF_STREAMS: Final = frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"})
+"""Options of event streams that change neither the answer nor its price."""
 
 
 def without_refused(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -369,5 +375,9 @@ def _is_neutral(name: str, value: object) -> bool:
         read = parse_json(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         read = value
+    if name == "stream_options" and isinstance(read, dict):
+        return cast("dict[str, object]", read).keys() <= _OF_STREAMS
+    if type(read) is float and read.is_integer():
+        read = int(read)
     # To Python, true is the number 1.
     return any(type(read) is type(each) and read == each for each in _NEUTRAL.get(name, ()))

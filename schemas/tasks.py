@@ -333,7 +333,8 @@ def task_from_fields(fields: Mapping[str, Any], tag_names: Collection[str] = ())
     for alias, name in (("task_type", "task"), ("max_completion_tokens", "max_tokens")):
         if alias in values:
             value = values.pop(alias)
-            if str(values.setdefault(name, value)) != str(value):
+            given = values.setdefault(name, value)
+            if given != value and str(given) != str(value):
                 raise InvalidTask(f"'{name}' and '{alias}' differ: give one of them")
     _collect_tags(values, tag_names)
     try:
@@ -360,7 +361,7 @@ def may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
     texts: list[str] = []
     level: list[object] = [values.get(name) for name in _MAY_QUOTE]
     while level:
-        texts += [item for item in level if isinstance(item, str) and item]
+        texts += [item for item in level if isinstance(item, str) and len(item) > _MAX_HARMLESS]
         level = [child for item in level for child in json_children(_without_words(item))]
 
     def is_part(value: object) -> bool:

@@ -5,23 +5,37 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from tollbook.inference.providers.json_values import MAX_DEPTH, as_list, as_table, plain, storable, tables_of
+from tollbook.inference.providers.json_values import (
+    MAX_DEPTH,
+    as_list,
+    as_table,
+    one_or_more,
+    plain,
+    storable,
+)
+from tollbook.inference.providers.other_forms import choices_of
 from tollbook.inference.providers.reasoning_details import details_in, redacted_detail, thinking_detail
+from tollbook.inference.providers.tool_call_parts import in_openai_form
 from tollbook.schemas.reasoning_details import Detail
 
 LENGTH: Final = "length"
 CONTENT_FILTER: Final = "content_filter"
 
 _FINISH_WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_ENUM: Final = re.compile(r"^(finish_?reason|stop_?reason|reason)[._](?=.)")
+"""What names of an enumeration begin with: `FinishReason.MAX_TOKENS`, `FINISH_REASON_STOP`, `REASON_MAX_LEN`."""
+_OF_PARTS: Final = frozenset({"type", "text", "parts", "content"})
 # Other providers' words for OpenAI's (November 2026).
 _FINISH_WORDS: Final[dict[str, str]] = {
     **dict.fromkeys(
-        ("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "model_length", "token_limit",
-         "model_context_window_exceeded", "max_length"), LENGTH,
+        ("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "max_new_tokens", "model_length",
+         "token_limit", "model_context_window_exceeded", "context_length_exceeded", "max_length", "max_len",
+         "length_limit", "error_limit", "limit"), LENGTH,
     ),
     **dict.fromkeys(
         ("content_filter", "content_filtered", "safety", "recitation", "blocklist", "prohibited_content", "spii",
-         "image_safety", "language", "guardrail_intervened", "refusal", "sensitive", "error_toxic", "moderation"),
+         "image_safety", "image_prohibited_content", "image_recitation", "language", "guardrail_intervened",
+         "refusal", "sensitive", "error_toxic", "moderation", "model_armor", "blocked"),
         CONTENT_FILTER,
     ),
     **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "completed"), "stop"),
@@ -57,26 +71,11 @@ class Answer:
 
 def read_answer(document: dict[str, Any]) -> Answer:
     """Read the choices of a completion: the first with an answer, else the first."""
-    choices = [_choice(each) for each in as_list(document.get("choices")) or _other_form(document)]
+    choices = [_choice(each) for each in choices_of(document)]
     found = next((each for each in choices if each.is_answer), choices[0] if choices else Answer())
     if not found.is_answer and found.finish_reason is None and _is_prompt_blocked(document):
         return Answer(has_choice=True, finish_reason=CONTENT_FILTER)
     return found
-
-
-def _other_form(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the answer of another API as a choice: OpenAI's responses, Anthropic's messages, Ollama's chat.
-
-    Servers that speak several of them were seen to answer in the wrong one (November 2026).
-    """
-    if isinstance(document.get("output"), list):
-        why = as_table(document.get("incomplete_details")).get("reason")
-        return [{"message": {"content": document["output"]}, "finish_reason": why or document.get("status")}]
-    if document.get("type") == "message" and "content" in document:
-        return [{"message": {"content": document["content"]}, "finish_reason": document.get("stop_reason")}]
-    if isinstance(document.get("message"), dict):
-        return [{"message": document["message"], "finish_reason": document.get("done_reason")}]
-    return []
 
 
 def finish_word(value: object) -> str | None:
@@ -86,26 +85,29 @@ def finish_word(value: object) -> str | None:
     """
     if not isinstance(value, str):
         return None
+    value = value.strip()
     match = _FINISH_WORD.match(value)
     if match is None or value[match.end() : match.end() + 1] not in ("", ":"):
         return None
     word = match[0]
-    return _FINISH_WORDS.get(word.lower(), word)
+    return _FINISH_WORDS.get(_ENUM.sub("", word.lower()).replace("-", "_"), word)
 
 
 def _choice(value: object) -> Answer:
     choice = as_table(value)
     message = choice.get("message") or choice.get("delta")
     if not isinstance(message, dict):
-        text = choice.get("text")
-        message = {"content": text} if isinstance(text, str) else None
+        given: tuple[object, ...] = (message, choice.get("text"), choice.get("content"))
+        found = next((each for each in given if isinstance(each, str) or as_list(each)), None)
+        message = {"content": found} if found is not None else None
     finish = finish_of(choice)
     if message is None:
         return Answer(has_choice=finish is not None, finish_reason=finish)
     parts = Parts()
     table = cast(dict[str, Any], message)
     parts.add(table.get("content"))
-    for name in ("reasoning", "reasoning_content"):
+    parts.add_object(table.get("content"))
+    for name in ("reasoning", "reasoning_content", "thinking"):
         if not parts.reasoning:
             parts.add_reasoning(table.get(name))
     if not parts.reasoning:
@@ -114,7 +116,7 @@ def _choice(value: object) -> Answer:
     return Answer(
         has_choice=True,
         content=storable("".join(parts.texts)) or None,
-        images=_images(table.get("images")),
+        images=(*_images(table.get("images")), *_images(parts.images)),
         tool_calls=(*_tool_calls(table), *parts.tool_calls),
         refusal=storable("".join(parts.refusals)) or None,
         reasoning=storable("".join(parts.reasoning)) or None,
@@ -126,8 +128,15 @@ def _choice(value: object) -> Answer:
 
 def _images(value: object) -> tuple[str, ...]:
     """Return the URLs of images in OpenRouter's form: `[{"image_url": {"url": "data:..."}}]`."""
-    urls = (as_table(each.get("image_url")).get("url") or each.get("image_url") for each in tables_of(value))
+    urls = (_image_url(each) for each in as_list(value))
     return tuple(storable(url) for url in urls if isinstance(url, str) and url)
+
+
+def _image_url(value: object) -> object:
+    image = as_table(value)
+    if data := image.get("b64_json"):
+        return f"data:image/png;base64,{data}"
+    return as_table(image.get("image_url")).get("url") or image.get("image_url") or image.get("url") or value
 
 
 class Parts:
@@ -139,6 +148,7 @@ class Parts:
         self.reasoning: list[str] = []
         self.tool_calls: list[dict[str, Any]] = []
         self.details: list[Detail] = []
+        self.images: list[dict[str, Any]] = []
 
     def add(self, content: object) -> None:
         """Take a content: a text, a part, or a list of them."""
@@ -149,6 +159,12 @@ class Parts:
                 self.add(part)
         elif isinstance(content, dict):
             self._add_part(cast(dict[str, Any], content))
+
+    def add_object(self, content: object) -> None:
+        """Take a content that is the JSON object that was asked for, and no part of a message, as text."""
+        said = self.texts or self.refusals or self.reasoning or self.tool_calls or self.details or self.images
+        if isinstance(content, dict) and content and not said and not content.keys() & _OF_PARTS:
+            self.texts.append(json.dumps(plain(cast("dict[str, Any]", content)), ensure_ascii=False))
 
     def add_reasoning(self, value: object) -> None:
         """Take reasoning, in whatever form."""
@@ -165,8 +181,10 @@ class Parts:
         if kind == "message":
             self.add(part.get("content"))
         elif kind == "function_call":
-            function = {"name": part.get("name"), "arguments": part.get("arguments")}
-            self.tool_calls += _tool_calls({"tool_calls": [{"id": part.get("call_id"), "function": function}]})
+            self._add_call(part.get("call_id"), part.get("name"), part.get("arguments"))
+        elif kind == "custom_tool_call":
+            custom = {"name": part.get("name"), "input": part.get("input")}
+            self.tool_calls.append(plain({"id": part.get("call_id"), "type": "custom", "custom": custom}))
         elif kind == "refusal":
             self.add_refusal(part.get("refusal"))
         elif isinstance(kind, str) and kind.startswith(("thinking", "reasoning")):
@@ -176,10 +194,36 @@ class Parts:
         elif kind == "redacted_thinking":
             self.details.append(redacted_detail(len(self.details), part))
         elif kind == "tool_use":
-            function = {"name": part.get("name"), "arguments": part.get("input")}
-            self.tool_calls += _tool_calls({"tool_calls": [{"id": part.get("id"), "function": function}]})
+            self._add_call(part.get("id"), part.get("name"), part.get("input"))
+        elif kind in ("image_url", "output_image", "image"):
+            self.images.append(part)
+        elif kind is None and self._add_untyped(part):
+            pass
         else:
-            self.texts += texts_in(part.get("text"))
+            text = texts_in(part.get("text"))
+            self.texts += text or (texts_in(part.get("content")) if kind in (None, "text", "output_text") else [])
+
+    def _add_untyped(self, part: dict[str, Any]) -> bool:
+        """Take a part of Gemini's own API or of Bedrock's Converse, which have no type; return whether it is one."""
+        if isinstance(part.get("parts"), list):
+            self.add(part["parts"])
+        elif part.get("thought") is True:
+            self.add_reasoning(part.get("text"))
+        elif isinstance(part.get("reasoningContent"), dict):
+            self.add_reasoning(part["reasoningContent"].get("reasoningText"))
+        elif call := as_table(part.get("functionCall")):
+            self._add_call(call.get("id"), call.get("name"), call.get("args"))
+        elif call := as_table(part.get("toolUse")):
+            self._add_call(call.get("toolUseId"), call.get("name"), call.get("input"))
+        elif data := as_table(part.get("inlineData")):
+            self.images.append({"image_url": {"url": f"data:{data.get('mimeType')};base64,{data.get('data')}"}})
+        else:
+            return False
+        return True
+
+    def _add_call(self, call_id: object, name: object, arguments: object) -> None:
+        function = {"name": name, "arguments": arguments}
+        self.tool_calls += _tool_calls({"tool_calls": [{"id": call_id, "function": function}]})
 
 
 def texts_in(value: object, depth: int = 0) -> list[str]:
@@ -197,8 +241,7 @@ def texts_in(value: object, depth: int = 0) -> list[str]:
 
 def _tool_calls(message: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """Return tool calls in OpenAI's form, the arguments as JSON text; extra members are kept."""
-    listed = message.get("tool_calls")
-    calls = tables_of(listed)
+    calls = one_or_more(message.get("tool_calls"))
     function = as_table(message.get("function_call"))
     if not calls and function.get("name"):
         calls = [{"function": function}]
@@ -206,12 +249,15 @@ def _tool_calls(message: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+    call = in_openai_form(call)
     cleaned = {storable(name): plain(value) for name, value in call.items() if name != "index"}
-    cleaned.setdefault("type", "function")
+    if not isinstance(cleaned.get("type"), str):
+        cleaned["type"] = "custom" if isinstance(cleaned.get("custom"), dict) else "function"
     function = cleaned.get("function")
     if isinstance(function, dict):
         arguments = cast(dict[str, Any], function).get("arguments")
-        if not isinstance(arguments, str):
+        if not isinstance(arguments, str) or not arguments.strip():
+            arguments = None if isinstance(arguments, str) else arguments
             function["arguments"] = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
     return cleaned
 

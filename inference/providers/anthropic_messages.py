@@ -60,6 +60,8 @@ def tools_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
 def tool_choice_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return which tool is to be called, and whether several may be."""
     choice = parameters.get("tool_choice", parameters.get("function_call"))
+    if choice in ("auto", "none") and not tools_of(parameters):
+        return {}  # A choice without tools is refused, and this one says what is so anyway.
     is_single = parameters.get("parallel_tool_calls") is False
     if choice is None and not (is_single and tools_of(parameters)):
         return {}

@@ -1,12 +1,14 @@
 """The body of a reply: bytes become a JSON object, whatever a server, a router or a proxy has put around it.
 
 Read are: JSON with a byte-order mark, after white space or comments that kept the connection alive, or as the only
-member of a list (Gemini's errors); and an event stream, asked for or not, which is joined as it comes.
+member of a list (Gemini's errors); and an event stream, asked for or not, which is joined as it comes. What is no JSON
+by the standard is read too, if it can only mean one thing: the answer in it may have been paid for (G4).
 """
 
 import json
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Final, cast
 
@@ -14,17 +16,26 @@ from tollbook.inference.deltas import Delta
 from tollbook.inference.providers.anthropic_events import MessageEvents
 from tollbook.inference.providers.chunks import JoinedChunks
 from tollbook.inference.providers.event_streams import EventStream
-from tollbook.inference.providers.json_values import as_list
+from tollbook.inference.providers.json_values import as_list, tables_of
+from tollbook.inference.providers.other_forms import opened
+from tollbook.inference.providers.responses_events import response_chunk
 
 # Floats become Decimals, so that a cost is exact. NaN and infinities do too: they are then refused as a cost, and the
-# rest of the reply is still read.
-_DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal)
+# rest of the reply is still read. Line breaks inside a text need not be escaped.
+_DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal, strict=False)
 _MARK: Final = b"\xef\xbb\xbf"
 # Possessive: however much white space comes, it is looked at once.
 _BEFORE: Final = re.compile(rb"(?:\xef\xbb\xbf|\s++|:[^\r\n]*+[\r\n])*+")
 """What may stand before the JSON, and before the first event."""
 _BEFORE_TEXT: Final = re.compile(r"(?:\s++|:[^\r\n]*+[\r\n])*+")
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:")
+_GZIP: Final = b"\x1f\x8b"
+_MAX_UNPACKED_BYTES: Final = 20 * 1024 * 1024
+_MAX_OBJECTS: Final = 100_000
+_MAX_PREFIX_CHARACTERS: Final = 64
+"""What may stand before JSON: `)]}'`, or the three ticks of Markdown. A page has markup."""
+# A text without an end is one up to the end: else each quote in it would be tried.
+_TEXT_OR_COMMA: Final = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\Z|\\))|,(?=\s*+[\]}])', re.DOTALL)
 
 
 class Body:
@@ -71,10 +82,7 @@ class Body:
             try:
                 self._document = _document_of(self.raw)
             except ValueError:
-                stream = EventStream(_parse)
-                found = [*self._take(stream.feed(_utf8(self.raw))), *self._end_stream(stream)]
-                self._stream = stream if self._chunks.document() is not None else None
-                return found
+                return self._end_of_no_json()
             return ()
         return self._end_stream(self._stream)
 
@@ -113,13 +121,28 @@ class Body:
         """What a stream calls its completion, once it has."""
         return self._chunks.id
 
+    def _end_of_no_json(self) -> Sequence[Delta]:
+        """Read an event stream that begins with something else, or objects with something around them."""
+        stream = EventStream(_parse)
+        found = [*self._take(stream.feed(_utf8(self.raw))), *self._end_stream(stream)]
+        if self._chunks.document() is not None:
+            self._stream = stream
+            return found
+        objects = list(_objects_in(self.raw))
+        if len(objects) < 2 and not any(map(_is_part, objects)):
+            self._document = opened(objects[0]) if objects else None
+            return ()
+        deltas = self._take(objects)
+        left = self._chunks.end()
+        return deltas if left is None else [*deltas, left]
+
     def _end_stream(self, stream: EventStream) -> list[Delta]:
         last = self._take(stream.end())
         left = self._chunks.end()
         return last if left is None else [*last, left]
 
     def _take(self, events: list[Any]) -> list[Delta]:
-        found = (self._chunks.add(self._events.chunk(event)) for event in events)
+        found = (self._chunks.add(self._events.chunk(response_chunk(event))) for event in events)
         return [delta for delta in found if delta is not None]
 
 
@@ -139,12 +162,52 @@ def read_body(body: bytes) -> Body:
 def _document_of(raw: bytes) -> dict[str, Any] | None:
     """Return the object in JSON, None where it is something else. Errors: ValueError where it is no JSON."""
     parsed = _parse(_without_comments(_text_of(raw)))
+    if isinstance(parsed, str):
+        parsed = _parse(parsed)  # Some gateways write JSON as a text of JSON.
     listed = as_list(parsed)
+    if len(listed) > 1 and len(tables_of(listed)) == len(listed):
+        raise ValueError("the body is a list of objects")
     parsed = listed[0] if len(listed) == 1 else parsed
-    return cast(dict[str, Any], parsed) if isinstance(parsed, dict) else None
+    return opened(cast(dict[str, Any], parsed)) if isinstance(parsed, dict) else None
+
+
+def _is_part(document: dict[str, Any]) -> bool:
+    """Whether an object is one of several that make up an answer: of a completion in parts, or of Ollama's."""
+    return document.get("done") is False or any("delta" in each for each in tables_of(document.get("choices")))
+
+
+def _objects_in(raw: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the different objects in a text that is no JSON as a whole: one in each line, one after the other.
+
+    Something short may stand before the first, and anything after the last.
+    """
+    try:
+        text = _without_comments(_text_of(raw))
+    except ValueError:
+        return
+    start, last = text.find("{"), None
+    if start < 0 or start > _MAX_PREFIX_CHARACTERS or "<" in text[:start]:
+        return
+    if "," in text:
+        text = text[:start] + _TEXT_OR_COMMA.sub(lambda found: found[1] or "", text[start:])
+    for _ in range(_MAX_OBJECTS):
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError, ArithmeticError):
+            return
+        if value != last:
+            yield value
+        last, start = value, text.find("{", end)
+        if start < 0:
+            return
 
 
 def _text_of(body: bytes) -> str:
+    if body.startswith(_GZIP):  # Packed, which its headers do not say.
+        try:
+            body = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(body, _MAX_UNPACKED_BYTES)
+        except zlib.error as exc:
+            raise ValueError("the body cannot be unpacked") from exc
     # A byte that is no text must not lose the rest of a reply that was paid for.
     return body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff")
 

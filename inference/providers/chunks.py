@@ -2,20 +2,23 @@
 
 Invariant: what is passed on of the chunks (`Delta`), joined, is what the object says: content, reasoning with its
 details, refusal and tool calls. So each chunk is brought into one form first, whatever its server calls things. Beside
-these the last value of each name counts: a usage is in the last chunk.
+these the last value of each name counts, but for the usage.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 from tollbook.inference.deltas import Delta
 from tollbook.inference.providers.answers import Parts, finish_of, texts_in
 from tollbook.inference.providers.event_streams import DONE
-from tollbook.inference.providers.json_values import as_list, as_table, plain, tables_of
+from tollbook.inference.providers.json_values import as_list, as_table, one_or_more, plain, says_error, tables_of
+from tollbook.inference.providers.other_forms import OF_ANSWERS, choices_of, opened
 from tollbook.inference.providers.reasoning_details import DetailParts
 from tollbook.inference.providers.tool_call_parts import TextParts, ToolCallParts
+from tollbook.inference.providers.usage_parts import USAGE_NAMES, UsageParts
 
-_REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details")
-_OF_MESSAGE: Final = ("delta", "message", "text", "logprobs")
+_REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
+_OF_MESSAGE: Final = ("delta", "message", "text", "content", "logprobs")
 _TEXTS: Final = ("content", "reasoning", "refusal")
 
 
@@ -29,22 +32,31 @@ class JoinedChunks:
         self._choices: dict[int, _Choice] = {}
         self._answering: int | None = None
         self._is_finish_passed = False
+        self._usages = {name: UsageParts() for name in USAGE_NAMES}
+        self._has_usage = False
+        self._is_usage_last = False
 
     def add(self, event: object) -> Delta | None:
         """Take an event's data; return what is to be passed on. Nothing is, from the first error on."""
         if event == DONE:
             self.is_done = True
             return None
-        chunk = as_table(event)
+        chunk = opened(as_table(event))
         for name, value in chunk.items():
-            if name != "choices" and value is not None:
+            if name in USAGE_NAMES and isinstance(value, dict):
+                self._fields[name] = self._usages[name].add(cast("dict[str, Any]", value))
+            elif name not in OF_ANSWERS and value is not None and (name != "error" or says_error(value)):
                 self._fields[name] = value
-        choices = tables_of(chunk.get("choices"))
-        if chunk.get("error") or (not choices and "error" in (chunk.get("object"), chunk.get("type"))):
+        choices = tables_of(choices_of(chunk))
+        # OpenAI's last chunk before the end: the first usage, and no choice.
+        is_first_usage = bool(chunk.get("usage")) and not self._has_usage
+        self._is_usage_last = bool(self._choices) and not choices and (is_first_usage or self._is_usage_last)
+        self._has_usage = self._has_usage or is_first_usage
+        if says_error(chunk.get("error")) or (not choices and "error" in (chunk.get("object"), chunk.get("type"))):
             self._fail(chunk.get("error") or chunk)
         delta: Delta | None = None
-        for choice in choices:
-            delta = self._add_choice(choice) or delta
+        for place, choice in enumerate(choices):
+            delta = self._add_choice(place, choice) or delta
         return None if self.has_error else delta
 
     def end(self) -> Delta | None:
@@ -55,8 +67,9 @@ class JoinedChunks:
 
     @property
     def is_ended(self) -> bool:
-        """Whether the stream, or each of its choices, says that it is over."""
-        return self.is_done or (bool(self._choices) and all(each.is_ended for each in self._choices.values()))
+        """Whether the stream, or each of its choices, says that it is over, or a usage alone stands at its end."""
+        has_ended = bool(self._choices) and all(each.is_ended for each in self._choices.values())
+        return self.is_done or has_ended or self._is_usage_last
 
     @property
     def is_cut_off(self) -> bool:
@@ -83,14 +96,14 @@ class JoinedChunks:
         self.has_error = True
         self._fields.setdefault("error", error)
 
-    def _add_choice(self, choice: dict[str, Any]) -> Delta | None:
+    def _add_choice(self, place: int, choice: dict[str, Any]) -> Delta | None:
         given = choice.get("index")
-        index = given if type(given) is int else 0
+        index = given if type(given) is int else place
         joined = self._choices.get(index)
         if joined is None:
             joined = self._choices[index] = _Choice()
         said, finish, logprobs = joined.add(choice)
-        if choice.get("error") or finish == "error":
+        if says_error(choice.get("error")) or finish == "error":
             self.has_error = True
         if said and self._answering is None:
             self._answering = index
@@ -118,6 +131,7 @@ class _Choice:
         self._images: list[object] = []
         self._logprobs: dict[str, Any] = {}
         self._reasoning_source: str | None = None
+        self._has_deltas = False
 
     @property
     def is_ended(self) -> bool:
@@ -126,15 +140,19 @@ class _Choice:
     def add(self, choice: dict[str, Any]) -> tuple[dict[str, Any], str | None, object]:
         """Take a part; return what it says, why the choice ended if it did, and log probabilities."""
         for name, value in choice.items():
-            if name not in _OF_MESSAGE and value is not None:
+            if name not in _OF_MESSAGE and value is not None and (name != "error" or says_error(value)):
                 self._fields[name] = value
         said: dict[str, Any] = {}
-        for part in (choice.get("delta"), choice.get("message")):
-            if part:
-                self._add_message(as_table(part), said)
-        text = choice.get("text")
-        if isinstance(text, str) and "content" not in said:  # As completions without messages have it.
-            self._say(said, "content", text)
+        if delta := as_table(choice.get("delta")):
+            self._add_message(delta, said)
+            self._has_deltas = self._has_deltas or bool(said)
+        if message := as_table(choice.get("message")):
+            self._add_message(self._news_of(message) if self._has_deltas else message, said)
+        # As completions without messages have it.
+        given = (choice.get("message"), choice.get("text"), choice.get("content"))
+        found = next((each for each in given if isinstance(each, str) or as_list(each)), None)
+        if found is not None and not (delta or message):
+            self._add_parts(found, said)
         finish = finish_of(choice)
         if finish is not None:
             said = _with(said, self.end())
@@ -172,14 +190,29 @@ class _Choice:
         self._add_details(tables_of(message.get("reasoning_details")), said)
         if refusal := message.get("refusal"):
             self._say(said, "refusal", *texts_in(refusal))
-        if calls := message.get("tool_calls"):
-            for call in tables_of(calls):
-                _add_call(said, self._calls.add(call))
+        for call in one_or_more(message.get("tool_calls")):
+            _add_call(said, self._calls.add(call))
         if function := as_table(message.get("function_call")):
             _add_call(said, self._calls.add_old_form(function))
-        if images := as_list(message.get("images")):
-            self._images += images
-            said["images"] = [*said.get("images", ()), *cast("list[object]", plain(images))]
+        self._add_images(as_list(message.get("images")), said)
+
+    def _news_of(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return what a message says beside the deltas: Perplexity sends all that they have said in each chunk."""
+        parts = Parts()
+        parts.add(message.get("content"))
+        text, known = "".join(parts.texts), str(self._texts["content"])
+        news: dict[str, Any] = {"content": text.removeprefix(known)} if text.startswith(known) else {}
+        if not self._texts["refusal"]:
+            news["refusal"] = message.get("refusal") or parts.refusals
+        if not self._texts["reasoning"]:
+            news |= {name: message.get(name) for name in _REASONING}
+            news["reasoning"] = message.get("reasoning") or parts.reasoning
+        if not self._calls:
+            news["tool_calls"] = [*as_list(message.get("tool_calls")), *parts.tool_calls]
+            news["function_call"] = message.get("function_call")
+        if not self._images:
+            news["images"] = [*as_list(message.get("images")), *parts.images]
+        return news
 
     def _add_parts(self, content: object, said: dict[str, Any]) -> None:
         parts = Parts()
@@ -190,6 +223,12 @@ class _Choice:
         self._add_details(parts.details, said)
         for call in parts.tool_calls:
             _add_call(said, self._calls.add(call))
+        self._add_images(parts.images, said)
+
+    def _add_images(self, images: Sequence[object], said: dict[str, Any]) -> None:
+        if images:
+            self._images += images
+            said["images"] = [*said.get("images", ()), *cast("list[object]", plain(list(images)))]
 
     def _add_reasoning(self, source: str, texts: list[str], said: dict[str, Any]) -> None:
         """Take reasoning of the first member that has some: others say the same again."""

@@ -22,6 +22,8 @@ from tollbook.schemas.policy import Dialect
 
 # OpenRouter's replies have them, and it takes them back; strict servers refuse a request with them.
 _FOR_OPENROUTER: Final = ("annotations", "images")
+# Choices of a tool in the form of Anthropic's Messages.
+_CHOICES: Final = {"auto": "auto", "none": "none", "any": "required", "required": "required"}
 _ID_HEADERS: Final = ("x-generation-id", "x-request-id")
 
 
@@ -47,7 +49,7 @@ class ChatCompletions:
             "model": request.model,
             "messages": [self._message(each) for each in request.messages],
             request.limit_name: request.max_tokens,
-            **self._parameters(request.parameters),
+            **self._parameters(_with_choice(request.parameters)),
             **self._preferences(request),
             **stream,
         }
@@ -100,7 +102,7 @@ class ChatCompletions:
         return f"it answers and offers {len(self.read_models(document))} models"
 
     def _message(self, message: Message) -> dict[str, Any]:
-        return without(message.as_json(), _FOR_OPENROUTER)
+        return without(with_arguments(message.as_json()), _FOR_OPENROUTER)
 
     def _parameters(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         return parameters
@@ -110,6 +112,37 @@ class ChatCompletions:
 
     def _embeddings_preferences(self, request: EmbeddingsRequest) -> Mapping[str, Any]:  # noqa: ARG002
         return {}
+
+
+def with_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose calls have a JSON object as arguments: vLLM fails on an empty text (November 2026)."""
+    if "tool_calls" not in message:
+        return message
+    return {**message, "tool_calls": [_with_arguments(call) for call in message["tool_calls"]]}
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if function is None or function["arguments"].strip():
+        return call
+    return {**call, "function": {**function, "arguments": "{}"}}
+
+
+def _with_choice(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return parameters with the choice of a tool in the form of a chat completion, and none without tools.
+
+    SDKs send one all the same, which OpenAI refuses (November 2026).
+    """
+    if "tools" not in parameters:
+        is_named = isinstance(parameters.get("tool_choice"), dict) or parameters.get("tool_choice") == "required"
+        return parameters if is_named else without(parameters, ("tool_choice", "parallel_tool_calls"))
+    choice = as_table(parameters.get("tool_choice"))
+    kind, name = choice.get("type"), choice.get("name")
+    if kind in _CHOICES and name is None:
+        return {**parameters, "tool_choice": _CHOICES[kind]}
+    if kind in ("function", "tool") and name is not None:
+        return {**parameters, "tool_choice": {"type": "function", "function": {"name": name}}}
+    return parameters
 
 
 def without(fields: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

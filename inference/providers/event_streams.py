@@ -9,6 +9,8 @@ from typing import Any, Final
 
 DONE: Final = "[DONE]"
 """The event that ends a stream of chat completions."""
+_DONE_TOO: Final = (DONE, "DONE")
+"""What some servers write instead."""
 _LINE_ENDS: Final = (b"\n", b"\r")
 Parse = Callable[[str], Any]
 """Parses JSON. Errors: ValueError."""
@@ -56,6 +58,8 @@ class EventStream:
         if line.startswith(b"data:"):
             # A byte that is no text must not lose the rest of a reply that was paid for.
             data = line[5:].strip().decode("utf-8", "replace")
+            while data.startswith("data:"):  # Some proxies say it again.
+                data = data[5:].lstrip()
             # What is whole by itself is an event: some servers leave out the empty line between two.
             event = None if self._event else self._parsed(data)
             if event is None:
@@ -80,4 +84,4 @@ class EventStream:
         try:
             return self._parse(data)
         except ValueError:
-            return None
+            return DONE if data.upper() in _DONE_TOO else None

@@ -5,6 +5,8 @@ from typing import Any, Final, cast
 
 MAX_DEPTH: Final = 32
 """What is nested deeper is left out."""
+_OF_ERRORS: Final = ("message", "msg", "detail", "code", "type", "status", "error", "reason")
+_NO_ERROR: Final = frozenset({"", "0", "200", "ok", "success", "none", "null", "false"})
 
 
 def as_table(value: object) -> dict[str, Any]:
@@ -22,10 +24,38 @@ def tables_of(value: object) -> list[dict[str, Any]]:
     return [cast(dict[str, Any], each) for each in as_list(value) if isinstance(each, dict)]
 
 
+def one_or_more(value: object) -> list[dict[str, Any]]:
+    """Return the objects of a list, or the one that stands there without a list."""
+    table = as_table(value)
+    return [table] if table else tables_of(value)
+
+
 def first_table(value: object) -> dict[str, Any]:
     """Return an object, or the first of a list of them."""
     listed = as_list(value)
     return as_table(listed[0] if listed else value)
+
+
+def single(value: object) -> dict[str, Any]:
+    """Return an object, or the only one of a list; an empty one for anything else."""
+    listed = as_list(value)
+    return as_table(listed[0] if len(listed) == 1 else value)
+
+
+def says_error(value: object) -> bool:
+    """Whether the value of a member such as `error` says that something went wrong.
+
+    Gateways have one in each reply (November 2026): an object of empty members, a code of zero, a word for success.
+    """
+    if isinstance(value, dict):
+        table = cast(dict[str, object], value)
+        told = [table[name] for name in _OF_ERRORS if name in table]
+        return any(map(says_error, told or table.values()))
+    if isinstance(value, list):
+        return any(map(says_error, cast(list[object], value)))
+    if isinstance(value, str):
+        return value.strip().lower() not in _NO_ERROR
+    return bool(value) and value != 200
 
 
 def storable(text: str) -> str:

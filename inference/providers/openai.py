@@ -42,6 +42,8 @@ class OpenAI(ChatCompletions):
         effort = parameters.get("reasoning", {}).get("effort")
         if effort is not None:
             changed.setdefault("reasoning_effort", effort)
+        if changed.get("tool_choice") == "any":
+            changed["tool_choice"] = "required"  # Mistral's word for it.
         if "tools" in changed:
             changed["tools"] = [without(tool, ("cache_control",)) for tool in changed["tools"]]
         return changed

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from tollbook.inference.attempts import ChatRequest, EmbeddingsRequest
 from tollbook.inference.bounds import Bound
 from tollbook.inference.providers.adapter import Application, Question
-from tollbook.inference.providers.compatible import ChatCompletions
+from tollbook.inference.providers.compatible import ChatCompletions, with_arguments
 from tollbook.inference.providers.json_values import as_table
 from tollbook.inference.providers.usage_report import read_cost
 from tollbook.schemas.messages import Message
@@ -40,7 +40,7 @@ class OpenRouter(ChatCompletions):
         return f"the key is valid{left}"
 
     def _message(self, message: Message) -> dict[str, Any]:
-        return message.as_json()
+        return with_arguments(message.as_json())
 
     def _preferences(self, request: ChatRequest) -> Mapping[str, Any]:
         # The cap relies on endpoints that obey max_tokens and cost no more than the bound assumes. Unless told

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from tollbook.inference.providers.bodies import read_body
-from tollbook.inference.providers.json_values import as_list, as_table, first_table
+from tollbook.inference.providers.json_values import as_list, as_table, first_table, says_error
 from tollbook.schemas.failures import ErrorDetails
 
 TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
@@ -83,16 +83,21 @@ class ProviderError:
 def error_of(document: dict[str, Any] | None) -> object:
     """Return the error that a document states in any of the usual forms, or None.
 
-    They are `error` (an object or a text), `errors`, FastAPI's `detail`, and vLLM's `object: error`.
+    They are `error` (an object or a text), `errors`, FastAPI's `detail`, vLLM's `object: error`, and MiniMax's
+    `base_resp`.
     """
     if not document:
         return None
-    if found := document.get("error") or document.get("errors") or document.get("detail"):
-        return found
+    for name in ("error", "errors", "detail"):
+        if says_error(document.get(name)):
+            return document[name]
+    base = as_table(document.get("base_resp"))
+    if says_error(base.get("status_code")):
+        return {"code": base["status_code"], "message": base.get("status_msg")}
     is_error = document.get("object") == "error" or document.get("type") == "error"
-    message = document.get("message")
+    message = document.get("message") or document.get("msg")
     # A message that says nothing is no error: a reply that may have been charged must not count as free (G3).
-    tells = isinstance(message, str) and message.strip() != "" and "choices" not in document
+    tells = isinstance(message, str) and says_error(message) and "choices" not in document
     return document if is_error or tells else None
 
 

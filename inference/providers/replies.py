@@ -16,9 +16,9 @@ from tollbook.inference.attempts import Attempt, ChargeStatus, ChatRequest, Embe
 from tollbook.inference.providers.answers import CONTENT_FILTER, LENGTH, Answer, read_answer
 from tollbook.inference.providers.bodies import Body
 from tollbook.inference.providers.embeddings import read_embeddings
-from tollbook.inference.providers.json_values import as_table, first_table
+from tollbook.inference.providers.json_values import as_table, first_table, says_error, tables_of
 from tollbook.inference.providers.provider_errors import END_UNKNOWN, ProviderError, error_of, read_error
-from tollbook.inference.providers.usage_report import UsageReport, read_usage
+from tollbook.inference.providers.usage_report import UsageReport, joined_reports, read_usage
 from tollbook.schemas.results import ErrorCode
 
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
@@ -92,7 +92,7 @@ def read_reply(
         )
     answer = read_answer(document)
     common["finish_reason"] = answer.finish_reason
-    error = _error_in(document)
+    error = _error_in(document, answer)
     if error is not None or answer.finish_reason == "error":
         return _failed(read_error(error), answer, report, common, is_insured)
     if reply.is_cut_off:
@@ -144,13 +144,28 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def _usage_of(document: dict[str, Any]) -> UsageReport:
-    """Read the usage, which Gemini's servers report under a name of their own."""
-    report = read_usage(document.get("usage"))
-    if report.is_known:
-        return report
-    # Ollama's own form counts beside the message.
-    others = map(read_usage, (document.get("usageMetadata"), document.get("usage_metadata"), document))
-    return next((other for other in others if other.is_known), report)
+    """Read what is reported in all the places that servers have for it.
+
+    They are `usage`, Gemini's own name, Groq's and Moonshot's in event streams, and members of an error. Ollama's own
+    form counts beside the message; routers state a cost there.
+    """
+    error = first_table(document.get("error"))
+    places = (
+        document.get("usage"),
+        document.get("usageMetadata"),
+        document.get("usage_metadata"),
+        as_table(document.get("x_groq")).get("usage"),
+        document.get("amazon-bedrock-invocationMetrics"),
+        *(choice.get("usage") for choice in tables_of(document.get("choices"))),
+        *(place for table in (error, as_table(error.get("metadata"))) for place in (table.get("usage"), _costs(table))),
+        document,
+    )
+    return joined_reports(map(read_usage, places))
+
+
+def _costs(table: dict[str, Any]) -> dict[str, Any]:
+    """Return what an error says of a cost; tokens that it names may be those that were too many."""
+    return {name: table[name] for name in ("cost", "total_cost", "is_byok", "cost_details") if name in table}
 
 
 def _service_tier(document: dict[str, Any]) -> str:
@@ -305,10 +320,9 @@ def _charge(report: UsageReport) -> ChargeStatus:
     return "known" if report.is_known else "unknown"
 
 
-def _error_in(document: dict[str, Any]) -> object:
-    """Return the error of a reply with status 200, or None."""
-    if error := first_table(document.get("choices")).get("error"):
-        return error
-    if document.get("choices"):
-        return document.get("error") or None
-    return error_of(document)
+def _error_in(document: dict[str, Any], answer: Answer) -> object:
+    """Return the error of a reply with status 200, or None. A message beside an answer is none: it says `success`."""
+    for error in (first_table(document.get("choices")).get("error"), document.get("error")):
+        if says_error(error):
+            return error
+    return None if document.get("choices") or answer.is_answer else error_of(document)

@@ -22,13 +22,18 @@ TOTAL_ALONE: Final = "only the total number of tokens is reported"
 
 _PROMPT: Final[tuple[Path, ...]] = (
     ("prompt_tokens",), ("input_tokens",), ("promptTokenCount",), ("prompt_token_count",), ("prompt_eval_count",),
-    ("inputTokens",),
+    ("inputTokens",), ("inputTokenCount",), ("promptTokens",), ("tokens", "input_tokens"),
+    ("billed_units", "input_tokens"),
 )  # fmt: skip
 _COMPLETION: Final[tuple[Path, ...]] = (
     ("completion_tokens",), ("output_tokens",), ("candidatesTokenCount",), ("candidates_token_count",),
-    ("eval_count",), ("outputTokens",),
+    ("eval_count",), ("outputTokens",), ("outputTokenCount",), ("completionTokens",), ("tokens", "output_tokens"),
+    ("billed_units", "output_tokens"),
 )  # fmt: skip
 _TOTAL: Final[tuple[Path, ...]] = (("total_tokens",), ("totalTokenCount",), ("total_token_count",), ("totalTokens",))
+PROMPT_NAMES: Final = tuple(path[0] for path in _PROMPT if len(path) == 1)
+COMPLETION_NAMES: Final = tuple(path[0] for path in _COMPLETION if len(path) == 1)
+TOTAL_NAMES: Final = tuple(path[0] for path in _TOTAL)
 _DETAILS: Final = ("prompt_tokens_details", "input_tokens_details", "prompt_token_details")
 _ANTHROPIC_CACHED: Final = "cache_read_input_tokens"
 _ANTHROPIC_WRITTEN: Final = "cache_creation_input_tokens"
@@ -36,10 +41,12 @@ _CACHED: Final[tuple[Path, ...]] = (
     *((details, name) for details in _DETAILS for name in ("cached_tokens", "cache_read_tokens")),
     (_ANTHROPIC_CACHED,), ("prompt_cache_hit_tokens",), ("cached_tokens",), ("num_cached_tokens",),
     ("cachedContentTokenCount",), ("cached_content_token_count",), ("cacheReadInputTokens",),
+    ("cacheReadInputTokenCount",),
 )  # fmt: skip
 _WRITTEN: Final[tuple[Path, ...]] = (
     *((details, name) for details in _DETAILS for name in ("cache_write_tokens", "cache_creation_tokens")),
     (_ANTHROPIC_WRITTEN,), ("cache_write_tokens",), ("cache_write_input_tokens",), ("cacheWriteInputTokens",),
+    ("cacheWriteInputTokenCount",),
 )  # fmt: skip
 _SPLITS: Final[tuple[Path, ...]] = (
     ("cache_creation",),
@@ -57,7 +64,7 @@ _USUAL_NAMES: Final = frozenset(
 _USUAL_DETAILS: Final = frozenset(
     {"cached_tokens", "cache_write_tokens", "audio_tokens", "video_tokens", "image_tokens", "text_tokens"}
 )
-_DIGITS: Final = re.compile(r"\s*[0-9]{1,12}(\.0*)?\s*", re.ASCII)
+_DIGITS: Final = re.compile(r"\s*([0-9]{1,12}|[0-9]{1,3}(,[0-9]{3}){1,3})(\.0*)?\s*", re.ASCII)
 _GEMINI: Final = ("promptTokenCount", "prompt_token_count", "candidatesTokenCount", "candidates_token_count")
 
 
@@ -82,9 +89,9 @@ class TokenReadings:
 
 
 def count_of(value: object) -> int | None:
-    """Return a count of tokens: a whole number, also as `3.0` or as digits in a string; None for anything else."""
+    """Return a count of tokens: a whole number, also `3.0`, or digits in a string (`1,500`); None for anything else."""
     if isinstance(value, str) and _DIGITS.fullmatch(value):
-        value = Decimal(value)
+        value = Decimal(value.replace(",", ""))
     if isinstance(value, Decimal) and value.is_finite() and abs(value) <= MAX_TOKEN_COUNT and value == int(value):
         value = int(value)
     return value if type(value) is int and 0 <= value <= MAX_TOKEN_COUNT else None
@@ -149,10 +156,12 @@ class _Reader:
         self._total = total
         self._tools = tools
         self._splits = [split for path in _SPLITS if (split := _Split.of(_at(fields, path))) is not None]
-        # Anthropic's own names say that cache reads and writes are beside the input.
-        has_details = any(name in fields for name in _DETAILS)
+        # Anthropic's own names, and Bedrock's, say that cache reads and writes are beside the input.
+        has_details = any(as_table(fields.get(name)) for name in _DETAILS)
         has_anthropic_cache = _ANTHROPIC_CACHED in fields or _ANTHROPIC_WRITTEN in fields
-        self._is_anthropic = "input_tokens" in fields and has_anthropic_cache and not has_details
+        self._is_anthropic = not has_details and (
+            ("input_tokens" in fields and has_anthropic_cache) or "inputTokens" in fields or "inputTokenCount" in fields
+        )
         self._is_mixed = "prompt_tokens" in fields and has_anthropic_cache and not has_details
         self._is_gemini = "candidatesTokenCount" in fields or "candidates_token_count" in fields
 

@@ -52,6 +52,7 @@ class ToolCallParts:
 
     def add(self, call: dict[str, Any]) -> dict[str, Any] | None:
         """Take a part of a call, and return what is to be passed on; None for nothing."""
+        call = in_openai_form(call)
         found = self._call_that_goes_on(call)
         if found is None:
             found = _Call(len(self._calls), call.get("index"))
@@ -76,12 +77,27 @@ class ToolCallParts:
         return [call.joined() for call in self._calls]
 
     def _call_that_goes_on(self, call: dict[str, Any]) -> "_Call | None":
-        """Return the call that a part belongs to: of the same index, and of no other id. Some servers count none."""
+        """Return the call that a part belongs to: of the same index, and of no other id.
+
+        Some servers count none, and some make an id for each part; a part without a name begins no call. One with a
+        name begins the next call, without an index or an id, where the last one's arguments are whole.
+        """
         index, call_id = call.get("index"), call.get("id")
+        is_named = bool(as_table(call.get("function") or call.get("custom")).get("name"))
         of_index = [each for each in self._calls if index is None or each.given_index == index]
+        last = of_index[-1] if of_index else None
         if call_id:
-            return next((each for each in of_index if each.fields.get("id") in (call_id, None)), None)
-        return of_index[-1] if of_index else None
+            same = next((each for each in of_index if each.fields.get("id") in (call_id, None)), None)
+            return same if same is not None or is_named else last
+        return None if last is not None and index is None and is_named and last.is_whole else last
+
+
+def in_openai_form(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a call with its name and arguments under `function`; some servers have them beside the id."""
+    if isinstance(call.get("function") or call.get("custom"), dict) or not ("name" in call or "arguments" in call):
+        return call
+    further = {name: value for name, value in call.items() if name not in ("name", "arguments", "function")}
+    return {**further, "function": {"name": call.get("name"), "arguments": call.get("arguments")}}
 
 
 class _Call:
@@ -114,9 +130,18 @@ class _Call:
             part[self._kind] = named
         return part if len(part) > 1 else None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments so far are a JSON object."""
+        try:
+            return isinstance(json.loads(str(self._text)), dict)
+        except (ValueError, RecursionError):
+            return False
+
     def end(self) -> dict[str, Any] | None:
         left = self._text.end()
-        if not self._has_text and self._kind == "function":
+        # Without arguments, some servers send an empty text, which is no JSON.
+        if not self._text and self._kind == "function":
             self._has_text = True
             left = self._text.add("{}")
         return {"index": self._index, self._kind: {_TEXT_OF_KIND[self._kind]: left}} if left else None

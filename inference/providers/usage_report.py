@@ -4,11 +4,13 @@ A cost that the provider reports wins over one that is computed from tokens. Whe
 reading is taken, and a doubt says why.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, cast
 
+from tollbook.inference.providers.json_values import single
 from tollbook.inference.providers.token_counts import TokenReadings, read_tokens
 from tollbook.schemas.money import MoneyError, check_nanousd, nanousd_from_usd
 from tollbook.schemas.usage import Usage
@@ -16,6 +18,15 @@ from tollbook.schemas.usage import Usage
 # xAI reports what it charged in ticks: 10,000,000,000 to the dollar (November 2026).
 _TICKS_PER_NANOUSD: Final = 10
 _NO_MONEY: Final = "the reported cost is no amount of money and was ignored"
+_COSTS_DIFFER: Final = "the reply reports several costs, and the highest was taken"
+_TWO_USAGES: Final = "the reply reports two usages, which differ"
+# Other names of the cost: DeepInfra's is `estimated_cost`. A zero under them may stand for a price that is not known.
+_FURTHER_COSTS: Final = ("total_cost", "estimated_cost", "cost_usd", "total_cost_usd")
+_TOTALS: Final = ("total_cost", "total", "total_usd")
+"""The names of the whole in a cost that is an object."""
+_AMOUNT: Final = re.compile(r"\s*\$?\s*([0-9]*\.?[0-9]+([eE][+-]?[0-9]{1,3})?)\s*(USD)?\s*", re.ASCII)
+"""An amount of dollars as text."""
+_FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +63,37 @@ class _Cost:
 
 def read_usage(reported: object) -> UsageReport:
     """Read a reply's usage object, parsed with `parse_float=Decimal`."""
-    if not isinstance(reported, dict):
+    fields = single(reported)
+    if not fields:
         return UsageReport()
-    fields = cast(dict[str, Any], reported)
     tokens, cost = read_tokens(fields), _cost(fields)
     return _report(tokens, cost)
+
+
+def joined_reports(reports: Iterable[UsageReport]) -> UsageReport:
+    """Return what several places of one reply report: all readings of tokens, and the highest cost.
+
+    A zero that only a further place reports is no price: it may stand for what is not known.
+    """
+    told = [report for report in reports if report.is_known or report.doubt]
+    known = [report for report in told if report.is_known]
+    if len(told) < 2 or not known:
+        return told[0] if told else UsageReport()
+    counted = [report for report in known if report.readings and not report.has_zero] or known[:1]
+    readings = tuple(dict.fromkeys(usage for report in counted for usage in report.readings))
+    costs = [report.cost_nanousd for report in known if report.cost_nanousd]
+    doubts = [report.doubt for report in (told[0], *counted) if report.doubt]
+    if any(set(report.readings) != set(counted[0].readings) for report in counted):
+        doubts.append(_TWO_USAGES)
+    if costs and _differ(max(costs), min(costs)):
+        doubts.append(_COSTS_DIFFER)
+    return UsageReport(
+        readings,
+        max(costs) if costs else known[0].cost_nanousd,
+        max(report.fee_nanousd for report in known),
+        doubts[0] if doubts else None,
+        has_zero=all(report.has_zero for report in counted),
+    )
 
 
 def _report(tokens: TokenReadings, cost: _Cost) -> UsageReport:
@@ -69,7 +106,12 @@ def read_cost(usd: object) -> int | None:
     """Return a cost in nano-dollars; None where there is none. Errors: MoneyError where it is no amount of money."""
     if usd is None:
         return None
-    if isinstance(usd, Decimal | int | str):
+    if isinstance(usd, str):
+        amount = _AMOUNT.fullmatch(usd)
+        if amount is None:
+            raise MoneyError("the cost is not a number")
+        return nanousd_from_usd(amount[1])
+    if isinstance(usd, Decimal | int):
         return nanousd_from_usd(usd)
     raise MoneyError("the cost is not a number")
 
@@ -82,7 +124,7 @@ def read_generation_cost(generation: Mapping[str, Any]) -> int | None:
     """
     cost = read_cost(generation.get("total_cost"))
     upstream = read_cost(generation.get("upstream_inference_cost"))
-    is_byok = generation.get("is_byok")
+    is_byok = _flag(generation.get("is_byok"))
     if cost is None or (is_byok is True and upstream is None):
         return None
     return _with_own_key(cost, upstream, is_byok, None).nanousd
@@ -90,17 +132,20 @@ def read_generation_cost(generation: Mapping[str, Any]) -> int | None:
 
 def _cost(fields: Mapping[str, Any]) -> _Cost:
     try:
-        cost = _total_cost(fields)
+        cost, differ = _total_cost(fields)
         upstream, doubt = _upstream(fields.get("cost_details"))
+        found = _with_own_key(cost, upstream, _flag(fields.get("is_byok")), doubt)
     except MoneyError:
         return _Cost(doubt=_NO_MONEY)
-    try:
-        return _with_own_key(cost, upstream, fields.get("is_byok"), doubt)
-    except MoneyError:
-        return _Cost(doubt=_NO_MONEY)
+    return replace(found, doubt=differ) if differ and not found.doubt else found
 
 
-def _with_own_key(cost: int | None, upstream: int | None, is_byok: object, doubt: str | None) -> _Cost:
+def _flag(value: object) -> bool | None:
+    """Return whether a flag is set, in whatever form; None where it does not say."""
+    return _FLAGS.get(str(value).strip().lower()) if isinstance(value, bool | int | str) else None
+
+
+def _with_own_key(cost: int | None, upstream: int | None, is_byok: bool | None, doubt: str | None) -> _Cost:
     """Add what the provider bills to an own key. Errors: MoneyError.
 
     With an own provider key `cost` is OpenRouter's fee, and the provider bills the rest. OpenRouter's own example has
@@ -115,7 +160,7 @@ def _with_own_key(cost: int | None, upstream: int | None, is_byok: object, doubt
         return _Cost(cost, 0, doubt if is_byok is not False else None)
     if cost is None:
         return _Cost(upstream, 0, "only the provider's own charge is reported")
-    return _Cost(check_nanousd(cost + upstream))
+    return _Cost(check_nanousd(cost + upstream), 0, doubt)
 
 
 def _is_above(upstream: int, cost: int) -> bool:
@@ -123,22 +168,47 @@ def _is_above(upstream: int, cost: int) -> bool:
     return upstream > cost + 2 + cost // 1_000_000
 
 
-def _total_cost(fields: Mapping[str, Any]) -> int | None:
-    """Return the cost under any of its names. Errors: MoneyError."""
-    reported = fields.get("cost")
-    if isinstance(reported, dict):
-        table = cast(dict[str, Any], reported)
-        reported = table.get("total_cost")  # Perplexity's form.
-        if reported is None:
-            raise MoneyError("the cost has no total")
-    cost, ticks = read_cost(reported), fields.get("cost_in_usd_ticks")
+def _differ(one: int, other: int) -> bool:
+    return _is_above(one, other) or _is_above(other, one)
+
+
+def _total_cost(fields: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Return the highest cost under any of its names, and a doubt where they differ. Errors: MoneyError."""
+    named = (_stated_cost(fields.get("cost")), _ticks(fields.get("cost_in_usd_ticks")), *_further_costs(fields))
+    costs = [cost for cost in named if cost is not None]
+    if not costs:
+        return None, None
+    return max(costs), _COSTS_DIFFER if _differ(max(costs), min(costs)) else None
+
+
+def _stated_cost(reported: object) -> int | None:
+    """Return a cost that is a number, or an object with the whole. Errors: MoneyError."""
+    if not isinstance(reported, dict):
+        return read_cost(reported)
+    table = cast(dict[str, Any], reported)
+    for name in _TOTALS:
+        if table.get(name) is not None:
+            return read_cost(table[name])
+    raise MoneyError("the cost has no total")
+
+
+def _further_costs(fields: Mapping[str, Any]) -> list[int]:
+    found: list[int] = []
+    for name in _FURTHER_COSTS:
+        try:
+            found += [cost] if (cost := read_cost(fields.get(name))) else []
+        except MoneyError:
+            continue  # It is not the cost's own name, and may mean something else.
+    return found
+
+
+def _ticks(ticks: object) -> int | None:
     if ticks is None:
-        return cost
+        return None
     if isinstance(ticks, bool) or not isinstance(ticks, Decimal | int | str):
         raise MoneyError("the cost is not a number")
     whole = int(_decimal(ticks).to_integral_value(ROUND_CEILING))
-    billed = check_nanousd(-(-whole // _TICKS_PER_NANOUSD))
-    return billed if cost is None else max(cost, billed)
+    return check_nanousd(-(-whole // _TICKS_PER_NANOUSD))
 
 
 def _decimal(value: Decimal | int | str) -> Decimal:
@@ -162,4 +232,8 @@ def _upstream(details: object) -> tuple[int | None, str | None]:
     except MoneyError:
         return None, "the provider's own charge is no amount of money and was ignored"
     known = [part for part in parts if part is not None]
-    return (sum(known) if whole is None and any(known) else whole), None
+    if whole is None:
+        return (check_nanousd(sum(known)) if any(known) else None), None
+    if _is_above(sum(known), whole):
+        return check_nanousd(sum(known)), "the provider's own charge is less than its parts"
+    return whole, None

@@ -71,6 +71,53 @@ def test_openai_gets_its_own_form_alone() -> None:
     }
 
 
+TOOLS: Final = [{"type": "function", "function": {"name": "f"}}]
+NAMED: Final = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "choice"),
+    [
+        # A choice without tools, which SDKs send all the same.
+        ({"tool_choice": "auto", "parallel_tool_calls": True}, None),
+        ({"tool_choice": "none"}, None),
+        ({"tool_choice": "required"}, "required"),
+        ({"tool_choice": NAMED}, NAMED),
+        ({"tools": TOOLS, "tool_choice": "auto"}, "auto"),
+        # The forms of OpenAI's responses and of Anthropic's messages.
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "f"}}, NAMED),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "f"}}, NAMED),
+        ({"tools": TOOLS, "tool_choice": {"type": "any"}}, "required"),
+        ({"tools": TOOLS, "tool_choice": {"type": "auto"}}, "auto"),
+        ({"tools": TOOLS, "tool_choice": NAMED}, NAMED),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["compatible", "openai", "openrouter"])
+def test_choice_of_a_tool_is_sent_in_the_form_of_a_chat_completion(
+    dialect: Dialect, parameters: dict[str, Any], choice: object
+) -> None:
+    sent = body(dialect, parameters=parameters)
+    assert sent.get("tool_choice") == choice
+    assert "parallel_tool_calls" not in sent
+
+
+def test_word_of_another_provider_for_a_choice_is_not_sent_to_openai() -> None:
+    parameters = {"tools": TOOLS, "tool_choice": "any"}
+    assert body("openai", parameters=parameters)["tool_choice"] == "required"
+    assert body(parameters=parameters)["tool_choice"] == "any"
+
+
+@pytest.mark.parametrize("dialect", ["compatible", "openai", "openrouter"])
+@pytest.mark.parametrize("given", [None, "", " "])
+def test_call_without_arguments_is_sent_with_an_empty_object(dialect: Dialect, given: str | None) -> None:
+    said = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": given}},
+                                                {"id": "d", "type": "custom", "custom": {"name": "g"}}]}  # fmt: skip
+    request = ChatRequest(model="m", messages=(Message.model_validate(said),), max_tokens=7)
+    first, second = json.loads(ADAPTERS[dialect].completion_body(request))["messages"][0]["tool_calls"]
+    assert first["function"] == {"name": "f", "arguments": "{}"}
+    assert second["custom"] == {"name": "g", "input": ""}
+
+
 def test_nothing_is_sent_that_nobody_set() -> None:
     assert body(parameters={}).keys() == {"model", "messages", "max_tokens"}
 
@@ -201,6 +248,11 @@ def test_which_tool_anthropic_is_to_call(choice: dict[str, Any], sent: dict[str,
         {"name": "f", "description": "d", "strict": True, "input_schema": schema, "cache_control": MARK}
     ]
     assert body.get("tool_choice") == sent
+
+
+@pytest.mark.parametrize("choice", ["auto", "none"])
+def test_anthropic_is_told_no_choice_without_tools(choice: str) -> None:
+    assert "tool_choice" not in claude(tool_choice=choice)
 
 
 @pytest.mark.parametrize(

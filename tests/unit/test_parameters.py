@@ -45,6 +45,8 @@ def told(content: Any, **fields: Any) -> Task:
         ({"reasoning_effort": "minimal", "verbosity": "low"}, {"reasoning_effort": "minimal", "verbosity": "low"}),
         ({"cache_control": {"type": "ephemeral", "ttl": "1h"}}, {"cache_control": {"type": "ephemeral", "ttl": "1h"}}),
         ({"modalities": ["text"], "n": "1", "stream": "false", "service_tier": "default"}, {}),
+        ({"n": 1.0, "models": [], "provider": {}, "mcp_servers": "[]"}, {}),
+        ({"stream_options": {"include_usage": True, "continuous_usage_stats": False}}, {}),
     ],
 )
 def test_a_parameter_is_kept_in_its_form(parameters: dict[str, Any], kept: dict[str, Any]) -> None:
@@ -115,6 +117,7 @@ def test_tags_are_text() -> None:
     ("content", "problem"),
     [
         (None, "'messages[0]' has no content"),
+        ([{"type": "output_text", "text": "secret"}], "'output_text' of another API: a chat completion has 'text'"),
         ([], "'messages[0]' has no content"),
         (5, "'messages[0].content' must be text or a list of parts"),
         (
@@ -151,6 +154,60 @@ def test_a_message_of_another_form_is_refused_without_quoting_it(content: Any, p
         told(content)
     assert problem in str(refused.value)
     assert SECRET not in str(refused.value)
+
+
+HELLO = {"role": "user", "content": "hello"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        # What LiteLLM, Ollama and Gemini add to a reply that is sent back.
+        {"tool_calls": [{**CALL, "provider_specific_fields": {"thought_signature": "s"}}]},
+        {"tool_calls": [{**CALL, "function": {**CALL["function"], "provider_specific_fields": None, "index": 0}}]},
+        {"tool_calls": [CALL], "thinking": "so", "extra_content": {"google": {"thought_signature": "s"}}},
+        {"tool_calls": [{**CALL, "type": None}]},
+    ],
+)
+def test_what_libraries_add_to_a_reply_is_left_out(message: dict[str, Any]) -> None:
+    task = task_from_fields(
+        {"task": "score_post", "user_id": "u1", "messages": [HELLO, {"role": "assistant", **message}]}
+    )
+    assert task.chat()[1].as_json() == {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+def test_id_of_a_call_may_be_a_number() -> None:
+    messages = [
+        HELLO,
+        {"role": "assistant", "tool_calls": [{**CALL, "id": 7}]},
+        {"role": "tool", "tool_call_id": 7, "content": "rain"},
+    ]
+    _, call, result = task_from_fields({"task": "score_post", "user_id": "u1", "messages": messages}).chat()
+    assert call.tool_calls is not None
+    assert (call.tool_calls[0].id, result.tool_call_id) == ("7", "7")
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        ({"tool_calls": [{"id": "c1", "type": "function"}]}, "'messages[0].tool_calls[0]' has no 'function'"),
+        ({"tool_calls": [{**CALL, "type": "custom"}]}, "'messages[0].tool_calls[0]' has no 'custom'"),
+        ({"content": "hi", "name": ""}, "'messages[0].name' must be text of 1 to 256 characters"),
+        # A name is told although a short text stands in it.
+        ({"content": "x", "prefix": True}, "unknown field 'prefix' in 'messages[0]'"),
+        ({"content": [{"type": "image_url", "image_url": {"url": "gs://x"}}]}, "with at most 2000000 characters"),
+    ],
+)
+def test_a_wrong_message_is_refused_with_its_place(message: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidTask) as refused:
+        task_from_fields({"task": "score_post", "user_id": "u1", "messages": [{"role": "assistant", **message}]})
+    assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize("limits", [(100, 100.0), ("100", 100), (100.0, "100.0")])
+def test_a_limit_that_is_given_twice_may_be_written_in_two_ways(limits: tuple[Any, Any]) -> None:
+    assert asked(max_tokens=limits[0], max_completion_tokens=limits[1]).max_tokens == 100
 
 
 def test_audio_of_an_earlier_reply_is_refused() -> None:

@@ -1,6 +1,8 @@
 """Reading replies: a table of what a provider can answer and what it means for the money."""
 
+import gzip
 import json
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -112,6 +114,53 @@ def test_what_a_reply_tells_of_its_cost(
     assert attempt.is_ok
     assert (attempt.charge, attempt.reported_cost_nanousd) == (charge, cost)
     assert (attempt.usage is not None, attempt.usage_doubt is not None) == (has_usage, is_doubted)
+
+
+COUNTED = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+MORE = {"promptTokenCount": 10, "candidatesTokenCount": 5, "thoughtsTokenCount": 90, "totalTokenCount": 105}
+NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+ANSWERED = {"message": {"content": "a"}, "finish_reason": "stop"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "cost", "is_doubted"),
+    [
+        ({"usage": [COUNTED]}, {15}, None, False),
+        ({"usage": None, "x_groq": {"id": "r", "usage": COUNTED}}, {15}, None, False),
+        ({"usage": None, "choices": [{**ANSWERED, "usage": COUNTED}]}, {15}, None, False),
+        ({"usage": COUNTED, "cost": 0.5}, {15}, 500_000_000, False),
+        ({"usage": {**COUNTED, "cost": 0.2}, "cost": "0.5"}, {15}, 500_000_000, True),
+        ({"usage": {**COUNTED, "cost": 0.5}, "cost": 0.2}, {15}, 500_000_000, True),
+        # A zero elsewhere is no price.
+        ({"usage": COUNTED, "cost": 0}, {15}, None, False),
+        ({"usage": COUNTED, "usageMetadata": MORE}, {15, 105}, None, True),
+        ({"usage": COUNTED, "usage_metadata": {"prompt_token_count": 10, "candidates_token_count": 5}}, {15}, None,
+         False),
+        ({"usage": NO_TOKENS, "x_groq": {"usage": COUNTED}}, {15}, None, False),
+        ({"usage": COUNTED, "x_groq": {"usage": NO_TOKENS}}, {15}, None, False),
+        ({"usage": {"cost": "?"}, "x_groq": {"usage": COUNTED}}, {15}, None, True),
+    ],
+)  # fmt: skip
+def test_usage_is_read_wherever_it_stands(
+    changes: dict[str, Any], tokens: set[int], cost: int | None, is_doubted: bool
+) -> None:
+    attempt = read(document(**changes))
+    assert attempt.usage is not None
+    assert {usage.total_tokens for usage in (attempt.usage, *attempt.other_readings)} == tokens
+    assert (attempt.charge, attempt.reported_cost_nanousd) == ("known", cost)
+    assert (attempt.usage_doubt is not None) == is_doubted
+
+
+@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize("told", [{"usage": {"cost": 0.5}}, {"metadata": {"usage": {"cost": 0.5}}}, {"cost": 0.5}])
+def test_error_that_says_what_it_cost_was_charged(status: int, told: dict[str, Any]) -> None:
+    attempt = read({"error": {"code": 502, "message": "x", **told}}, status, is_insured=True)
+    assert (attempt.charge, attempt.reported_cost_nanousd) == ("known", 500_000_000)
+
+
+def test_tokens_that_an_error_names_were_not_charged() -> None:
+    named = {"message": "too long", "code": 400, "prompt_tokens": 9_000, "completion_tokens": 1, "total_tokens": 9_001}
+    assert read({"error": named}, 400).charge == "none"
 
 
 @pytest.mark.parametrize(
@@ -255,6 +304,12 @@ FAILED, CUT, FILTERED = ErrorCode.INFERENCE_FAILED, ErrorCode.OUTPUT_LIMIT_REACH
                 "max_output_tokens",
                 "model_length",
                 "model_context_window_exceeded",
+                "max-tokens",
+                "FinishReason.MAX_TOKENS",
+                "FINISH_REASON_MAX_TOKENS",
+                "REASON_MAX_LEN",
+                "ERROR_LIMIT",
+                " Length ",
             )
         ),
         *(
@@ -268,6 +323,9 @@ FAILED, CUT, FILTERED = ErrorCode.INFERENCE_FAILED, ErrorCode.OUTPUT_LIMIT_REACH
                 "SPII",
                 "refusal",
                 "content_filter: SAFETY",
+                "content-filter",
+                "FINISH_REASON_SAFETY",
+                "IMAGE_PROHIBITED_CONTENT",
                 "guardrail_intervened",
                 "sensitive",
             )
@@ -311,6 +369,46 @@ def test_reply_without_an_answer_is_the_outcome(body: Any, code: ErrorCode) -> N
         ([{"delta": {"content": "a"}, "finish_reason": "stop"}], {"content": "a"}),
         (said(content="") + said(content="b"), {"content": "b"}),
         (said("end_turn", content="a"), {"finish_reason": "stop"}),
+        (said("FinishReason.STOP", content="a"), {"finish_reason": "stop"}),
+        (said("tool-calls", content="a"), {"finish_reason": "tool_calls"}),
+        (said(" Stop ", content="a"), {"finish_reason": "stop"}),
+        (said(content=[{"text": "a"}, {"type": "text", "content": "b"}]), {"content": "ab"}),
+        (said(content=[{"type": "mcp_tool_result", "content": "x"}, "b"]), {"content": "b"}),
+        *(
+            (said(content=None, images=[image]), {"images": ("data:image/png;base64,AA",)})
+            for image in (
+                "data:image/png;base64,AA",
+                {"type": "image_url", "image_url": "data:image/png;base64,AA"},
+                {"url": "data:image/png;base64,AA"},
+                {"b64_json": "AA"},
+            )
+        ),
+        (said(content={"answer": [4, 2.5, "\u00e9"]}), {"content": '{"answer": [4, 2.5, "\u00e9"]}'}),
+        (said(content="a", thinking="r"), {"content": "a", "reasoning": "r"}),
+        (
+            said(content=[{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]),
+            {"content": None, "images": ("data:image/png;base64,AA",)},
+        ),
+        (
+            said(tool_calls={"id": "c", "function": {"name": "f", "arguments": "{}"}}),
+            {"tool_calls": ({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}},)},
+        ),
+        (
+            said(tool_calls=[{"id": "c", "type": None, "name": "f", "arguments": {"x": 1}}]),
+            {"tool_calls": ({"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}},)},
+        ),
+        (
+            said(tool_calls=[{"id": "c", "function": {"name": "f", "arguments": " "}}]),
+            {"tool_calls": ({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}},)},
+        ),
+        (
+            said(content=[{"type": "custom_tool_call", "call_id": "c", "name": "f", "input": "x"}]),
+            {"tool_calls": ({"id": "c", "type": "custom", "custom": {"name": "f", "input": "x"}},)},
+        ),
+        ([{"message": "a", "finish_reason": "stop"}], {"content": "a"}),
+        ([{"content": "a", "finish_reason": "stop"}], {"content": "a"}),
+        (said(content="a")[0], {"content": "a"}),
+        ({"0": said(content="a")[0]}, {"content": "a"}),
         (said("a word of its own", content="a"), {"finish_reason": None}),
         (said("own_word", content="a"), {"finish_reason": "own_word"}),
     ],
@@ -339,15 +437,119 @@ ITEMS = [
           "usage": {"input_tokens": 2, "output_tokens": 3}}, "a", "length"),
         ({"message": {"role": "assistant", "content": "a"}, "done_reason": "stop", "prompt_eval_count": 2,
           "eval_count": 3}, "a", "stop"),
+        # Ollama's generate, Cohere's chat, Anthropic's and DashScope's older forms.
+        ({"response": "a", "done": True, "done_reason": "length", "prompt_eval_count": 2, "eval_count": 3}, "a",
+         "length"),
+        ({"message": {"content": [{"type": "text", "text": "a"}]}, "finish_reason": "MAX_TOKENS",
+          "usage": {"tokens": {"input_tokens": 2, "output_tokens": 3}}}, "a", "length"),
+        ({"completion": "a", "stop_reason": "stop_sequence", "usage": {"input_tokens": 2, "output_tokens": 3}}, "a",
+         "stop"),
+        ({"output": {"text": "a", "finish_reason": "stop"}, "usage": {"input_tokens": 2, "output_tokens": 3}}, "a",
+         "stop"),
     ],
 )  # fmt: skip
 def test_answer_in_the_form_of_another_api_is_read(body: Any, content: str, finish: str) -> None:
     attempt = read(body)
     assert (attempt.outcome, attempt.content, attempt.finish_reason) == ("ok", content, finish)
     assert attempt.usage == Usage(prompt_tokens=2, completion_tokens=3)
-    if "output" in body:
+    if isinstance(body.get("output"), list):
         assert attempt.reasoning == "r"
         assert attempt.tool_calls[0]["function"] == {"name": "f", "arguments": "{}"}
+
+
+def response_events(*items: dict[str, Any], **end: Any) -> bytes:
+    events = [
+        {"type": "response.created", "response": {"id": "r1", "status": "in_progress", "output": [], "usage": None}},
+        {"type": "response.output_item.added", "item": {"type": "message", "content": []}},
+        {"type": "response.output_text.delta", "delta": "a", "item_id": "i"},
+        {"type": "response.output_text.done", "text": "a"},
+        {"type": "response.function_call_arguments.delta", "delta": "{}"},
+        *items,
+        *([{"type": "response.completed", "response": {"id": "r1", "model": "m", **end}}] if end else []),
+    ]
+    return b"".join(b"event: x\ndata: " + json.dumps(each).encode() + b"\n\n" for each in events)
+
+
+def test_events_of_a_response_are_read() -> None:
+    usage = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
+    attempt = read(response_events(status="completed", output=ITEMS, usage=usage, error=None))
+    assert (attempt.outcome, attempt.content, attempt.reasoning, attempt.finish_reason) == ("ok", "a", "r", "stop")
+    assert attempt.tool_calls[0]["function"] == {"name": "f", "arguments": "{}"}
+    assert (attempt.usage, attempt.generation_id) == (Usage(prompt_tokens=10, completion_tokens=5), "r1")
+    cut = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}, "output": ITEMS[:2]}
+    assert read(response_events(**cut, usage=usage)).finish_reason == "length"
+    # It broke off.
+    assert read(response_events()).outcome == "connection_error"
+    response = {"status": "failed", "error": {"code": "server_error"}, "output": []}
+    failed = {"type": "response.failed", "response": response}
+    assert read(response_events(failed)).outcome == "provider_error"
+
+
+GEMINI_PARTS = [
+    {"text": "r", "thought": True},
+    {"text": "a"},
+    {"functionCall": {"name": "f", "args": {"x": 1}}},
+    {"inlineData": {"mimeType": "image/png", "data": "AAAA"}},
+]
+CONVERSE_PARTS = [
+    {"reasoningContent": {"reasoningText": {"text": "r", "signature": "s"}}},
+    {"text": "a"},
+    {"toolUse": {"toolUseId": "c1", "name": "f", "input": {"x": 1}}},
+]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"candidates": [{"content": {"parts": GEMINI_PARTS, "role": "model"}, "finishReason": "STOP"}],
+         "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 5, "totalTokenCount": 15}},
+        {"output": {"message": {"role": "assistant", "content": CONVERSE_PARTS}}, "stopReason": "end_turn",
+         "usage": {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15}},
+    ],
+)  # fmt: skip
+def test_parts_without_a_type_are_read(body: Any) -> None:
+    attempt = read(body)
+    assert (attempt.content, attempt.reasoning, attempt.finish_reason) == ("a", "r", "stop")
+    assert [call["function"] for call in attempt.tool_calls] == [{"name": "f", "arguments": '{"x": 1}'}]
+    assert attempt.images == (("data:image/png;base64,AAAA",) if "candidates" in body else ())
+    assert attempt.usage == Usage(prompt_tokens=10, completion_tokens=5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [{}, {"message": "", "type": "", "param": None, "code": None}, {"code": 0, "message": "success"}, "", "null", False,
+     {"code": "200", "message": "OK"}, [], [{}]],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["document", "choice", "events"])
+def test_error_that_says_nothing_is_none(error: object, form: str) -> None:
+    """G4: gateways have a member for errors in each reply, and the answer beside it was paid for."""
+    if form == "events":
+        body: Any = event(choices=delta(content="a"), error=error) + event(choices=delta("stop"), error=error)
+    elif form == "choice":
+        body = document(choices=[{**said(content="a")[0], "error": error}])
+    else:
+        body = document(choices=said(content="a"), error=error, errors=error)
+    attempt = read(body)
+    assert (attempt.outcome, attempt.content) == ("ok", "a")
+
+
+def test_error_is_not_forgotten_for_one_that_says_nothing() -> None:
+    failed = event(choices=delta(content="a"), error={"code": 502, "message": "x"})
+    attempt = read(failed + event(choices=delta("stop"), error={}))
+    assert (attempt.outcome, attempt.http_status) == ("provider_error", 200)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"code": 429, "msg": "slow down", "data": None}, "slow down"),
+        ({"choices": None, "base_resp": {"status_code": 1002, "status_msg": "slow down"}}, "slow down"),
+        ({"error": {}, "errors": [{"message": "slow down"}]}, "slow down"),
+    ],
+)
+def test_error_of_a_gateway_is_read(body: Any, sentence: str) -> None:
+    attempt = read(body)
+    assert (attempt.outcome, attempt.provider_error) == ("provider_error", sentence)
 
 
 def test_tool_calls_are_storable_and_keep_what_their_provider_needs() -> None:
@@ -387,12 +589,88 @@ WHOLE = json.dumps(document()).encode()
         b"[" + WHOLE + b"]",
         b"data: " + WHOLE + b"\n\ndata: [DONE]\n\n",
         b"event: message\ndata: " + WHOLE + b"\n",
+        b"data: data: " + WHOLE + b"\n\ndata: data: [DONE]\n\n",
+        WHOLE + b"\n\ndata: [DONE]\n\n",
+        WHOLE + b"\n<!-- served by x -->",
+        WHOLE + WHOLE,
+        WHOLE + b"\n{}\n",
+        b"[" + WHOLE + b", {}]",
+        b")]}'\n" + WHOLE,
+        b"```json\n" + WHOLE + b"\n```",
+        WHOLE[:-1] + b",}",
+        WHOLE.replace(b"}]", b"} ,\n]"),
+        WHOLE.replace(b'"object"', b'"object \n\t"'),
+        json.dumps(WHOLE.decode()).encode(),
+        gzip.compress(WHOLE),
+        b'{"code": 0, "message": "success", "data": ' + WHOLE + b"}",
+        b'{"success": true, "errors": [], "messages": [], "result": ' + WHOLE + b"}",
         WHOLE.replace(b'"object"', b'"object\xff"'),
     ],
 )
 def test_body_is_read_whatever_stands_around_it(body: bytes) -> None:
     attempt = read(body)
     assert (attempt.content, attempt.reported_cost_nanousd) == (COMPLETION, 4_500)
+
+
+NO_REPLIES = [
+    (200, b"<html><script>var a = " + WHOLE + b"</script></html>"),
+    (200, WHOLE[:-1]),
+    (200, b"[" + WHOLE[:-1]),
+    (200, b"x" * 65 + WHOLE),
+    (200, b"\x1f\x8b" + WHOLE),
+    (200, gzip.compress(WHOLE)[:20]),
+    (200, b'"no JSON"'),
+    (502, b"<html>" + json.dumps(error(502)).encode() + b"</html>"),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), NO_REPLIES)
+def test_body_that_is_no_reply_may_have_been_charged(status: int, body: bytes) -> None:
+    attempt = read(body, status)
+    assert (attempt.charge, attempt.content) == ("unknown", None)
+
+
+@pytest.mark.parametrize("rest", ['\\"' * 500_000, ",]" * 500_000, "{" * 500_000, "{} " * 200_000, '"' * 500_001])
+def test_body_that_is_no_json_is_looked_at_once(rest: str) -> None:
+    """Where each quote or brace would be tried, these would take hours."""
+    started = time.process_time()
+    assert read(f'{{"a": 1}} {{"b": "{rest}'.encode()).outcome == "invalid_response"
+    assert time.process_time() - started < 5
+
+
+LINES = [
+    ({"model": "m", "message": {"role": "assistant", "content": "Hel"}, "done": False},
+     {"model": "m", "message": {"role": "assistant", "content": "lo"}, "done": True, "done_reason": "stop",
+      "prompt_eval_count": 10, "eval_count": 5}),
+    ({"response": "Hel", "done": False},
+     {"response": "lo", "done": True, "done_reason": "stop", "prompt_eval_count": 10, "eval_count": 5}),
+    ({"choices": delta(content="Hel")}, {"choices": delta("stop", content="lo"), "usage": USAGE}),
+    ({"candidates": [{"content": {"parts": [{"text": "Hel"}]}}]},
+     {"candidates": [{"content": {"parts": [{"text": "lo"}]}, "finishReason": "STOP"}],
+      "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 5, "totalTokenCount": 15}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lines", LINES)
+@pytest.mark.parametrize("form", ["lines", "list", "events", "nothing"])
+def test_objects_after_one_another_are_parts_of_one_answer(lines: tuple[dict[str, Any], ...], form: str) -> None:
+    texts = [json.dumps(line) for line in lines]
+    whole = {
+        "lines": "\n".join(texts),
+        "list": f"[{', '.join(texts)}]",
+        "events": "".join(f"data: {text}\n\n" for text in texts),
+        "nothing": "".join(texts),
+    }[form]
+    attempt = read(whole.encode())
+    assert (attempt.outcome, attempt.content, attempt.finish_reason) == ("ok", "Hello", "stop")
+    assert attempt.usage == Usage(prompt_tokens=10, completion_tokens=5)
+
+
+@pytest.mark.parametrize("lines", LINES[:3])
+def test_objects_of_which_the_last_was_cut_off_are_a_lost_connection(lines: tuple[dict[str, Any], ...]) -> None:
+    first, last = map(json.dumps, lines)
+    attempt = read(f"{first}\n{last[:-5]}".encode())
+    assert (attempt.outcome, attempt.charge, attempt.content) == ("connection_error", "unknown", "Hel")
 
 
 @pytest.mark.parametrize("sign", [b" ", b":\n", b": alive\n\n", b":"], ids=["space", "empty", "comment", "no end"])
@@ -460,9 +738,136 @@ def test_event_stream_has_ended_where_a_choice_says_why(end: bytes) -> None:
     assert (attempt.outcome, attempt.charge, attempt.finish_reason) == ("ok", "known", "length")
 
 
-def test_event_stream_has_ended_where_it_says_so() -> None:
-    attempt = read(event(choices=delta(content="Hel")) + b"data: [DONE]\n\n")
+@pytest.mark.parametrize("end", [b"[DONE]", b"[done]", b"DONE", b'"[DONE]"'])
+def test_event_stream_has_ended_where_it_says_so(end: bytes) -> None:
+    attempt = read(event(choices=delta(content="Hel")) + b"data: " + end + b"\n\n")
     assert (attempt.outcome, attempt.charge, attempt.content) == ("ok", "unknown", "Hel")
+
+
+def counted(prompt: int, completion: int, **further: Any) -> dict[str, Any]:
+    total = prompt + completion
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total, **further}
+
+
+@pytest.mark.parametrize(
+    ("usages", "expected", "cost", "is_doubted"),
+    [
+        # All that was used so far in each chunk, as vLLM has it.
+        ([counted(10, 1), counted(10, 2), counted(10, 5)], (10, 5), None, False),
+        ([counted(10, 5), counted(10, 5), None], (10, 5), None, False),
+        # Nothing, after the true usage or before it.
+        ([counted(10, 5, cost=0.5), {}], (10, 5), 500_000_000, False),
+        ([counted(10, 5, cost=0.5), counted(0, 0, cost=0)], (10, 5), 500_000_000, False),
+        ([counted(0, 0), counted(10, 5)], (10, 5), None, False),
+        ([counted(0, 0, cost=0), counted(10, 5, cost=0)], (10, 5), 0, False),
+        ([counted(10, 5, cost=0.5), counted(10, 5)], (10, 5), 500_000_000, False),
+        ([counted(10, 5, cost=0.5), counted(10, 5, cost=None)], (10, 5), 500_000_000, False),
+        # What is new in each chunk.
+        ([counted(10, 30), counted(10, 20), counted(10, 25)], (10, 75), None, True),
+        ([counted(10, 0), counted(0, 20)], (10, 20), None, True),
+        ([counted(10, 3, cost=0.25), counted(10, 3, cost=0.125)], (10, 3), 375_000_000, False),
+        ([{"input_tokens": 10, "output_tokens": "4"}, {"input_tokens": 10, "output_tokens": 3.0}], (10, 7), None,
+         False),
+        # What is cached is what the last one says.
+        ([counted(10, 5, prompt_tokens_details={"cached_tokens": 9}),
+          counted(10, 5, prompt_tokens_details={"cached_tokens": 0})], (10, 5), None, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["usage", "usageMetadata"])
+def test_usages_of_an_event_stream_are_joined(
+    usages: list[Any], expected: tuple[int, int], cost: int | None, is_doubted: bool, name: str
+) -> None:
+    chunks = [event(choices=delta(content="a"), **{name: usage}) for usage in usages]
+    attempt = read(b"".join(chunks) + event(choices=delta("stop")) + b"data: [DONE]\n\n")
+    assert attempt.usage is not None
+    assert (attempt.usage.prompt_tokens, attempt.usage.completion_tokens, attempt.usage.cached_tokens) == (*expected, 0)
+    assert (attempt.reported_cost_nanousd, attempt.usage_doubt is not None) == (cost, is_doubted)
+
+
+def test_event_stream_has_ended_where_its_usage_stands_alone() -> None:
+    """As the last chunk before `[DONE]`, also where the server gives no reason and does not say that it is over."""
+    begun = event(choices=delta(content="Hel"))
+    attempt = read(begun + event(choices=[], usage=USAGE))
+    assert (attempt.outcome, attempt.charge, attempt.content) == ("ok", "known", "Hel")
+    for body in (
+        event(choices=[], usage=USAGE) + begun,  # Anthropic's first event has the usage of the prompt.
+        begun + event(choices=[], usage=USAGE) + begun,
+        event(choices=delta(content="Hel"), usage=USAGE) + event(choices=[], usage=USAGE),  # One in each chunk.
+    ):
+        assert read(body).outcome == "connection_error"
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [{"delta": {"content": "Hel"}, "message": {"content": "Hel"}},
+         {"delta": {"content": "lo"}, "message": {"content": "Hello"}, "finish_reason": "stop"}],
+        [{"delta": {"content": "Hel"}}, {"delta": {"content": "lo"}},
+         {"delta": {}, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+        [{"delta": {"content": "Hel"}},
+         {"message": {"content": [{"type": "text", "text": "Hello"}]}, "finish_reason": "stop"}],
+        [{"delta": {"content": "Hello"}}, {"message": {"content": "Another form"}, "finish_reason": "stop"}],
+        [{"delta": {"role": "assistant"}, "message": {"content": "Hel"}},
+         {"message": {"content": "lo"}, "finish_reason": "stop"}],
+        [{"message": "Hel"}, {"content": "lo", "finish_reason": "stop"}],
+    ],
+)  # fmt: skip
+def test_what_chunks_say_twice_is_said_once(chunks: list[dict[str, Any]]) -> None:
+    body = b"".join(event(choices=[{"index": 0, **each}], usage=USAGE) for each in chunks)
+    assert read(body).content == "Hello"
+
+
+def test_choices_without_an_index_are_told_apart_by_their_place() -> None:
+    choices = [{"delta": {"content": "Hel"}}, {"delta": {"content": "other"}}]
+    ends = [{"delta": {"content": "lo"}, "finish_reason": "stop"}, {"delta": {}, "finish_reason": "stop"}]
+    assert read(event(choices=choices) + event(choices=ends)).content == "Hello"
+
+
+@pytest.mark.parametrize("form", ["data", "result", "response"])
+def test_chunks_in_an_envelope_are_put_together(form: str) -> None:
+    body = b"".join(
+        event(code=0, message="success", **{form: {"choices": choices, "usage": USAGE}})
+        for choices in (delta(content="Hel"), delta("stop", content="lo"))
+    )
+    assert read(body).content == "Hello"
+
+
+def test_text_beside_the_chunks_is_no_answer() -> None:
+    assert read(event(text="not this") + event(choices=delta("stop", content="a"), usage=USAGE)).content == "a"
+    assert read(event(text="not this") + event(choices=[], usage=USAGE)).content is None
+
+
+def test_calls_in_the_message_of_the_last_chunk_are_not_lost() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    end = [{"index": 0, "message": {"content": "Hel", "tool_calls": [call], "reasoning": "r"}, "finish_reason": "stop"}]
+    attempt = read(event(choices=delta(content="Hel")) + event(choices=end))
+    assert (attempt.content, attempt.tool_calls, attempt.reasoning) == ("Hel", (call,), "r")
+
+
+def called(name: str | None = None, arguments: object = None, **further: Any) -> dict[str, Any]:
+    return {**further, "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        # Without index and id: the next begins where the arguments are whole.
+        ([[called("f", "{}"), called("g", "{}")]], [("f", "{}"), ("g", "{}")]),
+        ([[called("f", '{"a":')], [called("f", " 1}")], [called("f", "{}")]], [("f", '{"a": 1}'), ("f", "{}")]),
+        # Another id for each part, as vLLM had it: a part without a name begins no call.
+        ([[called("f", '{"a":', index=0, id="c1")], [called(None, " 1}", index=0, id="c2")]], [("f", '{"a": 1}')]),
+        ([[called("f", "{}", index=0, id="c1")], [called("g", "{}", index=0, id="c2")]], [("f", "{}"), ("g", "{}")]),
+        # No arguments: a text that is no JSON.
+        ([[called("f", "", index=0, id="c1")]], [("f", "{}")]),
+        # Name and arguments beside the id.
+        ([[{"index": 0, "id": "c1", "name": "f", "arguments": '{"a":'}], [{"index": 0, "arguments": " 1}"}]],
+         [("f", '{"a": 1}')]),
+    ],
+)  # fmt: skip
+def test_parts_of_tool_calls_are_put_together(parts: list[Any], expected: list[tuple[str, str]]) -> None:
+    body = b"".join(event(choices=delta(tool_calls=each)) for each in parts) + event(choices=delta("tool_calls"))
+    functions = [call["function"] for call in read(body).tool_calls]
+    assert [(function["name"], function["arguments"]) for function in functions] == expected
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,32 @@ def bedrock(used: Used) -> dict[str, Any]:
     }
 
 
+def bedrock_without_total(used: Used) -> dict[str, Any]:
+    return {name: count for name, count in bedrock(used).items() if name != "totalTokens"}
+
+
+def bedrock_metrics(used: Used) -> dict[str, Any]:
+    return {
+        "inputTokenCount": used.fresh,
+        "outputTokenCount": used.completion,
+        "cacheReadInputTokenCount": used.cached,
+        "cacheWriteInputTokenCount": used.written,
+    }
+
+
+def anthropic_with_empty_details(used: Used) -> dict[str, Any]:
+    return anthropic(used) | {"input_tokens_details": None, "prompt_tokens_details": {}}
+
+
+def camel_case(used: Used) -> dict[str, Any]:
+    return {"promptTokens": used.prompt, "completionTokens": used.completion, "totalTokens": used.total}
+
+
+def cohere(used: Used) -> dict[str, Any]:
+    counts = {"input_tokens": used.prompt, "output_tokens": used.completion}
+    return {"billed_units": counts, "tokens": counts}
+
+
 def ollama(used: Used) -> dict[str, Any]:
     return {"prompt_eval_count": used.prompt, "eval_count": used.completion}
 
@@ -230,14 +256,17 @@ def no_completion(used: Used) -> dict[str, Any]:
 
 
 WRITES = {openai, openai_without_total, responses, xai, writes_beside, all_beside, anthropic, anthropic_with_total,
-          anthropic_with_small_total, anthropic_in_openai_names, litellm, bedrock, vercel}  # fmt: skip
-NO_CACHE = {bare, ollama, gemini_compatible, total_alone, no_completion}
-DISAGREE = (anthropic_with_small_total, anthropic_in_openai_names, bedrock, gemini_compatible, total_alone)
+          anthropic_with_small_total, anthropic_in_openai_names, litellm, bedrock, vercel,
+          bedrock_without_total, bedrock_metrics, anthropic_with_empty_details}  # fmt: skip
+NO_CACHE = {bare, ollama, cohere, camel_case, gemini_compatible, total_alone, no_completion}
+DISAGREE = (anthropic_with_small_total, anthropic_in_openai_names, bedrock, bedrock_without_total, bedrock_metrics,
+            gemini_compatible, total_alone)  # fmt: skip
 """Dialects whose reports cannot say what was used."""
 DIALECTS: list[Callable[[Used], dict[str, Any]]] = [
     openai, openai_without_total, responses, xai, writes_beside, all_beside, anthropic, anthropic_with_total,
     anthropic_with_small_total, anthropic_in_openai_names, litellm, gemini, gemini_in_snake_case, gemini_with_tools,
     gemini_compatible, deepseek, mistral, bare, ollama, bedrock, vercel, total_alone, no_completion,
+    bedrock_without_total, bedrock_metrics, anthropic_with_empty_details, cohere, camel_case,
 ]  # fmt: skip
 
 counts = st.one_of(st.just(0), st.integers(1, 9), st.integers(1, 300_000))

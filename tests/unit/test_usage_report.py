@@ -149,6 +149,21 @@ def test_reasoning_is_a_part_of_the_completion(reasoning: object, read_as: int) 
         ({"cost_in_usd_ticks": True}, None, True),
         ({"cost": {"total_cost": Decimal("0.5"), "request_cost": 1}}, 500_000_000, False),
         ({"cost": {"request_cost": 1}}, None, True),
+        ({"cost": {"total": "0.5"}}, 500_000_000, False),
+        ({"cost": " $0.5 "}, 500_000_000, False),
+        ({"cost": "5e-1 USD"}, 500_000_000, False),
+        ({"cost": "1_0"}, None, True),
+        ({"cost": "-0.5"}, None, True),
+        ({"total_cost": Decimal("0.5")}, 500_000_000, False),
+        ({"estimated_cost": Decimal("0.5")}, 500_000_000, False),
+        # A zero under a further name may stand for a price that is not known.
+        ({"estimated_cost": 0}, None, False),
+        ({"estimated_cost": "?"}, None, False),
+        ({"cost": 0, "estimated_cost": 0}, 0, False),
+        # Two costs that differ: the higher one.
+        ({"cost": 1, "total_cost": 2}, 2_000_000_000, True),
+        ({"cost": Decimal("0.01"), "cost_in_usd_ticks": 200_000_000}, 20_000_000, True),
+        ({"cost": Decimal("0.02"), "cost_in_usd_ticks": 200_000_000}, 20_000_000, False),
         # With one's own provider key, `cost` is OpenRouter's fee and the provider bills the rest.
         ({"is_byok": True, "cost": 1, "cost_details": {"upstream_inference_cost": 2}}, 3_000_000_000, False),
         ({"is_byok": True, "cost": 0, "cost_details": {"upstream_inference_cost": 2}}, 2_000_000_000, False),
@@ -159,6 +174,23 @@ def test_reasoning_is_a_part_of_the_completion(reasoning: object, read_as: int) 
         ({"is_byok": True, "cost": 1_000_000, "cost_details": {"upstream_inference_cost": 1}}, None, True),
         ({"is_byok": False, "cost": 1, "cost_details": {"upstream_inference_cost": 2}}, 1_000_000_000, False),
         ({"is_byok": "yes", "cost": 1}, 1_000_000_000, False),
+        ({"is_byok": "true", "cost": 1}, None, True),
+        ({"is_byok": 1, "cost": 2, "cost_details": {"upstream_inference_cost": 1}}, 3_000_000_000, False),
+        ({"is_byok": "False", "cost": 1, "cost_details": {"upstream_inference_cost": 2}}, 1_000_000_000, False),
+        # The provider's own charge is the sum of its parts, where that is more.
+        (
+            {
+                "is_byok": True,
+                "cost": 1,
+                "cost_details": {
+                    "upstream_inference_cost": 0,
+                    "upstream_inference_prompt_cost": 1,
+                    "upstream_inference_completions_cost": 2,
+                },
+            },
+            4_000_000_000,
+            True,
+        ),
     ],
 )
 def test_cost_under_ones_own_provider_key(fields: dict[str, Any], cost: int | None, *, is_doubted: bool) -> None:
