@@ -173,11 +173,15 @@ def _differ(one: int, other: int) -> bool:
 
 
 def _total_cost(fields: Mapping[str, Any]) -> tuple[int | None, str | None]:
-    """Return the highest cost under any of its names, and a doubt where they differ. Errors: MoneyError."""
+    """Return the highest cost under any of its names, and a doubt where they differ.
+
+    Errors: MoneyError for what is no amount, or none of dollars.
+    """
     named = (_stated_cost(fields.get("cost")), _ticks(fields.get("cost_in_usd_ticks")), *_further_costs(fields))
     costs = [cost for cost in named if cost is not None]
     if not costs:
         return None, None
+    _check_dollars(fields)
     return max(costs), _COSTS_DIFFER if _differ(max(costs), min(costs)) else None
 
 
@@ -186,10 +190,18 @@ def _stated_cost(reported: object) -> int | None:
     if not isinstance(reported, dict):
         return read_cost(reported)
     table = cast(dict[str, Any], reported)
+    _check_dollars(table)
     for name in _TOTALS:
         if table.get(name) is not None:
             return read_cost(table[name])
     raise MoneyError("the cost has no total")
+
+
+def _check_dollars(fields: Mapping[str, Any]) -> None:
+    """Errors: MoneyError where amounts are said to be of another currency."""
+    currency = fields.get("currency")
+    if isinstance(currency, str) and currency.strip().lower() not in ("", "usd"):
+        raise MoneyError("the cost is not in dollars")
 
 
 def _further_costs(fields: Mapping[str, Any]) -> list[int]:

@@ -64,6 +64,16 @@ def test_absurd_cost_is_not_taken_and_the_usage_is(cost: object) -> None:
     assert read(cost=cost) == (Usage(**TOKENS), None, True)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"cost": Decimal("0.5"), "currency": "EUR"}, {"cost": {"total_cost": Decimal("0.5"), "currency": "CNY"}}],
+)
+def test_cost_of_another_currency_is_not_taken_for_dollars(fields: dict[str, Any]) -> None:
+    assert read(**fields) == (Usage(**TOKENS), None, True)
+    assert read(currency="EUR") == (Usage(**TOKENS), None, False)
+    assert read(cost=Decimal("0.5"), currency="USD")[1:] == (500_000_000, False)
+
+
 @pytest.mark.parametrize("count", [None, True, "ten", "1.5", Decimal("1.5"), Decimal("NaN"), -1, 1_000_000_001, [], {}])
 @pytest.mark.parametrize("name", TOKENS)
 def test_usage_with_a_count_that_is_none_says_only_its_cost(name: str, count: object) -> None:
