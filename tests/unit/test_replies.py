@@ -601,7 +601,7 @@ WHOLE = json.dumps(document()).encode()
         WHOLE.replace(b"}]", b"} ,\n]"),
         WHOLE.replace(b'"object"', b'"object \n\t"'),
         json.dumps(WHOLE.decode()).encode(),
-        gzip.compress(WHOLE),
+        gzip.compress(WHOLE, mtime=0),
         b'{"code": 0, "message": "success", "data": ' + WHOLE + b"}",
         b'{"success": true, "errors": [], "messages": [], "result": ' + WHOLE + b"}",
         WHOLE.replace(b'"object"', b'"object\xff"'),
@@ -618,7 +618,7 @@ NO_REPLIES = [
     (200, b"[" + WHOLE[:-1]),
     (200, b"x" * 65 + WHOLE),
     (200, b"\x1f\x8b" + WHOLE),
-    (200, gzip.compress(WHOLE)[:20]),
+    (200, gzip.compress(WHOLE, mtime=0)[:20]),
     (200, b'"no JSON"'),
     (502, b"<html>" + json.dumps(error(502)).encode() + b"</html>"),
 ]
