@@ -31,6 +31,7 @@ from tollbook.ledger.keys import GROUP, dropped_tasks, worker_key
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.signature import Signature
+from tollbook.schemas.events import CostRecorded, payload_json
 from tollbook.schemas.identifiers import EntryId, month_at
 from tollbook.views import tables
 
@@ -257,7 +258,7 @@ async def test_a_charge_that_only_a_file_tells_of_is_not_booked(place: Place) ->
     """A Redis that was restored has lost its notes."""
     request = ChargeRequest(
         call_id="usage 1", user_id="u1", period="2026-11", content_hash="c", cost_nanousd=5, assumed_nanousd=0,
-        payload="{}", budgets=("user:u1:2026-11",),
+        payload=payload_json(CostRecorded(basis="reported", outcome="recorded")), budgets=("user:u1:2026-11",),
     )  # fmt: skip
     ledger_id = place.running.system.handle.ledger_id
     note = unbooked_charge(request, ledger_id=ledger_id, partition=0, seen=EntryId(2**45, 0), process="")
