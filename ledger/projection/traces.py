@@ -23,7 +23,7 @@ from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import statement
-from tollbook.ledger.server.servers import clock_ms
+from tollbook.ledger.server.servers import clock_ms, read_together
 from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import format_usd
 
@@ -216,8 +216,11 @@ class Traces:
         others = [other for other in expected.others if other.ms > oldest_ms]
         for start in range(0, len(others), _MAX_KEYS):
             page = others[start : start + _MAX_KEYS]
-            values: Any = await cast("Any", self._redis).mget([self._keys.call(other.call_id) for other in page])
+            commands = [("GET", self._keys.call(other.call_id)) for other in page]
+            values = await read_together(self._redis, self._keys.meta, commands, is_one_moment=False)
             for other, value in zip(page, values, strict=True):
+                if isinstance(value, Exception) and "WRONGTYPE" not in str(value):
+                    raise value
                 if (problem := _record_problem(other, value)) is not None:
                     raise self._forged(other, f"{other.type} {other.call_id} {problem}")  # G8
         for each in expected.repeated:
@@ -288,13 +291,15 @@ def _grouped(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
         yield group
 
 
-def _record_problem(other: _Other, value: bytes | None) -> str | None:
+def _record_problem(other: _Other, value: bytes | Exception | None) -> str | None:
     """Return what is wrong with the record under an event's id, or None where it is the event's own."""
     if value is None:
         return "has no record"
     try:
-        record = parse_call_record(value)
+        record = parse_call_record(value) if isinstance(value, bytes) else None
     except ValueError:
+        record = None
+    if record is None:
         return "has a record that the gate has not written"
     if other.type == "budget-denied":
         is_own = record.state == "denied"

@@ -275,6 +275,17 @@ async def test_a_grant_that_is_written_once_more_is_found(gate: DirectGate, stor
     assert "credit-granted k comes again" in str(problem)
 
 
+@pytest.mark.slow
+async def test_a_grant_over_a_key_of_another_type_is_found(gate: DirectGate, store: Store) -> None:
+    await gate.redis.hset(KEYS.call("x"), "no", "record")
+    await gate.reserve("c1", 1_000)
+    await forge(
+        gate, "credit-granted", {"author": "me", "reason": "mine"},
+        {"seq": 2, "call_id": "x", "amount": 10**9, "committed": 1_000},
+    )  # fmt: skip
+    assert "credit-granted x has a record that the gate has not written" in str(await refusal_of(gate, store))
+
+
 async def test_an_event_put_in_the_place_of_the_newest_is_found(gate: DirectGate, store: Store) -> None:
     await gate.reserve("c1", 1_000)
     newest = await gate.settle("c1", 300)
