@@ -10,6 +10,8 @@ from tollbook.app.findings import Finding, Place, count_of, first_line
 from tollbook.inference.settings import Settings
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.stops import is_recovering, read_stop
+from tollbook.ledger.gate.unbooked import FOLDER, read_unbooked
+from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.server.address import hide_password
 from tollbook.schemas.failures import FAILURES
@@ -230,13 +232,24 @@ def _account_values() -> str:
     return f"SELECT * FROM position LEFT JOIN ({values}) USING (partition)"  # noqa: S608 - two texts of the package.
 
 
+async def _unbooked(place: Place, keys: Keys) -> int:
+    """Return how many charges of a partition wait. A Redis that was restored has lost its notes; the files are left."""
+    ledger_id = (await place.ask("HGET", keys.meta, "ledger_id")).decode()
+    folder = place.settings.data_dir / FOLDER
+    try:
+        charges = await read_unbooked(place.pipeline, keys, ledger_id=ledger_id, folder=folder)
+    except OSError:
+        charges = []  # Another user's files.
+    return max(len(charges), await place.ask("HLEN", keys.unbooked))
+
+
 async def stop_findings(place: Place) -> AsyncIterator[Finding]:
     """Say whether calls were stopped for cause, a recovery was interrupted, and charges wait to be booked."""
     for keys in place.keys:
         reason, recovers, unbooked = await asyncio.gather(
             read_stop(place.pipeline, [keys]),
             is_recovering(place.pipeline, keys),
-            place.ask("HLEN", keys.unbooked),
+            _unbooked(place, keys),
         )
         if reason:
             yield Finding(

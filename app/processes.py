@@ -22,6 +22,7 @@ from tollbook.consumers.projection import ProjectionService, open_projection
 from tollbook.consumers.service import build_worker, pause, serve_worker
 from tollbook.consumers.throttled_warning import ThrottledWarning
 from tollbook.inference.archive_place import archive_of
+from tollbook.inference.heads_on_disk import heads_on_disk
 from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import start_policy
 from tollbook.inference.provider_access import check_providers
@@ -38,7 +39,7 @@ from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import chosen_streams
 from tollbook.inference.user_keys import keep_key_copy
 from tollbook.ledger.archive.history import LedgerSource
-from tollbook.ledger.errors import LedgerError, LedgerReplaced, LedgerUnavailable
+from tollbook.ledger.errors import LedgerError, LedgerReplaced, LedgerUnavailable, LedgerWentBack
 from tollbook.ledger.gate.ledger import Patience
 from tollbook.ledger.gate.probe import check_permissions
 from tollbook.ledger.private_files import make_private_folder
@@ -362,18 +363,21 @@ async def run_processes(
 async def _settle_policy(settings: Settings, redis_url: str) -> None:
     """Bring the ledger's policy and this process's own together before there are children, as the projector would.
 
-    A ledger that is not there yet, or not this directory's, is left to the projector.
+    A ledger that is not there yet, not this directory's, or went back in time, is left to the projector.
     Errors: as `start_policy`.
     """
     expected_id = await asyncio.to_thread(_ledger_id_on_disk, settings)
     try:
         async with open_ledger(settings, redis_url, expected_id=expected_id, may_create=False, part="up") as handle:
-            await start_policy(
-                settings, build_gates(handle, settings), "tollbook up", read_spent=_spent_reader(settings, handle)
-            )
+            gates = build_gates(handle, settings)
+            # The projector has not looked yet: nothing may be appended to a ledger that went back in time.
+            heads = await asyncio.to_thread(heads_on_disk, settings, handle.ledger_id, len(gates))
+            for gate in gates:
+                gate.see(heads[gate.keys.partition])  # G8
+            await start_policy(settings, gates, "tollbook up", read_spent=_spent_reader(settings, handle))
             await handle.policies.refresh()
             check_providers(handle.policy, settings)
-    except (LedgerUnavailable, LedgerReplaced):
+    except (LedgerUnavailable, LedgerReplaced, LedgerWentBack):
         return
 
 

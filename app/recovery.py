@@ -34,8 +34,10 @@ from tollbook.ledger.archive.storage import Storage
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines
 from tollbook.ledger.gate.functions import function
+from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.stops import CallSwitch, read_stop
+from tollbook.ledger.gate.unbooked import UnbookedCharge
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection.database import set_aside
@@ -73,7 +75,7 @@ class PartitionReport:
     loss: Loss
     summary: LossSummary
     unbooked: int
-    """Noted charges whose hold is gone."""
+    """Noted charges whose hold is gone, or whose process was told of an event that is gone."""
     restored: int = 0
     entered: int = 0
     entered_nanousd: int = 0
@@ -158,8 +160,7 @@ class Recovery:
             summary = await asyncio.to_thread(summarise, loss, known)
             unbooked = 0
             for charge in await gate.unbooked():
-                record = await gate.call_record(charge.call_id)
-                unbooked += record is None or not record.has_hold(charge.hold)
+                unbooked += await _needs_person(gate, charge, loss)
             unknown = None if loss.events else await self._unknown(keys)
             partitions.append(PartitionReport(loss, summary, unbooked, unknown=unknown))
         has_copies = known.projection is not None or any(known.segments(keys.partition) for keys in self._handle.keys)
@@ -238,7 +239,7 @@ class Recovery:
         if loss.newer:
             await reentry.enter(await asyncio.to_thread(LostSteps.of, lost_rows(loss, known)))
         for charge in await gate.unbooked():
-            if await reentry.book(charge):
+            if await reentry.book(charge, is_held_anew=await self._is_held_anew(loss.keys, charge)):
                 await gate.forget(charge)
                 partition.booked += 1
         partition.entered, partition.entered_nanousd = reentry.entered.events, reentry.entered.nanousd
@@ -291,6 +292,18 @@ class Recovery:
         """Yield what stands on the stream beyond the loss."""
         async for row in self._rows_after(loss.keys, loss.common.entry):
             yield row
+
+    async def _is_held_anew(self, keys: Keys, charge: UnbookedCharge) -> bool:
+        """Whether the hold that bears a note's number was made after what the noting process had seen.
+
+        Then a process that knew nothing of the lost hold has run the call again, and both runs were paid (G3).
+        """
+        async for row in self._rows_after(keys, charge.seen):
+            if row["type"] == "budget-reserved" and row["call_id"] == charge.call_id:
+                payload = payload_object(row["payload"])
+                if payload["hold"] == charge.hold and payload.get("kind", "hold") == "hold":
+                    return True
+        return False
 
     async def _rows_after(self, keys: Keys, after: EntryId) -> AsyncGenerator[Row]:
         reader = StreamReader(self._handle.redis, keys)
@@ -412,6 +425,15 @@ async def open_recovery(settings: Settings, projection: Path | None = None) -> A
         redis_url = endpoint.redis_url if endpoint else await stack.enter_async_context(open_redis_url(settings))
         handle = await stack.enter_async_context(open_ledger(settings, redis_url, may_create=False))
         yield Recovery(settings, handle, projection)
+
+
+async def _needs_person(gate: Gate, charge: UnbookedCharge, loss: Loss) -> bool:
+    """Whether the workers' sweeper can never book a noted charge: its hold is gone, or what its process had seen."""
+    record = await gate.call_record(charge.call_id)
+    if record is None or not record.has_hold(charge.hold):
+        return True
+    comes_back = not loss.newer and charge.seen <= loss.known.entry
+    return not comes_back and not await gate.is_on_stream(charge.seen)
 
 
 def _first_id(loss: Loss, known: KnownEvents) -> str:

@@ -138,7 +138,7 @@ def _print(report: "Report") -> None:
             ("newer", f"{loss.newer:,} events that only the ledger has"),
         ]
         if partition.unbooked:
-            facts.append(("unbooked", f"{partition.unbooked:,} paid answers whose hold is gone"))
+            facts.append(("unbooked", f"{partition.unbooked:,} paid answers that no worker can book"))
         printer.facts(facts)
         printer.text(_outcome(partition) if report.is_applied else _plan(partition))
         if partition.left:

@@ -12,7 +12,13 @@ import structlog
 
 from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.prepaid import expiry_request
-from tollbook.ledger.errors import BaselineUnavailable, CreditNotDue, LedgerUnavailable, PolicyChanged
+from tollbook.ledger.errors import (
+    BaselineUnavailable,
+    CreditNotDue,
+    IdempotencyConflict,
+    LedgerUnavailable,
+    PolicyChanged,
+)
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.replies import Stale
 from tollbook.ledger.gate.requests import Baseline
@@ -36,6 +42,7 @@ class CreditExpiry:
         self._gates = gates
         self._policies = policies
         self._store = store
+        self._told = set[str]()
 
     async def run(self) -> None:
         """Look for due credits until cancelled."""
@@ -76,6 +83,12 @@ class CreditExpiry:
         try:
             change = await self._gates[partition].change_credit(request, (baseline,))
         except CreditNotDue:
+            return False
+        except IdempotencyConflict as exc:
+            # Under the id of the expiry stands something else. The other credits expire all the same.
+            if request.command_id not in self._told:
+                self._told.add(request.command_id)
+                _log.error("credit.not_expired", credit=row["credit"], problem=str(exc))
             return False
         if change.is_new:
             _log.info("credit.expired", credit=row["credit"], left_nanousd=-change.change_nanousd)

@@ -18,7 +18,7 @@ from tollbook.inference.runtime import InferenceRuntime, now_ms
 from tollbook.inference.stated_policy import concurrency_of
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.gate.probe import check_permissions
-from tollbook.ledger.stream_owners import own_streams
+from tollbook.ledger.stream_owners import own_streams, read_owners
 from tollbook.schemas.policy import Policy
 
 _EVERY_S: Final = 2.0
@@ -61,6 +61,8 @@ class PolicyFollowing:
         """Follow the policy as it is now. Errors: LedgerUnavailable; StreamTaken; PermissionsMissing; SettingsError."""
         runtime, worker = self._runtime, self._worker
         await runtime.policies.refresh()
+        # Another Tollbook may have come to this database since.
+        worker.replies.share_database_with(await read_owners(runtime.handle.pipeline))
         policy = runtime.rules
         if policy is self._followed:
             return
@@ -69,7 +71,7 @@ class PolicyFollowing:
         if new:
             await check_permissions(runtime.handle.pipeline, runtime.handle.keys, streams=new)
             owners = await own_streams(runtime.handle.pipeline, new, runtime.settings.namespace)
-            worker.replies.share_database_with(owners.values())
+            worker.replies.share_database_with(owners)
             await worker.claims.add_streams(new)
             _log.info("worker.streams_added", worker=worker.name, streams=new)
             self.added.set()

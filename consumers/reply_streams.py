@@ -4,7 +4,7 @@ Owns which streams may be named, and appending to them. Invariant: nothing is ap
 a ledger. Each result is also stored under its task's own key, so a stream that cannot be written delays no task.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 from redis.exceptions import ResponseError
@@ -32,17 +32,24 @@ class ReplyStreams:
     ) -> None:
         self._pipeline = pipeline
         self._namespaces = {namespace}
+        self._others_streams = frozenset[str]()
         self._task_streams = task_streams
         self._max_length = max_length
 
-    def share_database_with(self, namespaces: Iterable[str]) -> None:
-        """Take no stream that begins as the keys of these ledgers do for one of replies."""
-        self._namespaces |= set(namespaces)
+    def share_database_with(self, owners: Mapping[str, str]) -> None:
+        """Take no task stream, and none that begins as the keys of these ledgers do, for one of replies.
+
+        `owners` has the namespace of each task stream in this database.
+        """
+        self._namespaces |= set(owners.values())
+        self._others_streams = frozenset(owners)
 
     def is_reserved(self, reply_to: str | None) -> bool:
         """Whether a stream is a Tollbook's own: this one's, or another's that shares the database."""
         return reply_to is not None and (
-            reply_to in self._task_streams() or any(is_reserved_key(name, reply_to) for name in self._namespaces)
+            reply_to in self._task_streams()
+            or reply_to in self._others_streams
+            or any(is_reserved_key(name, reply_to) for name in self._namespaces)
         )
 
     async def append(self, reply_to: str | None, result: InferenceResult) -> None:

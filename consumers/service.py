@@ -213,7 +213,7 @@ async def _prepare_streams(
         if is_first:
             await check_permissions(runtime.handle.pipeline, runtime.handle.keys, streams=worker.claims.streams)
         owners = await own_streams(runtime.handle.pipeline, worker.claims.streams, runtime.settings.namespace)
-        worker.replies.share_database_with(owners.values())
+        worker.replies.share_database_with(owners)
         await worker.claims.heartbeat()
         await worker.claims.ensure_groups()
     except (LedgerUnavailable, RedisError) as exc:

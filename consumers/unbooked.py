@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable
 
 import structlog
+from redis.exceptions import ResponseError
 
 from tollbook.ledger.errors import CallUnknown, LedgerError, LedgerUnavailable
 from tollbook.ledger.gate.gate import Gate
@@ -40,7 +41,7 @@ class UnbookedBooker:
                 problem = await self._problem_of(gate, charge)
             except LedgerUnavailable:
                 raise
-            except LedgerError as exc:
+            except (LedgerError, ResponseError, ValueError) as exc:  # Of a note that a gate did not write, too.
                 problem = str(exc)
             if problem is None:
                 await gate.forget(charge)

@@ -6,7 +6,7 @@ all amounts are, in force in the gate from the step that appends it, and visible
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce, policy_in_force
+from tollbook.inference.heads_on_disk import heads_on_disk
 from tollbook.inference.key_changes import KeyChanges
 from tollbook.inference.opening_balances import ReadSpent
 from tollbook.inference.policy_changes import Applied, apply_policy, read_stored, warn_of_difference
@@ -58,8 +59,6 @@ from tollbook.schemas.events import (
     payload_json,
 )
 from tollbook.schemas.identifiers import (
-    ZERO_ENTRY,
-    EntryId,
     budget_name,
     check_id,
     normalise_id,
@@ -359,7 +358,7 @@ async def connect_administration(
         # that are missing are loaded by the command, and a permission that it lacks is named by it.
         with suppress(FunctionsMissing, PermissionsMissing):
             await check_takes_writes(pipeline, Keys(settings.namespace))
-        seen = await asyncio.to_thread(_seen_on_disk, settings, ledger_id.decode())
+        seen = await asyncio.to_thread(heads_on_disk, settings, ledger_id.decode(), int(partitions))
         gates = [
             Gate(
                 pipeline,
@@ -367,7 +366,7 @@ async def connect_administration(
                 ledger_id.decode(),
                 idempotency_ttl_s=settings.idempotency_ttl_s,
                 result_ttl_s=settings.result_ttl_s,
-                seen=seen.get(number, ZERO_ENTRY),
+                seen=seen[number],
                 unbooked_folder=settings.data_dir / UNBOOKED_FOLDER,
             )
             for number in range(int(partitions))
@@ -392,12 +391,3 @@ async def connect_administration(
         if warns:
             warn_of_difference(settings, await gates[0].policy())
         yield Administration(Ledger(redis, gates, baselines), policies, UserIds(policies, pipeline, gates[0].keys, key))
-
-
-def _seen_on_disk(settings: Settings, ledger_id: str) -> Mapping[int, EntryId]:
-    """Return the newest events that are known here, so that a ledger that went back is refused."""
-    if not settings.projection_path.exists():
-        return {}
-    from tollbook.ledger.projection.database import stored_heads
-
-    return stored_heads(settings.projection_path, ledger_id)

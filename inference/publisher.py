@@ -287,7 +287,9 @@ class _Connection:
     def check_reply(self, reply_to: str | None) -> None:
         """See that a worker would take this stream for replies. Errors: InvalidTask."""
         namespaces = {self._settings.namespace, *self._owners.values()}
-        if reply_to is not None and any(is_reserved_key(name, reply_to) for name in namespaces):
+        if reply_to is not None and (
+            reply_to in self._owners or any(is_reserved_key(name, reply_to) for name in namespaces)
+        ):
             raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {reply_to!r} is")
 
     async def results(self) -> Results:

@@ -46,7 +46,7 @@ async def read_owners(pipeline: CommandPipeline) -> Mapping[str, str]:
     """Return the namespace that serves each stream. Errors: LedgerUnavailable."""
     flat: list[bytes] | dict[bytes, bytes] = await pipeline.execute("HGETALL", STREAM_OWNERS)
     pairs = flat.items() if isinstance(flat, dict) else zip(flat[0::2], flat[1::2], strict=True)
-    return {stream.decode(): owner.decode() for stream, owner in pairs}
+    return {stream.decode(errors="replace"): owner.decode(errors="replace") for stream, owner in pairs}
 
 
 def check_owner(owners: Mapping[str, str], stream: str, namespace: str) -> None:

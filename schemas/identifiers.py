@@ -60,10 +60,11 @@ def id_text(value: object) -> object:
     return str(value) if is_uuid or type(value) is int else value
 
 
-# The first word of ids of what is no task: commands of people, and spend that an application recorded.
+# The first word of ids of what is no task: commands of people, credits of budgets and their end, spend that an
+# application recorded, and what `tollbook recover` enters.
 _COMMAND_WORDS: Final = (
     "plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "key-created", "key-revoked",
-    "usage", "unbooked",
+    "credit", "credit-expired", "usage", "unbooked", "recovered",
 )  # fmt: skip
 
 

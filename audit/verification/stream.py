@@ -25,12 +25,17 @@ _PAGE: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """What Redis holds of a partition at one moment: `seq` events in all, `removed` of them trimmed off the stream."""
+    """What Redis holds of a partition at one moment: `seq` events in all, `removed` of them trimmed off the stream.
+
+    `removed_to` is the last of those, as `meta` says; `first_id` the first that is left.
+    """
 
     seq: int
     last_id: str
     generated_id: str
     removed: int
+    removed_to: str
+    first_id: str
     sealed_seq: int
     sealed_chain: str
     open_calls: frozenset[str]
@@ -40,14 +45,15 @@ async def stream_end(redis: Redis, keys: Keys, ledger_id: str) -> StreamEnd:
     """Look up the end of a partition's stream. Errors: LedgerReplaced; RedisError."""
     ledger = keys.ledger
     commands: list[tuple[str | int, ...]] = [
-        ("HMGET", keys.meta, "ledger_id", "removed", "sealed_seq", "sealed_chain"),
+        ("HMGET", keys.meta, "ledger_id", "removed", "sealed_seq", "sealed_chain", "removed_to"),
         ("XLEN", ledger),
+        ("XRANGE", ledger, "-", "+", "COUNT", 1),
         ("XREVRANGE", ledger, "+", "-", "COUNT", 1),
         ("XINFO", "STREAM", ledger),
         ("ZRANGE", keys.holds, 0, -1),
     ]
-    meta, length, newest, about, holds = await read_together(redis, ledger, commands, is_one_moment=True)
-    found, removed, sealed_seq, sealed_chain = (_decoded(value) for value in meta)
+    meta, length, first, newest, about, holds = await read_together(redis, ledger, commands, is_one_moment=True)
+    found, removed, sealed_seq, sealed_chain, removed_to = (_decoded(value) for value in meta)
     if found != ledger_id:
         raise LedgerReplaced(expected=ledger_id, found=found)
     last_id = _decoded(newest[0][0]) if newest else "0-0"
@@ -57,6 +63,8 @@ async def stream_end(redis: Redis, keys: Keys, ledger_id: str) -> StreamEnd:
         last_id=last_id,
         generated_id=generated,
         removed=int(removed or 0),
+        removed_to=removed_to or "0-0",
+        first_id=_decoded(first[0][0]) if first else "",
         sealed_seq=int(sealed_seq or 0),
         sealed_chain=sealed_chain,
         open_calls=frozenset(_decoded(call) for call in holds),

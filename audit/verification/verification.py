@@ -20,10 +20,11 @@ from tollbook.audit.verification.findings import Findings
 from tollbook.audit.verification.gate_state import GateState
 from tollbook.audit.verification.live_projection import LiveProjection
 from tollbook.audit.verification.refold import Refold
-from tollbook.audit.verification.stream import StreamWalk, check_open, stream_end
+from tollbook.audit.verification.stream import StreamEnd, StreamWalk, check_open, stream_end
 from tollbook.ledger.archive.history import ROWS, LedgerSource
 from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.keys import Keys
+from tollbook.schemas.identifiers import EntryId
 
 MEMORY_LIMIT: Final = "1GB"
 
@@ -159,6 +160,7 @@ class _PartitionWalk:
         if end is None or redis is None:
             return 0
         self._check_sealed(end.sealed_seq, end.sealed_chain)
+        self._check_removed(end)
         if self._chain.seq != end.seq:  # audits G7
             if not (self._archive.is_broken or self._stream is None or self._stream.is_broken):
                 problem = f"the ledger has {end.seq} events by Redis, {self._chain.seq} are in archive and stream"
@@ -225,6 +227,16 @@ class _PartitionWalk:
             events = await stream.next_events()
             if events is not None or stream.is_broken or self._chain.seq == before:
                 return events
+
+    def _check_removed(self, end: StreamEnd) -> None:
+        """Up to there, the gate takes every event for archived: it would not miss one that is gone."""
+        removed_to = EntryId.parse(end.removed_to)
+        first = EntryId.parse(end.first_id) if end.first_id else None
+        if removed_to > EntryId.parse(end.generated_id) or (first is not None and removed_to >= first):  # audits G1
+            problem = (
+                f"events up to {removed_to} are archived and trimmed off the stream, as Redis has it; they are not"
+            )
+            self._findings.add("stream", problem, partition=self.partition)
 
     def _check_sealed(self, sealed_seq: int, sealed_chain: str) -> None:
         last = {manifest.last_seq: manifest for manifest in self._archive.manifests.values()}

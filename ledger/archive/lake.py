@@ -18,6 +18,7 @@ import duckdb
 
 from tollbook.ledger.archive.segments import Archive, Segment
 from tollbook.ledger.errors import LedgerError
+from tollbook.ledger.projection.database import connect
 
 _EXTRA: Final = "a lake needs DuckDB's extensions: pip install 'tollbook[lake]'"
 _SEGMENTS: Final = """
@@ -49,7 +50,7 @@ def open_lake(catalog: Path, files: str | None) -> Generator[duckdb.DuckDBPyConn
     `files`: where a new lake puts its Parquet files, a directory or `s3://bucket/prefix`; None: beside the catalogue.
     Errors: LakeRefused.
     """
-    with duckdb.connect() as connection:
+    with connect() as connection:
         try:
             _load(connection, "ducklake")
             if (files or _files_of(catalog)).startswith("s3://"):
@@ -92,7 +93,7 @@ def _files_of(catalog: Path) -> str:
     """Return where a lake that exists has its files; nothing of a new one. Errors: duckdb.Error."""
     if not catalog.exists():
         return ""
-    with duckdb.connect(catalog, read_only=True) as connection:
+    with connect(catalog, read_only=True) as connection:
         row = connection.execute("SELECT value FROM ducklake_metadata WHERE key = 'data_path'").fetchone()
     return str(row[0]) if row else ""
 

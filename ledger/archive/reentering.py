@@ -208,16 +208,17 @@ class Reentry:
         await self._gate.apply_policy(request)
         self._count(0)
 
-    async def book(self, charge: UnbookedCharge) -> bool:
+    async def book(self, charge: UnbookedCharge, *, is_held_anew: bool) -> bool:
         """Book a charge that was noted beside the ledger; return False where it is left to the workers' sweeper.
 
         A hold that stands is settled; a charge whose hold is gone is entered under an id made of its call and hold.
+        With `is_held_anew`, the hold that bears its number is another run's, and is left alone.
         """
         record = await self._gate.call_record(charge.call_id)
         if charge.hold == 0:
             if await self._ledger.charge(charge.charge_request):
                 self._count(charge.cost_nanousd)
-        elif record is not None and record.has_hold(charge.hold):
+        elif record is not None and record.has_hold(charge.hold) and not is_held_anew:  # G3
             if await self._gate.is_on_stream(charge.seen):
                 return False  # The noting process, or the sweeper, may settle by itself.
             await self._settle_noted(charge, record)

@@ -19,10 +19,13 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.logs import LazyLogger
 from tollbook.ledger.private_files import make_private_folder, read_private, sync_folder, write_private
 from tollbook.ledger.server.pipeline import CommandPipeline
-from tollbook.schemas.identifiers import EntryId
+from tollbook.schemas.events import CostRecorded, FallbackUsed, ModelCalled
+from tollbook.schemas.identifiers import EntryId, budget_name, check_id
+from tollbook.schemas.money import MAX_NANOUSD
 
 FOLDER: Final = "unbooked"
 """The folder of the notes, in a process's data directory."""
+_OF_ATTEMPT: Final = {"model-called": ModelCalled, "fallback-used": FallbackUsed}
 _log = LazyLogger(__name__)
 
 
@@ -111,7 +114,8 @@ async def read_unbooked(
     if pipeline is not None:
         flat: list[bytes] | dict[bytes, bytes] = await pipeline.execute("HGETALL", keys.unbooked)
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[0::2], flat[1::2], strict=True)
-        texts.update({f"{keys.unbooked} {field.decode()}": text.decode() for field, text in pairs})
+        # What somebody else has put there may be no text; it is told of below, and delays nobody.
+        texts.update({f"{keys.unbooked} {_text(field)}": _text(text) for field, text in pairs})
     found = dict[tuple[str, int], UnbookedCharge]()
     for place, text in texts.items():
         try:
@@ -165,6 +169,10 @@ def unbooked_charge(
     )
 
 
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")
+
+
 def _field(charge: UnbookedCharge) -> str:
     return f"{charge.call_id} {charge.hold}"
 
@@ -210,8 +218,14 @@ def _from_json(noted: dict[str, Any]) -> UnbookedCharge:
     }
     charge = UnbookedCharge(**values)
     numbers = (charge.partition, charge.hold, charge.cost_nanousd, charge.assumed_nanousd, charge.attempt)
-    if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError("a number is missing or negative")
+    if not all(type(number) is int and 0 <= number <= MAX_NANOUSD for number in numbers):
+        raise ValueError("a number is missing, negative or too large")
+    # The gate takes payloads as they are: what is not as events are would be on the ledger for good, and stop the fold.
+    CostRecorded.model_validate(noted["payload"])
+    for kind, _, payload in noted["events"]:
+        _OF_ATTEMPT[kind].model_validate(payload)
+    if charge.budgets[:1] != (budget_name("user", check_id(charge.user_id), charge.period),):
+        raise ValueError("its first budget is not its user's")
     return charge
 
 

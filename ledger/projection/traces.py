@@ -18,12 +18,12 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
-from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
+from tollbook.ledger.gate.call_record import RECORD_KEPT_MS, parse_call_record
 from tollbook.ledger.gate.policies import POLICY_FIELDS, StoredPolicy
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import statement
-from tollbook.ledger.server.servers import clock_ms
+from tollbook.ledger.server.servers import clock_ms, read_together
 from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import format_usd
 
@@ -89,6 +89,15 @@ class _Other(NamedTuple):
     ms: int
     type: str
     call_id: str
+    user_id: str
+    content_hash: str | None
+
+
+class _Repeated(NamedTuple):
+    seq: int
+    id: str
+    type: str
+    call_id: str
 
 
 class _Policy(NamedTuple):
@@ -106,6 +115,7 @@ class Expected:
     after: EntryId
     parts: Sequence[_Part]
     others: Sequence[_Other]
+    repeated: Sequence[_Repeated]
     policies: Sequence[_Policy]
 
 
@@ -119,7 +129,12 @@ def read_expected(cursor: duckdb.DuckDBPyConnection, after: EntryId) -> Expected
         # Asked for only then, since it looks through all events.
         policies = [_Policy(*row) for row in cursor.execute(statement("trace_policies")).fetchall()]
         others = [other for other in others if other.type != "policy-applied"]
-    return Expected(after, parts, others, policies)
+    repeated = list[_Repeated]()
+    if any(other.type != "budget-denied" for other in others):
+        # As above.
+        rows = cursor.execute(statement("trace_commands"), {"kept_ms": RECORD_KEPT_MS}).fetchall()
+        repeated = [_Repeated(*row) for row in rows]
+    return Expected(after, parts, others, repeated, policies)
 
 
 def read_moves(cursor: duckdb.DuckDBPyConnection, budget: str, after: EntryId) -> list[_Move]:
@@ -194,24 +209,25 @@ class Traces:
         return Doubted(TailChanged(partition=partition, budget=budget, problem=problem))
 
     async def check_others(self, expected: Expected) -> None:
-        """Check that refusals, plans and credits have their records. Errors: ForgedEvent."""
+        """Check that refusals, plans and credits have their records, each its own. Errors: ForgedEvent."""
         if not expected.others:
             return
         oldest_ms = await clock_ms(self._redis, self._keys.meta) - RECORD_KEPT_MS
         others = [other for other in expected.others if other.ms > oldest_ms]
         for start in range(0, len(others), _MAX_KEYS):
             page = others[start : start + _MAX_KEYS]
-            keys = {self._keys.call(other.call_id): other for other in page}
-            if await self._redis.exists(*keys) == len(keys):
-                continue
-            for key, other in keys.items():
-                if not await self._redis.exists(key):
-                    raise ForgedEvent(  # G8
-                        partition=self._keys.partition,
-                        seq=other.seq,
-                        entry_id=other.id,
-                        problem=f"{other.type} {other.call_id} has no record",
-                    )
+            commands = [("GET", self._keys.call(other.call_id)) for other in page]
+            values = await read_together(self._redis, self._keys.meta, commands, is_one_moment=False)
+            for other, value in zip(page, values, strict=True):
+                if isinstance(value, Exception) and "WRONGTYPE" not in str(value):
+                    raise value
+                if (problem := _record_problem(other, value)) is not None:
+                    raise self._forged(other, f"{other.type} {other.call_id} {problem}")  # G8
+        for each in expected.repeated:
+            raise self._forged(each, f"{each.type} {each.call_id} comes again")  # G8
+
+    def _forged(self, event: _Other | _Repeated, problem: str) -> ForgedEvent:
+        return ForgedEvent(partition=self._keys.partition, seq=event.seq, entry_id=event.id, problem=problem)
 
     async def check_policies(self, expected: Expected) -> None:
         """Check that applied policies are in `meta`, or older than the one there. Errors: ForgedEvent."""
@@ -273,6 +289,24 @@ def _grouped(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
         entries += part.entries
     if group:
         yield group
+
+
+def _record_problem(other: _Other, value: bytes | Exception | None) -> str | None:
+    """Return what is wrong with the record under an event's id, or None where it is the event's own."""
+    if value is None:
+        return "has no record"
+    try:
+        record = parse_call_record(value) if isinstance(value, bytes) else None
+    except ValueError:
+        record = None
+    if record is None:
+        return "has a record that the gate has not written"
+    if other.type == "budget-denied":
+        is_own = record.state == "denied"
+    else:
+        is_own = record.state == "settled" and record.hold.hold == 0 and not record.settled
+    is_same = other.content_hash in (None, record.content_hash) and record.user_id == other.user_id
+    return None if is_own and is_same else "has the record of something else"
 
 
 def _text(value: bytes | str) -> str:

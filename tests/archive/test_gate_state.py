@@ -166,6 +166,10 @@ async def forget_revocations(books: GateLedger, command: Any) -> None:
             await command("HDEL", books.keys[0].api_keys, field)
 
 
+async def claim_to_have_trimmed(books: GateLedger, command: Any) -> None:
+    await command("HSET", books.keys[0].meta, "removed_to", f"{2**43}-0")
+
+
 async def replace_keys(books: GateLedger, command: Any) -> None:
     await command("SET", books.keys[0].api_keys, "none")
 
@@ -193,6 +197,7 @@ CHANGES: Final[dict[Callable[[GateLedger, Any], Awaitable[None]], str]] = {
     turn_key_around: "key: key key-[0-9a-f]{12}: has its hash otherwise in Redis than by the events",
     revoke_by_hand: "key: key key-[0-9a-f]{12}: is revoked in Redis, and no event gives it",
     forget_revocations: "key: key key-[0-9a-f]{12}: is revoked by the events, and is missing in Redis",
+    claim_to_have_trimmed: rf"stream: events up to {2**43}-0 are archived and trimmed off the stream, as Redis has it",
     replace_keys: r"record: \S+:keys in Redis is not as the gate writes it \(WRONGTYPE",
     add_nonsense: r"record: \S+:tail:user:u\d:\S+ in Redis is not .* an entry 'nonsense'",
 }  # fmt: skip

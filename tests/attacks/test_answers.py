@@ -101,6 +101,7 @@ async def test_a_denial_is_told_also_where_something_else_was_answered_under_the
         # Of another Tollbook in the same database.
         "acme:dead-letters",
         "acme:what-may-come",
+        "acme-tasks",
     ]),
 )  # fmt: skip
 async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
@@ -110,7 +111,7 @@ async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
     async with running_system(tmp_path / "data", server_url, workers=0) as running:
         if reply_to == projector_lease("tollbook"):
             await redis_client.delete(reply_to)
-        await redis_client.hset(STREAM_OWNERS, "scraping", "acme")
+        await redis_client.hset(STREAM_OWNERS, mapping={"scraping": "acme", "acme-tasks": "acme"})
         # A worker that serves none of the streams that it might be made to write to.
         runtime, stop = running.system.runtime, asyncio.Event()
         worker = build_worker(runtime, [STREAM], "worker-0")
@@ -132,12 +133,27 @@ async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
             assert await redis_client.type(reply_to) != b"stream"
 
 
+@pytest.mark.slow
+async def test_no_reply_is_written_into_a_key_of_a_tollbook_that_came_later(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    async with running_system(tmp_path / "data", server_url) as running:
+        (worker,) = running.workers
+        assert not worker.replies.is_reserved("acme:dead-letters")
+        await redis_client.hset(STREAM_OWNERS, "acme-tasks", "acme")
+
+        async def is_reserved() -> bool:
+            return worker.replies.is_reserved("acme:dead-letters") and worker.replies.is_reserved("acme-tasks")
+
+        assert await wait_until(is_reserved, what="the other Tollbook noticed")
+
+
 async def test_a_publisher_refuses_a_key_of_a_tollbook_before_anything_is_sent(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
-    await redis_client.hset(STREAM_OWNERS, "scraping", "acme")
+    await redis_client.hset(STREAM_OWNERS, mapping={"scraping": "acme", "acme-tasks": "acme"})
     async with Publisher(Settings(redis_url=server_url)) as publisher:
-        for reply_to in ("tollbook:what-may-come", "acme:what-may-come", "acme:task:t1", "analysis"):
+        for reply_to in ("tollbook:what-may-come", "acme:what-may-come", "acme:task:t1", "acme-tasks", "analysis"):
             with pytest.raises(InvalidTask, match="'reply_to' must be no stream and no key of a Tollbook"):
                 await publisher.publish(STREAM, "score_post", "a post", user_id="u1", reply_to=reply_to)
     assert not await redis_client.exists(STREAM)

@@ -3,10 +3,13 @@
 import duckdb
 import pytest
 
+from tollbook.inference.budgets import BudgetPolicy
 from tollbook.inference.errors import SettingsError
+from tollbook.inference.prepaid import expiry_request
 from tollbook.inference.settings import load_settings
 from tollbook.ledger.signature import Signature
 from tollbook.schemas.identifiers import check_id, check_task_id, usage_call_id
+from tollbook.schemas.policy import default_policy
 from tollbook.views.queries import SPEND_COLUMNS, spend_sql
 
 
@@ -19,6 +22,24 @@ def test_no_task_can_take_the_id_of_a_command(kind: str) -> None:
         check_task_id(Signature("ann", "invoice 1043", key="k1").command_id(kind))
     with pytest.raises(ValueError, match="as commands' ids do"):
         check_task_id(usage_call_id("k1"))
+
+
+def test_no_task_can_take_the_id_of_a_credit_or_of_its_end() -> None:
+    """G4: the projector would be refused as a conflict when it takes back what has expired."""
+    request = expiry_request(
+        budget="b:all:total", credit_id="invoice 1043", expires_ms=1, stamped_cap_nanousd=0,
+        policy=BudgetPolicy(default_policy(), {}), version=0,
+    )  # fmt: skip
+    for command_id in (request.command_id, "credit invoice 1043"):
+        with pytest.raises(ValueError, match="as commands' ids do"):
+            check_task_id(command_id)
+
+
+def test_no_task_can_take_the_id_of_what_a_recovery_enters() -> None:
+    """G4: neither a lost charge nor a noted one may be refused as a conflict."""
+    for command_id in ("recovered 1700000000000-0", "unbooked task 1"):
+        with pytest.raises(ValueError, match="as commands' ids do"):
+            check_task_id(command_id)
 
 
 @pytest.mark.parametrize(

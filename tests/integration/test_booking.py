@@ -22,6 +22,7 @@ from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AttemptEvent,
     BudgetCap,
+    ChargeRequest,
     Reserved,
     ReserveRequest,
     SettleRequest,
@@ -261,11 +262,17 @@ async def test_one_note_that_cannot_be_booked_does_not_delay_the_next(running: R
     ended = ended_process(running)
     request = await hold(ended)
     await leave_behind(ended, replace(request, call_id="0 is before a"))
+    # What no gate takes, and no hold is known of: of another program.
+    spent = ChargeRequest(
+        call_id="1 is before a", user_id="u", period=month_at(now_ms()).name, content_hash="h", cost_nanousd=COST,
+        assumed_nanousd=0, payload=request.payload, budgets=(*request.budgets, "no budget"),
+    )  # fmt: skip
+    await ended.gates[0].note_unbooked(spent)
     await leave_behind(ended, request)
 
     await sweep(running)
 
-    assert [note.call_id for note in await notes(running)] == ["0 is before a"]
+    assert [note.call_id for note in await notes(running)] == ["0 is before a", "1 is before a"]
 
 
 @pytest.mark.slow

@@ -174,6 +174,41 @@ async def test_what_is_left_of_a_credit_expires(redis_client: Redis, server_url:
 
 
 @pytest.mark.slow
+async def test_an_expiry_whose_id_is_taken_keeps_no_other_credit(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """Before task ids were refused that look like it, a publisher could take the id."""
+    async with calling_with(server_url, tmp_path, PREPAID) as calling:
+        runtime = calling.runtime
+        prepaid = Administration(runtime.ledger, runtime.policies, runtime.user_ids).prepaid
+        gates = build_gates(runtime.handle, runtime.settings)
+        expiry = CreditExpiry(gates, runtime.policies, lambda: calling.store)
+        now_ms = await gates[0].now_ms()
+        await prepaid.grant(Credit("prepaid", "globex", "taken", now_ms - 2), 5 * BOUND, SHOP)
+        await prepaid.grant(Credit("prepaid", "globex", "not taken", now_ms - 1), 2 * BOUND, SHOP)
+        keys = runtime.handle.keys[0]
+        record = await runtime.handle.redis.get(keys.call("credit taken"))
+        await runtime.handle.redis.set(keys.call("credit-expired taken"), record or b"")
+        await calling.folded()
+        await expiry.expire_due()
+        await calling.folded()
+        assert await expiry.expire_due() == 0
+        rows = await calling.query("SELECT credit, expired_usd FROM credits WHERE value = 'globex' ORDER BY credit")
+        assert [tuple(row.values()) for row in rows] == [("not taken", dollars(2 * BOUND)), ("taken", Decimal(0))]
+
+
+async def test_a_credit_may_have_an_id_with_spaces(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+    async with calling_with(server_url, tmp_path, PREPAID) as calling:
+        runtime = calling.runtime
+        prepaid = Administration(runtime.ledger, runtime.policies, runtime.user_ids).prepaid
+        for credit_id in ("invoice 1043", "invoice 1 2 3", "invoice"):
+            await prepaid.grant(Credit("prepaid", "initech", credit_id), BOUND, SHOP)
+        assert (await prepaid.revoke(Credit("prepaid", "initech", "invoice 1 2 3"), SHOP)).change_nanousd == -BOUND
+        with pytest.raises(BudgetCreditTooLow):
+            await prepaid.revoke(Credit("prepaid", "initech", "invoice 1043"), SHOP, amount_nanousd=BOUND + 1)
+
+
+@pytest.mark.slow
 async def test_commands_know_budgets_credits_and_alerts(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     policy = PREPAID.replace("alerts = [0.5]", "alerts = [0.0001]")
     acme = {"tags": {"customer": "acme"}}

@@ -25,11 +25,14 @@ from tollbook.ledger.errors import BaselineUnavailable, LedgerUnavailable
 from tollbook.ledger.gate.asking import NO_PROJECTOR
 from tollbook.ledger.gate.baselines import BaselinePage
 from tollbook.ledger.gate.ledger import Patience
+from tollbook.ledger.gate.requests import ChargeRequest
+from tollbook.ledger.gate.unbooked import FOLDER, note_unbooked, unbooked_charge
 from tollbook.ledger.keys import GROUP, dropped_tasks, worker_key
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.signature import Signature
-from tollbook.schemas.identifiers import month_at
+from tollbook.schemas.events import CostRecorded, payload_json
+from tollbook.schemas.identifiers import EntryId, month_at
 from tollbook.views import tables
 
 TASK = {"task": "score_post", "user_id": "u1", "prompt": "a post", "reply_to": REPLIES}
@@ -248,6 +251,22 @@ async def test_calls_that_were_stopped_and_charges_that_are_not_booked(place: Pl
     await place.redis.hdel(keys.meta, "stopped")
     assert failed["calls"] == "stopped in partition 0: the ledger went back in time"
     assert failed["unbooked"] == "1 charge of partition 0 could not be booked"
+
+
+@pytest.mark.slow
+async def test_a_charge_that_only_a_file_tells_of_is_not_booked(place: Place) -> None:
+    """A Redis that was restored has lost its notes."""
+    request = ChargeRequest(
+        call_id="usage 1", user_id="u1", period="2026-11", content_hash="c", cost_nanousd=5, assumed_nanousd=0,
+        payload=payload_json(CostRecorded(basis="reported", outcome="recorded")), budgets=("user:u1:2026-11",),
+    )  # fmt: skip
+    ledger_id = place.running.system.handle.ledger_id
+    note = unbooked_charge(request, ledger_id=ledger_id, partition=0, seen=EntryId(2**45, 0), process="")
+    pipeline = place.running.system.handle.pipeline
+    folder = place.running.system.runtime.settings.data_dir / FOLDER
+    await note_unbooked(pipeline, place.running.keys, note, folder=folder)
+    await place.redis.delete(place.running.keys.unbooked)
+    assert (await place.failed())["unbooked"] == "1 charge of partition 0 could not be booked"
 
 
 @pytest.mark.slow

@@ -167,6 +167,14 @@ FORGERIES: Final[dict[str, Forgery]] = {
         "credit-granted", {"author": "me", "reason": "mine"}, {"call_id": "x", "amount": 10**9},
         ForgedEvent, "credit-granted x has no record",
     ),
+    "a credit under the id of a call": (
+        "credit-granted", {"author": "me", "reason": "mine"}, {"amount": 10**9},
+        ForgedEvent, "credit-granted c1 has the record of something else",
+    ),
+    "a refusal of a call that was settled": (
+        "budget-denied", ORDER | {"budget": U1, "reason": "cap"}, {},
+        ForgedEvent, "budget-denied c1 has the record of something else",
+    ),
     "a plan": (
         "plan-assigned", {"plan": "gold", "cap_nanousd": 10**12, "author": "me", "reason": "mine"}, {"call_id": "x"},
         ForgedEvent, "plan-assigned x has no record",
@@ -251,6 +259,31 @@ async def test_two_forged_events_that_cancel_each_other_are_found(gate: DirectGa
     problem = await refusal_of(gate, store)
     assert isinstance(problem, ForgedEvent)
     assert problem.seq == 3
+
+
+async def test_a_grant_that_is_written_once_more_is_found(gate: DirectGate, store: Store) -> None:
+    """It has the record of the one that the gate has written."""
+    keys = [KEYS.meta, KEYS.ledger, KEYS.account("u1"), KEYS.call("credit-granted k"), KEYS.tail(U1)]
+    payload = json.dumps({"author": "ann", "reason": "a gift"})
+    terms = ("credit-granted k", "u1", PERIOD, "hash", "credit-granted", "", 10**9, 86_400, payload)
+    await gate.call("assign", keys, *terms)
+    entries: Any = await gate.redis.xrange(KEYS.ledger)
+    await gate.redis.xadd(KEYS.ledger, entries[-1][1] | {b"seq": b"2"})
+    problem = await refusal_of(gate, store)
+    assert isinstance(problem, ForgedEvent)
+    assert problem.seq == 2
+    assert "credit-granted k comes again" in str(problem)
+
+
+@pytest.mark.slow
+async def test_a_grant_over_a_key_of_another_type_is_found(gate: DirectGate, store: Store) -> None:
+    await gate.redis.hset(KEYS.call("x"), "no", "record")
+    await gate.reserve("c1", 1_000)
+    await forge(
+        gate, "credit-granted", {"author": "me", "reason": "mine"},
+        {"seq": 2, "call_id": "x", "amount": 10**9, "committed": 1_000},
+    )  # fmt: skip
+    assert "credit-granted x has a record that the gate has not written" in str(await refusal_of(gate, store))
 
 
 async def test_an_event_put_in_the_place_of_the_newest_is_found(gate: DirectGate, store: Store) -> None:

@@ -27,7 +27,13 @@ CHARGE = UnbookedCharge(
     assumed_nanousd=2,
     attempt=3,
     payload='{"basis":"reported","outcome":"done","reason":"ü"}',
-    events=(AttemptEvent("model-called", 3, '{"hold":1}'),),
+    events=(
+        AttemptEvent(
+            "model-called",
+            3,
+            '{"hold":1,"model":"m","outcome":"ok","latency_ms":1,"charge_nanousd":7,"charge_basis":"reported"}',
+        ),
+    ),
     seen=EntryId(1_732_412_345_678, 9),
     process="host-1-abc",
 )
@@ -121,6 +127,13 @@ async def test_notes_of_another_ledger_or_partition_and_what_is_no_note_are_left
         "list": "[]",
         "negative": json.dumps(note | {"cost_nanousd": -1, "hold": 4}),
         "missing": json.dumps({name: note[name] for name in note if name != "seen"}),
+        b"\xff": b"\xfe",
+        "too large": json.dumps(note | {"cost_nanousd": 10**19, "hold": 5}),
+        "no cost's payload": json.dumps(note | {"payload": {"basis": "reported"}, "hold": 6}),
+        "no attempt's payload": json.dumps(note | {"events": [["model-called", 1, {}]], "hold": 7}),
+        "no attempt": json.dumps(note | {"events": [["credit-granted", 1, {}]], "hold": 8}),
+        "another's budget": json.dumps(note | {"budgets": ["user:other:2026-11"], "hold": 9}),
+        "no id": json.dumps(note | {"user_id": "u\n", "budgets": ["user:u\n:2026-11"], "hold": 10}),
     }.items():
         await redis_client.hset(KEYS.unbooked, field, value)
 

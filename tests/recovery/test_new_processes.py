@@ -89,6 +89,30 @@ async def test_a_ledger_that_lacks_what_is_on_disk_is_refused_and_not_written_to
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", ["DuckDB", "archive"])
+async def test_no_policy_is_put_in_force_before_the_projector_of_several_processes_has_looked(
+    redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, left: str
+) -> None:
+    data = tmp_path / "data"
+    if left == "archive":
+        (data / "tollbook.duckdb").unlink()
+    else:
+        shutil.rmtree(data / "archive")
+    (tmp_path / "tollbook.toml").write_text('[plans.trial]\ncap_usd = "7"\n')
+    before = await ledger_of(redis_client)
+    command = await StayingCommand.start("up", "--workers", "1", cwd=tmp_path, env=here(server_url, data))
+    try:
+
+        async def is_stopped() -> bool:
+            return await redis_client.hexists(KEYS.meta, "stopped")
+
+        await wait_until(is_stopped, what="the projector's look")
+    finally:
+        await command.end()
+    assert await ledger_of(redis_client) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["DuckDB", "archive"])
 async def test_an_emptied_redis_gets_no_new_ledger_beside_what_is_on_disk(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, left: str
 ) -> None:
@@ -107,12 +131,14 @@ async def test_an_emptied_redis_gets_no_new_ledger_beside_what_is_on_disk(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize(("is_stopped", "has_duckdb"), [(False, True), (False, False), (True, True)])
 async def test_nobody_changes_a_plan_or_a_cost_on_a_ledger_that_went_back(
-    redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, is_stopped: bool
+    redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, is_stopped: bool, has_duckdb: bool
 ) -> None:
     """Before a projector has looked, by what is on disk; after that, from anywhere."""
     data = tmp_path / "data"
+    if not has_duckdb:
+        (data / "tollbook.duckdb").unlink()
     if is_stopped:
         await run_cli("projector", cwd=tmp_path, env=here(server_url, data))
         data = tmp_path / "elsewhere"

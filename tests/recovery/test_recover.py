@@ -770,6 +770,60 @@ async def test_a_paid_answer_whose_hold_is_gone_is_charged_under_a_new_id_once(
         await restored.check()
 
 
+@pytest.mark.parametrize("is_settled", [True, False], ids=["settled", "open"])
+@pytest.mark.slow
+async def test_a_paid_answer_whose_hold_was_lost_is_charged_beside_the_run_that_has_its_number_now(
+    is_settled: bool, redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """A process that had seen nothing has run the call again: its first hold bears the lost one's number."""
+    async with lost_calls(redis_client, server_url, tmp_path) as restored:
+        gate, keys, pipeline = restored.gate("u1"), restored.made.keys[0], restored.made.pipeline
+        with duckdb.connect(str(restored.settings.projection_path), read_only=True) as connection:
+            (seen,) = connection.execute("SELECT id FROM events WHERE call_id = 'open'").fetchall()[0]
+        await gate.reserve(replace(request("open"), worker="another"), [EMPTY_BASELINE])
+        if is_settled:
+            await settle(gate, "open", cost=500)
+        payload = payload_json(CostRecorded(basis="reported", outcome="done"))
+        late = SettleRequest(
+            call_id="open", user_id="u1", hold=1, cost_nanousd=800, assumed_nanousd=0, attempt=1, is_final=True,
+            payload=payload, budgets=("user:u1:2026-11",),
+        )  # fmt: skip
+        note = unbooked_charge(late, ledger_id=LEDGER, partition=0, seen=EntryId.parse(seen), process="w")
+        await note_unbooked(pipeline, keys, note, folder=restored.settings.data_dir / FOLDER)
+
+        await restored.recover()
+
+        if not is_settled:
+            await settle(gate, "open", cost=500)
+        assert (await folded(restored, "after.duckdb"))["user:u1:2026-11"] == 700 + 600 + 800 + 500
+        await restored.check()
+
+
+@pytest.mark.slow
+async def test_a_paid_answer_is_booked_although_an_event_that_nobody_kept_is_lost(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """Its hold stands, but its process was told of an event that neither DuckDB nor the archive had."""
+    async with lost_calls(redis_client, server_url, tmp_path) as restored:
+        gate, keys, pipeline = restored.gate("u1"), restored.made.keys[0], restored.made.pipeline
+        await restored.recover()
+        late = SettleRequest(
+            call_id="open", user_id="u1", hold=1, cost_nanousd=800, assumed_nanousd=0, attempt=1, is_final=True,
+            payload=payload_json(CostRecorded(basis="reported", outcome="done")), budgets=("user:u1:2026-11",),
+        )  # fmt: skip
+        note = unbooked_charge(late, ledger_id=LEDGER, partition=0, seen=EntryId(2**45, 0), process="w")
+        await note_unbooked(pipeline, keys, note, folder=None)
+
+        assert (await restored.recover(None)).partitions[0].unbooked == 1
+        assert (await restored.recover()).partitions[0].booked == 1
+
+        assert not await redis_client.exists(keys.unbooked)
+        record = await gate.call_record("open")
+        assert record is not None
+        assert record.settled[1].cost_nanousd == 800
+        assert (await folded(restored, "after.duckdb"))["user:u1:2026-11"] == 700 + 600 + 800
+
+
 # --- What is refused, and what is nothing
 
 

@@ -6,7 +6,7 @@ local function read_lots(meta, name)
   local state = { used = 0, lots = {} }
   local value = redis.call('HGET', beside(meta, 'credits'), name .. ' lots')
   for line in string.gmatch(value or '', '[^\n]+') do
-    local id, amount, left, expires = string.match(line, '^(%S+) (%d+) (%d+) (%d+)$')
+    local id, amount, left, expires = string.match(line, '^(.+) (%d+) (%d+) (%d+)$')
     if id then
       state.lots[#state.lots + 1] = { id = id, amount = tonumber(amount), left = tonumber(left), expires = tonumber(expires) }
     else
