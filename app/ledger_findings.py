@@ -149,7 +149,7 @@ async def _compare(place: Place, positions: dict[int, Folded]) -> tuple[list[str
 async def archive_findings(place: Place) -> AsyncIterator[Finding]:
     """Say whether everything that was trimmed off the stream stands in the archive."""
     from tollbook.inference.archive_place import archive_of
-    from tollbook.ledger.archive.segments import ArchiveDamaged
+    from tollbook.ledger.archive.manifests import ArchiveDamaged
     from tollbook.ledger.archive.storage_errors import ArchiveRefused, ArchiveUnavailable
 
     events = 0
@@ -183,7 +183,7 @@ def _present_segments(archive: "Archive", partition: int) -> "list[Segment]":
 
     Errors: ArchiveDamaged; OSError where nothing can be written beside them; ArchiveRefused; ArchiveUnavailable.
     """
-    from tollbook.ledger.archive.segments import ArchiveDamaged, manifest_name, parquet_name
+    from tollbook.ledger.archive.manifests import ArchiveDamaged, manifest_name, parquet_name
 
     segments = archive.segments(partition)
     for segment in segments:

@@ -26,10 +26,11 @@ from tollbook.inference.settings import Settings
 from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.known_events import KnownEvents, Row
 from tollbook.ledger.archive.losses import Loss, LossSummary, find_loss, lost_rows, summarise
+from tollbook.ledger.archive.manifests import manifest_name, parquet_name
 from tollbook.ledger.archive.reentering import LostSteps, Reentry
 from tollbook.ledger.archive.replay import ReplayLimits, replay
 from tollbook.ledger.archive.restoring import LedgerMoved, Restorer
-from tollbook.ledger.archive.segments import Archive, Segment, manifest_name, parquet_name
+from tollbook.ledger.archive.segments import Archive, Segment
 from tollbook.ledger.archive.storage import Storage
 from tollbook.ledger.errors import LedgerRefused, LedgerUnavailable
 from tollbook.ledger.gate.baselines import BaselinePage, Baselines

@@ -14,7 +14,8 @@ import duckdb
 import pyarrow as pa
 
 from tollbook.ledger.archive.history import LedgerSource
-from tollbook.ledger.archive.segments import ArchiveDamaged, Segment, parquet_name
+from tollbook.ledger.archive.manifests import ArchiveDamaged, parquet_name
+from tollbook.ledger.archive.segments import Segment
 from tollbook.ledger.errors import LedgerError, LedgerRefused
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.database import connect

@@ -13,7 +13,8 @@ import duckdb
 import pyarrow as pa
 
 from tollbook.ledger.archive import chain
-from tollbook.ledger.archive.segments import Archive, Manifest
+from tollbook.ledger.archive.manifests import Manifest
+from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.stream import Batch
 from tollbook.schemas.events import ENVELOPE_FIELDS, SegmentSealed, payload_json
 

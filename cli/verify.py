@@ -149,7 +149,7 @@ async def _opened(archive: str | None) -> "AsyncGenerator[tuple[LedgerSource, Li
 
 
 async def _count(source: "LedgerSource") -> int | None:
-    from tollbook.ledger.archive.segments import ArchiveDamaged
+    from tollbook.ledger.archive.manifests import ArchiveDamaged
 
     try:
         return await source.count()

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tollbook.inference.settings import Settings
+from tollbook.ledger.archive.manifests import manifests_in, read_manifest
+from tollbook.ledger.archive.storage import Directory
 from tollbook.ledger.errors import LedgerError
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
@@ -25,15 +27,11 @@ def heads_on_disk(settings: Settings, ledger_id: str, partitions: int) -> Mappin
 
 
 def _archived_heads(folder: Path, ledger_id: str, partitions: int) -> dict[int, EntryId]:
-    from tollbook.inference.archive_place import archive_at
-    from tollbook.ledger.archive.segments import read_manifest
-
-    archive, found = archive_at(folder), dict[int, EntryId]()
+    archive, found = Directory(folder), dict[int, EntryId]()
     for partition in range(partitions):
         try:
-            newest = archive.manifests(partition)[-1:]
-            for name in newest:
-                manifest = read_manifest(archive.storage, name)
+            for name in manifests_in(archive, partition)[-1:]:
+                manifest = read_manifest(archive, name)
                 if manifest.ledger_id == ledger_id:
                     found[partition] = EntryId.parse(manifest.last_id)
         except (LedgerError, OSError):

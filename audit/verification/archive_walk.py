@@ -17,17 +17,8 @@ from tollbook.audit.verification.chain import Chain, Events, check_order, select
 from tollbook.audit.verification.findings import Kind
 from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.history import ROWS
-from tollbook.ledger.archive.segments import (
-    Archive,
-    ArchiveDamaged,
-    Manifest,
-    file_sha256,
-    manifest_name,
-    parquet_name,
-    read_batches,
-    read_manifest,
-    versions_of,
-)
+from tollbook.ledger.archive.manifests import ArchiveDamaged, Manifest, manifest_name, parquet_name, read_manifest
+from tollbook.ledger.archive.segments import Archive, file_sha256, read_batches, versions_of
 from tollbook.ledger.stream import Batch
 
 _ENVELOPE: Final = Batch(0, []).to_table().schema

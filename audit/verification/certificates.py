@@ -15,7 +15,7 @@ import duckdb
 
 from tollbook.audit.verification.findings import Finding
 from tollbook.ledger.archive.history import LedgerSource
-from tollbook.ledger.archive.segments import FORMAT
+from tollbook.ledger.archive.manifests import FORMAT
 from tollbook.ledger.errors import LedgerError
 from tollbook.schemas.json_text import parse_json
 

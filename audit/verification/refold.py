@@ -19,7 +19,7 @@ from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, K
 from tollbook.audit.verification.policies import check_openings, check_policies, policy_caps, read_policies
 from tollbook.audit.verification.recoveries import check_recoveries
 from tollbook.audit.verification.windows import fill_windows
-from tollbook.ledger.archive.segments import Manifest
+from tollbook.ledger.archive.manifests import Manifest
 from tollbook.ledger.gate.call_record import RECORD_KEPT_MS
 from tollbook.ledger.packaged import packaged_text
 from tollbook.ledger.projection.fold import LedgerGap, fold_incoming

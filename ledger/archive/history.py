@@ -14,7 +14,8 @@ from typing import Final, cast
 import pyarrow as pa
 from redis.asyncio import Redis
 
-from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment, read_manifest
+from tollbook.ledger.archive.manifests import ArchiveDamaged, read_manifest
+from tollbook.ledger.archive.segments import Archive, Segment
 from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.stream import StreamReader, upcast_table

@@ -13,7 +13,8 @@ from typing import Any, Final, cast
 import duckdb
 import pyarrow as pa
 
-from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment, check_segment
+from tollbook.ledger.archive.manifests import ArchiveDamaged
+from tollbook.ledger.archive.segments import Archive, Segment, check_segment
 from tollbook.ledger.errors import LedgerRefused
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.projection.fold import LedgerMismatch

@@ -17,7 +17,8 @@ import duckdb
 import pyarrow as pa
 
 from tollbook.ledger.archive.history import ROW_GROUP
-from tollbook.ledger.archive.segments import ArchiveDamaged, Segment, check_segment
+from tollbook.ledger.archive.manifests import ArchiveDamaged
+from tollbook.ledger.archive.segments import Segment, check_segment
 from tollbook.ledger.projection.fold import (
     LAYOUT_VERSION,
     Counted,

@@ -13,8 +13,9 @@ import pyarrow as pa
 from redis.asyncio import Redis
 
 from tollbook.ledger.archive.history import ROWS, LedgerSource, Regrouping
+from tollbook.ledger.archive.manifests import ArchiveDamaged
 from tollbook.ledger.archive.rebuilding import Rebuild, are_current
-from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment
+from tollbook.ledger.archive.segments import Archive, Segment
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.store import Store

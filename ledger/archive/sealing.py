@@ -17,7 +17,8 @@ import structlog
 from redis.asyncio import Redis
 
 from tollbook.ledger.archive import chain
-from tollbook.ledger.archive.segments import Archive, Manifest, Segment, check_segment
+from tollbook.ledger.archive.manifests import Manifest
+from tollbook.ledger.archive.segments import Archive, Segment, check_segment
 from tollbook.ledger.archive.storage_errors import ArchiveRefused
 from tollbook.ledger.errors import LedgerRefused, LedgerReplaced, LedgerUnavailable
 from tollbook.ledger.gate.requests import Position

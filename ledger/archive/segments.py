@@ -19,51 +19,22 @@ from typing import Final, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.manifests import (
+    ArchiveDamaged,
+    Manifest,
+    folder_of,
+    manifest_name,
+    manifests_in,
+    parquet_name,
+    read_manifest,
+)
 from tollbook.ledger.archive.storage import Directory, Storage
-from tollbook.ledger.errors import LedgerError
-from tollbook.schemas.problems import as_text, problems_of
 
-FORMAT: Final = 1
 _DIGITS: Final = 12
 _ROW_GROUP: Final = 100_000
 _READ: Final = 1 << 20
-
-
-class ArchiveDamaged(LedgerError):
-    """A part of the archive is not what was sealed; the message names the file or object and the problem."""
-
-    def __init__(self, place: str, problem: str) -> None:
-        super().__init__(f"{place}: {problem}")
-        self.place = place
-        self.problem = problem
-
-
-class Manifest(BaseModel):
-    """What a segment holds, and its place in the chain. Hashes are hexadecimal SHA-256."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = FORMAT
-    ledger_id: str
-    partition: int = Field(ge=0)
-    segment: str
-    first_id: str
-    last_id: str
-    first_seq: int = Field(ge=1)
-    last_seq: int = Field(ge=1)
-    events: int = Field(ge=1)
-    chain_before: str
-    chain_after: str
-    file_sha256: str
-    file_bytes: int
-    schema_versions: dict[str, list[int]]
-
-    def text(self) -> str:
-        """Return the exact content of the manifest's file."""
-        return self.model_dump_json(indent=2) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +112,7 @@ class Archive:
 
     def manifests(self, partition: int | None = None) -> list[str]:
         """Return the names of all manifests, or of a partition's, in order."""
-        folder = None if partition is None else _folder(partition)
-        return [name for name in self.storage.names(folder) if name.endswith(".json")]
+        return manifests_in(self.storage, partition)
 
     def check_access(self) -> None:
         """Check that the archive can be read and written. Errors: OSError; ArchiveUnavailable; ArchiveRefused."""
@@ -176,8 +146,8 @@ class Archive:
 
     def begun(self, partition: int, after_seq: int) -> int | None:
         """Return where a segment ends that a crash has left without its manifest, next after an event; None if none."""
-        first = f"{_folder(partition)}/{after_seq + 1:0{_DIGITS}}-"
-        for name in self.storage.names(_folder(partition)):
+        first = f"{folder_of(partition)}/{after_seq + 1:0{_DIGITS}}-"
+        for name in self.storage.names(folder_of(partition)):
             if name.startswith(first) and name.endswith(".parquet"):
                 return int(name.removesuffix(".parquet").rpartition("-")[2])
         return None
@@ -191,7 +161,7 @@ class Archive:
         """
         seqs, ids = events["seq"], events["id"]
         first_seq, last_seq = seqs[0].as_py(), seqs[-1].as_py()
-        stem = f"{_folder(partition)}/{first_seq:0{_DIGITS}}-{last_seq:0{_DIGITS}}"
+        stem = f"{folder_of(partition)}/{first_seq:0{_DIGITS}}-{last_seq:0{_DIGITS}}"
         heads = chain.heads(head, chain.digests(events))
         written = self._written(stem)
         if written is not None:
@@ -265,20 +235,6 @@ class Archive:
         )
 
 
-def parquet_name(stem: str) -> str:
-    """Return the name of the file with a segment's events."""
-    return f"{stem}.parquet"
-
-
-def manifest_name(stem: str) -> str:
-    """Return the name of a segment's manifest."""
-    return f"{stem}.json"
-
-
-def _folder(partition: int) -> str:
-    return f"partition-{partition}"
-
-
 def read_batches(path: Path, place: str, rows: int, *, after_seq: int = 0) -> Generator[pa.Table]:
     """Yield the events of a segment's local file after `after_seq` in tables of at most `rows`.
 
@@ -310,22 +266,6 @@ def file_sha256(path: Path) -> str:
         while block := file.read(_READ):
             digest.update(block)
     return digest.hexdigest()
-
-
-def read_manifest(storage: Storage, name: str) -> Manifest:
-    """Read a manifest and check that it belongs where it is. Errors: ArchiveDamaged."""
-    place = storage.located(name)
-    try:
-        manifest = Manifest.model_validate_json(storage.read(name))
-    except OSError as exc:
-        raise ArchiveDamaged(place, f"cannot be read ({exc.strerror})") from exc
-    except ValidationError as exc:
-        raise ArchiveDamaged(place, f"is no manifest ({as_text(problems_of(exc, Manifest))})") from exc
-    if manifest.format != FORMAT:
-        raise ArchiveDamaged(place, f"is of format {manifest.format}; this program reads format {FORMAT}")
-    if manifest.segment != name.removesuffix(".json"):
-        raise ArchiveDamaged(place, f"belongs to segment {manifest.segment}")
-    return manifest
 
 
 def _with_marks(events: pa.Table, heads: list[bytes]) -> pa.Table:

@@ -27,7 +27,8 @@ from tollbook.audit.verification.verification import Options, verify
 from tollbook.inference.settings import Settings
 from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.history import LedgerSource
-from tollbook.ledger.archive.segments import Archive, Manifest
+from tollbook.ledger.archive.manifests import Manifest
+from tollbook.ledger.archive.segments import Archive
 from tollbook.ledger.server.connection import connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

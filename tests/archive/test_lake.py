@@ -14,7 +14,8 @@ from tests.report_data import load, make_archive
 from tests.system import run_cli
 from tollbook.ledger.archive import lake
 from tollbook.ledger.archive.lake import LakeRefused, Taken, open_lake, take_in
-from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, check_segment, parquet_name
+from tollbook.ledger.archive.manifests import ArchiveDamaged, parquet_name
+from tollbook.ledger.archive.segments import Archive, check_segment
 
 CALLS = load(100, users=5)
 

@@ -14,9 +14,10 @@ from tests.archive.test_sealing import KEYS, LEDGER, NEVER, Archiving, seal_all
 from tests.object_store import KEY, SECRET, Fault, ObjectStore
 from tests.quick import first_quick
 from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.manifests import ArchiveDamaged
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.sealing import SealingSettings
-from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, check_segment
+from tollbook.ledger.archive.segments import Archive, check_segment
 from tollbook.ledger.archive.storage import open_storage
 from tollbook.ledger.archive.storage_errors import ArchiveRefused, ArchiveUnavailable
 from tollbook.ledger.projection.comparison import compare

@@ -15,9 +15,10 @@ from tests.ledger_maker import LedgerMaker
 from tests.quick import first_quick
 from tollbook.ledger.archive import chain, history
 from tollbook.ledger.archive.history import LedgerSource, Regrouping
+from tollbook.ledger.archive.manifests import ArchiveDamaged
 from tollbook.ledger.archive.rebuilding import Rebuild
 from tollbook.ledger.archive.replay import replay
-from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment, file_sha256
+from tollbook.ledger.archive.segments import Archive, Segment, file_sha256
 from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.fold import LedgerGap
 from tollbook.ledger.projection.store import Store

@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 from tests.archive_files import directory_of, file_of
 from tests.ledger_maker import LedgerMaker
 from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.manifests import ArchiveDamaged
 from tollbook.ledger.archive.replay import fold_archive, rebuild
 from tollbook.ledger.archive.sealing import ArchiveBehind, Sealer, SealingSettings
-from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, check_segment
+from tollbook.ledger.archive.segments import Archive, check_segment
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import create_ledger
 from tollbook.ledger.gate.requests import Position

@@ -12,7 +12,8 @@ import pytest
 from tests.ledger_maker import LedgerMaker
 from tests.object_store import ObjectStore
 from tollbook.ledger.archive import chain
-from tollbook.ledger.archive.segments import Archive, ArchiveDamaged, Segment, check_segment
+from tollbook.ledger.archive.manifests import ArchiveDamaged
+from tollbook.ledger.archive.segments import Archive, Segment, check_segment
 from tollbook.ledger.archive.storage import Directory, Storage
 from tollbook.ledger.stream import Batch
 

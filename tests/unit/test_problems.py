@@ -16,7 +16,7 @@ from tests.quick import first_quick
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.routing import MODEL_ROUTING, routing_with
 from tollbook.inference.settings import Settings
-from tollbook.ledger.archive.segments import Manifest
+from tollbook.ledger.archive.manifests import Manifest
 from tollbook.ledger.server.endpoint import Endpoint
 from tollbook.schemas.events import Event, EventPayload
 from tollbook.schemas.expectations import expectation
