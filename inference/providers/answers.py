@@ -149,16 +149,19 @@ class Parts:
         self.tool_calls: list[dict[str, Any]] = []
         self.details: list[Detail] = []
         self.images: list[dict[str, Any]] = []
+        self._depth = 0
 
     def add(self, content: object) -> None:
-        """Take a content: a text, a part, or a list of them."""
+        """Take a content: a text, a part, or a list of them. What is nested deeper than any content is passed over."""
+        self._depth += 1
         if isinstance(content, str):
             self.texts.append(content)
-        elif isinstance(content, list):
+        elif isinstance(content, list) and self._depth <= MAX_DEPTH:
             for part in cast(list[object], content):
                 self.add(part)
-        elif isinstance(content, dict):
+        elif isinstance(content, dict) and self._depth <= MAX_DEPTH:
             self._add_part(cast(dict[str, Any], content))
+        self._depth -= 1
 
     def add_object(self, content: object) -> None:
         """Take a content that is the JSON object that was asked for, and no part of a message, as text."""

@@ -42,17 +42,19 @@ def single(value: object) -> dict[str, Any]:
     return as_table(listed[0] if len(listed) == 1 else value)
 
 
-def says_error(value: object) -> bool:
+def says_error(value: object, depth: int = 0) -> bool:
     """Whether the value of a member such as `error` says that something went wrong.
 
     Gateways have one in each reply (November 2026): an object of empty members, a code of zero, a word for success.
     """
+    if depth > MAX_DEPTH:
+        return True
     if isinstance(value, dict):
         table = cast(dict[str, object], value)
         told = [table[name] for name in _OF_ERRORS if name in table]
-        return any(map(says_error, told or table.values()))
+        return any(says_error(each, depth + 1) for each in told or table.values())
     if isinstance(value, list):
-        return any(map(says_error, cast(list[object], value)))
+        return any(says_error(each, depth + 1) for each in cast(list[object], value))
     if isinstance(value, str):
         return value.strip().lower() not in _NO_ERROR
     return bool(value) and value != 200

@@ -1170,3 +1170,32 @@ def test_what_anthropic_charges_more_for_is_marked() -> None:
     usage = {"input_tokens": 10, "output_tokens": 5, "inference_geo": "us"}
     assert of_anthropic(message(usage=usage)).service_tier == "us"
     assert of_anthropic(message(usage={**usage, "inference_geo": "global"})).service_tier == ""
+
+
+NESTED = [
+    ('{"error":', "}"), ('{"message":[', "]}"), ('{"data":', "}"), ('{"output":', "}"), ('{"parts":[', "]}"),
+    ('{"content":[', "]}"), ('{"choices":[{"message":', "}]}"), ("[", "]"),
+    ('{"type":"text","content":[{"text":', "}]}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [200, 300, 500, 900])
+@pytest.mark.parametrize(
+    "around",
+    [
+        '{"error":%s,"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}',
+        '{"usage":%s,"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}',
+        '{"choices":[{"message":{"content":%s},"finish_reason":"stop"}]}',
+        '{"choices":[{"message":{"content":"hi","tool_calls":%s,"reasoning_details":%s}}]}',
+        '{"choices":[{"delta":{"content":%s}}]}',
+        '{"candidates":[{"content":%s}]}',
+        '{"output":%s}',
+        '{"data":%s}',
+        "%s",
+    ],
+)
+def test_what_is_nested_without_end_is_no_failure_of_ours(around: str, depth: int) -> None:
+    for opening, closing in NESTED:
+        nested = opening * depth + "1" + closing * depth
+        attempt = read(around.replace("%s", nested).encode())
+        assert attempt.charge != "none", "it may have been charged"
