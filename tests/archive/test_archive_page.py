@@ -117,6 +117,7 @@ async def test_the_verifier_of_the_page_names_the_first_event_that_is_not_what_w
     assert finished.stderr.strip() == f"{copy}/partition-0/{name}: event 48 is not what was sealed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "told"), [(1, "partition-0/000000000081-.*: events are missing after 40"), (0, "missing after 0")]
 )

@@ -68,6 +68,7 @@ async def check_statements(reader: AuditReader, store: Store) -> None:
         assert sum(line.held_change_nanousd for line in statement.lines) == statement.held_nanousd
 
 
+@pytest.mark.slow
 async def test_a_statement_closes_as_spend_says_for_every_user(archiving: Archiving) -> None:
     await check_statements(reader_of(archiving), archiving.store)
 
@@ -85,6 +86,7 @@ async def test_an_archive_alone_closes_as_the_ledger_stood_when_it_was_sealed(
     store.close()
 
 
+@pytest.mark.slow
 async def test_the_latest_period_is_the_default_and_others_are_named(archiving: Archiving) -> None:
     reader = reader_of(archiving)
     statement = await make_statement(reader, "user:1")

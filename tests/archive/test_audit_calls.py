@@ -159,6 +159,7 @@ async def test_statements_of_the_real_gate_close_as_spend_says(scene: Scene) -> 
     await check_statements(scene.reader, scene.calling.store)
 
 
+@pytest.mark.slow
 async def test_a_statement_has_every_movement_with_the_balance_after_it(scene: Scene) -> None:
     statement = await make_statement(scene.reader, "u1", period())
     settled = COST + CORRECTED
@@ -360,6 +361,7 @@ async def test_the_statement_of_the_command_closes_as_spend_says(auditor: Audito
     ][-2:]
 
 
+@pytest.mark.slow
 async def test_an_archive_copied_elsewhere_answers_without_a_server(auditor: Auditor, scene: Scene) -> None:
     copied = auditor.directory / "copied"
     directory_of(scene.archive).rename(copied)

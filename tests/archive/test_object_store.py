@@ -64,6 +64,7 @@ async def test_a_ledger_is_sealed_trimmed_and_replayed_from_an_object_store(
     rebuilt.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["parquet", "json"])
 @pytest.mark.parametrize("fault", first_quick(1, ["lost", "503 SlowDown", "500 InternalError"]))
 async def test_a_fault_that_passes_is_not_noticed(
@@ -76,6 +77,7 @@ async def test_a_fault_that_passes_is_not_noticed(
         check_segment(segment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", first_quick(1, ["parquet", "json"]))
 async def test_a_store_that_is_down_postpones_and_the_next_pass_goes_on_where_it_stopped(
     archiving: Archiving, bucket: ObjectStore, ending: str
@@ -93,6 +95,7 @@ async def test_a_store_that_is_down_postpones_and_the_next_pass_goes_on_where_it
     assert {name.rpartition(".")[0] for name in bucket.names()} == {FIRST, SECOND}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_restarted", first_quick(1, [False, True]))
 async def test_a_segment_that_was_begun_is_finished_as_it_was_begun(
     archiving: Archiving, bucket: ObjectStore, is_restarted: bool
@@ -220,6 +223,7 @@ async def test_the_sealer_waits_for_a_store_and_goes_on(archiving: Archiving, bu
         await asyncio.gather(running, return_exceptions=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

@@ -142,6 +142,7 @@ async def test_what_is_not_folded_is_neither_sealed_nor_trimmed(archiving: Archi
     assert await sealer.trim() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "gone"),
     [

@@ -43,6 +43,7 @@ async def charged_user(served: Served, reply: httpx.Response) -> str | None:
     return (await served.calling.events(reply.headers["x-tollbook-call-id"]))[0].user_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ['"\\ud83d"', '{"half": "\\ud83d"}'])
 @pytest.mark.parametrize("field", first_quick(1, ["metadata", "user", "prompt_cache_key", "safety_identifier"]))
 async def test_an_answer_that_repeats_half_a_character_is_given_once_it_is_paid(
@@ -73,6 +74,7 @@ async def test_a_number_past_all_numbers_is_refused_before_anything_is_paid(serv
     assert served.calling.provider.requests == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", first_quick(1, ["\ud800", "@preset/x", " " + MODEL, "a" * 300, "a\nb"]))
 @pytest.mark.parametrize("path", [*BODIES, "/v1/messages/count_tokens"])
 async def test_a_model_that_cannot_be_one_is_a_wrong_request(served: Served, path: str, model: str) -> None:
@@ -112,6 +114,7 @@ async def test_a_user_is_the_same_in_a_header_and_in_a_body(served: Served) -> N
     assert other.status_code == 400
 
 
+@pytest.mark.slow
 async def test_a_retry_for_another_user_joins_no_call(served: Served) -> None:
     """One key serves many users, who may ask the same."""
     served.calling.script("slow")
@@ -128,6 +131,7 @@ async def test_a_retry_for_another_user_joins_no_call(served: Served) -> None:
     assert served.calling.provider.requests == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", first_quick(2, ["9" * 5000, "²", "-1", "1.5", "one"]))
 async def test_a_count_of_retries_that_is_no_number_is_passed_over(served: Served, count: str) -> None:
     body = json.dumps(BODIES["/v1/chat/completions"])

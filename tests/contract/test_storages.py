@@ -186,6 +186,7 @@ def test_a_segment_without_its_manifest_is_completed(place: Place) -> None:
     assert again.manifest.chain_after == first.manifest.chain_after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["parquet", "json"])
 def test_what_is_missing_or_changed_is_named(place: Place, ending: str) -> None:
     archive, head, segments = Archive(place.storage), GENESIS, list[Segment]()

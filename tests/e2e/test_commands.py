@@ -224,6 +224,7 @@ async def test_doctor_finds_the_running_system_well(here: Path) -> None:
         assert "append-only file, synced on every write" in shown.stdout
 
 
+@pytest.mark.slow
 async def test_doctor_says_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
     finished = await run_cli("doctor", "--json", cwd=tmp_path)
     findings = {finding["check"]: finding for finding in finished.json()}
@@ -319,6 +320,7 @@ async def test_publish_with_wait_fails_where_the_task_was_refused(here: Path) ->
     assert finished.json()["error_code"] == "PLAN_LIMIT_REACHED"
 
 
+@pytest.mark.slow
 async def test_a_second_up_on_the_same_directory_is_refused(here: Path) -> None:
     finished = await run_cli("up", "--stand-in", cwd=here)
     assert finished.code == 1

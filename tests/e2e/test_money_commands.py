@@ -131,6 +131,7 @@ async def test_credits_and_plans_are_listed_and_taken_back(running: RunningSyste
     assert verified.code == 0, verified
 
 
+@pytest.mark.slow
 async def test_a_server_that_takes_no_writes_is_told_in_one_line(running: RunningSystem, cli: Cli) -> None:
     """As a disk that cannot be written; a replica and a full memory are refused by what they say of themselves."""
     replicas: Any = await running.redis.config_get("min-replicas-to-write")

@@ -61,6 +61,7 @@ async def test_a_task_is_published_and_its_result_awaited(running: RunningSystem
     assert sum(entry.user == "u1" for entry in running.provider.book.entries.values()) == 1
 
 
+@pytest.mark.slow
 async def test_a_thousand_tasks_at_once_share_few_round_trips_and_one_subscription(running: RunningSystem) -> None:
     async with (
         faulty_proxy(running.system.redis_url) as proxy,
@@ -198,6 +199,7 @@ async def test_a_publisher_opens_without_redis_and_connects_once_there_is_one(ru
             assert (await publisher.publish_and_wait("monitoring", "ping", timeout_s=60)).content == "pong"
 
 
+@pytest.mark.slow
 async def test_who_waits_hears_of_a_result_over_a_subscription_that_broke(running: RunningSystem) -> None:
     await running.provider.shut("broken")
     async with Publisher(settings_of(running)) as publisher:

@@ -134,6 +134,7 @@ async def test_usage_may_be_asked_for_in_the_way_of_openrouter(served: Served) -
     assert round(reply.json()["usage"]["cost"] * 1e9) == served.calling.booked() > 0
 
 
+@pytest.mark.slow
 async def test_a_field_that_is_null_counts_as_absent_although_it_is_not_known(served: Served) -> None:
     assert (await served.chat(frobnicate=None, cache=None)).status_code == 200
 
@@ -159,6 +160,7 @@ async def test_wrong_keys_are_refused_late_and_counted(served: Served, headers: 
     assert served.gateway.counts.wrong_keys == 1
 
 
+@pytest.mark.slow
 async def test_a_key_in_the_other_header_is_one_too(served: Served) -> None:
     assert (await served.chat(headers={"authorization": "", "x-api-key": KEY})).status_code == 200
 

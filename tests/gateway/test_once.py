@@ -76,6 +76,7 @@ async def test_a_retry_of_an_sdk_joins_the_call_whose_client_left(served: Served
     assert call_id(retried) != call_id(later)
 
 
+@pytest.mark.slow
 async def test_nothing_is_joined_that_was_delivered_or_is_of_another_body(served: Served) -> None:
     delivered = await served.chat("Hello", headers={RETRY: "0"})
     again = await served.chat("Hello", headers={RETRY: "1"})
@@ -86,6 +87,7 @@ async def test_nothing_is_joined_that_was_delivered_or_is_of_another_body(served
     assert len({call_id(reply) for reply in (delivered, again, other)}) == 3
 
 
+@pytest.mark.slow
 async def test_two_clients_of_one_body_do_not_get_each_others_answer(served: Served) -> None:
     served.calling.script("slow", "slow")
     first = asyncio.create_task(served.chat("Hello", headers={RETRY: "0"}))
@@ -106,6 +108,7 @@ async def test_a_whole_answer_is_finished_without_its_client_and_kept(served: Se
     assert await served.calling.assumed() == 0
 
 
+@pytest.mark.slow
 async def test_a_named_stream_is_finished_although_its_client_left(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ async def test_a_stream_has_the_answer_in_parts_and_usage_in_the_end(served: Ser
     assert round(events[-1]["usage"]["cost"] * 1e9) == await served.calling.spent() == served.calling.booked()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"stream_options": None}, {"stream_options": {"include_usage": False}}])
 async def test_who_asks_for_no_usage_may_read_a_choice_in_every_chunk(served: Served, options: dict[str, Any]) -> None:
     events = events_in((await served.chat("Hello [[completion_tokens=30]]", stream=True, **options)).text)
@@ -157,6 +158,7 @@ async def test_a_client_that_leaves_cuts_the_provider_off_and_pays_what_it_cost(
     assert await served.calling.assumed() == 0
 
 
+@pytest.mark.slow
 async def test_an_answer_that_is_known_is_streamed_again(served: Served) -> None:
     first = await served.chat("Hello", stream=True, headers={"idempotency-key": "a"})
     again = await served.chat("Hello", stream=True, headers={"idempotency-key": "a"})
@@ -196,6 +198,7 @@ async def test_a_gateway_that_stops_ends_its_streams_with_an_error(
     assert events_in(reply.text)[-1]["error"]["code"] == "gateway_stopping"
 
 
+@pytest.mark.slow
 async def test_a_stream_that_cannot_be_written_on_ends_with_an_error(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

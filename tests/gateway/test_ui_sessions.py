@@ -71,6 +71,7 @@ async def test_a_key_opens_a_session_that_no_script_and_no_other_site_can_use(
     assert 0 < await redis_client.ttl(name) <= SESSION_S
 
 
+@pytest.mark.slow
 async def test_after_signing_in_only_pages_of_the_view_are_opened(served: Served) -> None:
     key = await new_key(served)
     async with browser(served) as visitor:
@@ -78,6 +79,7 @@ async def test_after_signing_in_only_pages_of_the_view_are_opened(served: Served
             assert (await visitor.sign_in(key, to=to)).headers["location"] == "/ui", to
 
 
+@pytest.mark.slow
 async def test_a_wrong_key_opens_nothing_and_is_not_repeated(served: Served) -> None:
     wrong = "tb-" + "x" * 43
     async with browser(served) as visitor:
@@ -89,6 +91,7 @@ async def test_a_wrong_key_opens_nothing_and_is_not_repeated(served: Served) -> 
     assert "set-cookie" not in reply.headers
 
 
+@pytest.mark.slow
 async def test_a_key_of_nobody_opens_nothing(served: Served) -> None:
     key = await new_key(served, user_id=None, allows=frozenset({"user"}))
     async with browser(served) as visitor:
@@ -107,6 +110,7 @@ async def test_a_key_in_a_header_opens_pages_too(served: Served) -> None:
     assert (by_bearer.status_code, wrong.status_code) == (200, 401)
 
 
+@pytest.mark.slow
 async def test_signing_out_ends_the_session_for_everybody_who_has_its_cookie(served: Served) -> None:
     key = await new_key(served)
     async with browser(served, key) as visitor, browser(served) as thief:
@@ -120,6 +124,7 @@ async def test_signing_out_ends_the_session_for_everybody_who_has_its_cookie(ser
     assert COOKIE not in visitor.client.cookies
 
 
+@pytest.mark.slow
 async def test_another_gateway_of_the_ledger_knows_the_session(served: Served, server_url: str, tmp_path: Path) -> None:
     key = await new_key(served)
     async with browser(served, key) as visitor, open_served(server_url, tmp_path / "other") as other:
@@ -128,6 +133,7 @@ async def test_another_gateway_of_the_ledger_knows_the_session(served: Served, s
             assert (await client.get("/ui/keys")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_session_ends_with_its_key(served: Served) -> None:
     key = await new_key(served)
     [issued] = await administration(served).keys.list()
@@ -164,6 +170,7 @@ async def test_a_link_works_once_and_opens_an_admins_session(served: Served, red
     assert once not in str(logs)
 
 
+@pytest.mark.slow
 async def test_a_link_that_is_none_opens_nothing(served: Served) -> None:
     async with browser(served) as visitor:
         for once in ("", "x", "x" * 5_000, "%00", "a b"):
@@ -202,6 +209,7 @@ async def test_a_form_without_the_sessions_token_changes_nothing(served: Served)
     assert len(await administration(served).keys.list()) == 1
 
 
+@pytest.mark.slow
 async def test_bodies_that_are_no_form_are_refused(served: Served) -> None:
     form = "application/x-www-form-urlencoded"
     async with browser(served, await new_key(served)) as visitor:
@@ -228,6 +236,7 @@ async def test_answers_are_not_kept_not_framed_and_run_no_script(served: Served)
             assert "no-referrer" not in headers["referrer-policy"], "then browsers would not say whose form it is"
 
 
+@pytest.mark.slow
 async def test_the_stylesheet_needs_no_key_and_no_other_host(served: Served) -> None:
     async with browser(served) as visitor:
         reply = await visitor.get("/ui/style.css")

@@ -185,6 +185,7 @@ async def test_what_was_only_assumed_meanwhile_is_corrected(running: RunningSyst
     assert await notes(running) == []
 
 
+@pytest.mark.slow
 async def test_a_cost_that_is_confirmed_is_not_changed_by_an_old_note(running: RunningSystem) -> None:
     """A file of a machine that was away must not undo what a person has corrected since."""
     ended = ended_process(running)
@@ -212,6 +213,7 @@ async def test_a_note_is_left_to_its_process_while_that_lives(running: RunningSy
     assert (await record_of(running)).state == "closed"
 
 
+@pytest.mark.slow
 async def test_an_answer_becomes_the_result_although_its_cost_was_booked_before(running: RunningSystem) -> None:
     """A process that only looked dead; programs show no sign of life at all."""
     ended = ended_process(running)
@@ -321,6 +323,7 @@ async def test_recorded_spend_is_refused_noted_and_booked_under_its_key(running:
     assert await notes(running) == []
 
 
+@pytest.mark.slow
 async def test_a_correction_is_refused_on_a_ledger_that_went_back_and_not_noted(running: RunningSystem) -> None:
     ended = ended_process(running)
     request = await hold(ended)

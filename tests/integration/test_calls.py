@@ -263,6 +263,7 @@ async def test_life_of_a_call(calling: Calling, life: str) -> None:
     assert await story(calling) == events
 
 
+@pytest.mark.slow
 async def test_pauses_between_tries_are_what_the_provider_asks_for(calling: Calling) -> None:
     calling.script("http_429:7", "http_400", "http_503:3", None)
     async with calling.runner() as (runner, pauses):
@@ -271,6 +272,7 @@ async def test_pauses_between_tries_are_what_the_provider_asks_for(calling: Call
     assert pauses == [7.0, 3.0]
 
 
+@pytest.mark.slow
 async def test_pause_longer_than_allowed_is_not_made(calling: Calling) -> None:
     calling.script("http_429:999", None)
     async with calling.runner() as (runner, pauses):
@@ -330,6 +332,7 @@ async def test_fallback_without_a_price_is_not_called(calling: Calling) -> None:
 
 
 # The cap, in nano-dollars -> whether the fallback still fits beside the time-out that may have been charged.
+@pytest.mark.slow
 @pytest.mark.parametrize(("room", "fits"), [(0, True), (-1, False)])
 async def test_fallback_goes_only_as_far_as_the_hold_can_be_extended(
     calling: Calling, room: int, *, fits: bool
@@ -391,6 +394,7 @@ async def test_what_failed_attempts_cost_is_noted_where_the_ledger_went_back_bef
     await gates[0].forget(note)
 
 
+@pytest.mark.slow
 async def test_extension_does_not_wait_for_other_holds(calling: Calling) -> None:
     # The other call holds what the extension needs; waiting for it could be waiting for each other.
     await calling.set_cap(2 * BOUND[SONNET] + BOUND[MINI] - 1)
@@ -436,6 +440,7 @@ async def test_call_over_the_cap_is_refused_with_the_numbers(calling: Calling) -
     assert len(await story(calling)) == 1
 
 
+@pytest.mark.slow
 async def test_call_that_only_a_hold_stands_in_the_way_of_waits_unless_it_is_final(calling: Calling) -> None:
     # G9
     await calling.set_cap(2 * BOUND[SONNET] - 1)
@@ -495,6 +500,7 @@ async def test_cheaper_model_is_called_rather_than_waiting_for_other_holds(
         assert (first.downgraded_from, second.downgraded_from) == (None, SONNET)
 
 
+@pytest.mark.slow
 async def test_first_model_is_called_where_it_fits_and_a_task_with_its_own_model_gets_no_cheaper_one(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -638,6 +644,7 @@ async def test_answer_that_comes_after_its_hold_has_expired(calling: Calling) ->
     assert await calling.assumed() == 0
 
 
+@pytest.mark.slow
 async def test_answer_that_comes_after_another_worker_has_given_the_call_up(calling: Calling) -> None:
     gate = asyncio.Event()
     async with calling.runner(transport=Held(gate)) as (runner, _):
@@ -768,6 +775,7 @@ async def test_answer_is_stored_though_its_call_is_cancelled_while_redis_is_away
     assert await story(calling) == [HELD, ok(SONNET), settled(PRICE[SONNET], "reported", "done")]
 
 
+@pytest.mark.slow
 async def test_call_cancelled_during_a_pause_costs_what_its_attempts_cost(calling: Calling) -> None:
     calling.script("error_finish")
     paused = asyncio.Event()

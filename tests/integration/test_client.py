@@ -80,6 +80,7 @@ def test_routes_and_caps_are_the_documented_ones() -> None:
     }
 
 
+@pytest.mark.slow
 async def test_repeat_goes_on_with_the_hold_that_a_lost_answer_has_left(
     calling: Calling, server_url: str, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ async def test_call_returns_content_model_tokens_and_cost(calling: Calling) -> N
     assert (held.plan, held.campaign_id) == ("trial", "c1")
 
 
+@pytest.mark.slow
 async def test_every_task_type_has_a_client(calling: Calling) -> None:
     for task in MODEL_ROUTING:
         result = await InferenceClient(task, calling.runtime).call(PROMPT, user_id="u1")
@@ -186,6 +188,7 @@ async def test_reply_without_an_answer_is_an_error_that_tells_what_it_cost(
     assert error.data["usage"]
 
 
+@pytest.mark.slow
 async def test_result_has_tool_calls_and_usage(calling: Calling) -> None:
     calling.script("tool_calls")
     result = await draft(calling).call(PROMPT, "u1", task_id="t1")
@@ -244,6 +247,7 @@ async def test_same_task_id_calls_the_model_once(calling: Calling) -> None:
     assert calling.provider.requests == 1
 
 
+@pytest.mark.slow
 async def test_same_task_id_at_the_same_time_calls_the_model_once(calling: Calling) -> None:
     calling.script("slow")
     results = await asyncio.gather(*(draft(calling).call(PROMPT, "u1", task_id="t1") for _ in range(3)))
@@ -251,6 +255,7 @@ async def test_same_task_id_at_the_same_time_calls_the_model_once(calling: Calli
     assert all(result == results[0] for result in results)
 
 
+@pytest.mark.slow
 async def test_calls_without_a_task_id_are_calls_of_their_own(calling: Calling) -> None:
     await asyncio.gather(*(draft(calling).call(PROMPT, "u1") for _ in range(3)))
     assert calling.provider.requests == 3
@@ -265,6 +270,7 @@ async def test_call_waits_for_the_money_that_other_calls_give_back(calling: Call
     assert await calling.spent() == 5 * PRICE
 
 
+@pytest.mark.slow
 async def test_wait_for_money_has_an_end(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path, hold_wait_s=0.1, attempt_timeout_s=PATIENCE_S) as calling:
         await calling.set_cap(2 * BOUND - 1)
@@ -279,6 +285,7 @@ async def test_wait_for_money_has_an_end(redis_client: Redis, server_url: str, t
         await calling.check_guarantees()
 
 
+@pytest.mark.slow
 async def test_a_call_that_was_taken_over_does_not_begin_its_wait_anew(calling: Calling) -> None:
     """The limit counts from the first try."""
     waits: list[float] = []

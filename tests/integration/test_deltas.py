@@ -134,6 +134,7 @@ async def test_cost_that_nobody_tells_is_assumed_after_some_tries(
     assert len(booked) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "outcome", "basis"),
     [
@@ -179,6 +180,7 @@ def with_larger_limit(calling: Calling) -> Call:
     return replace(call, route=call.route.model_copy(update={"retry_max_tokens": 3_000}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "tries"), first_quick(2, [("limit_before_text", 2), ("text_cut", 1), ("reasoning_used_up_limit", 1)])
 )
@@ -194,6 +196,7 @@ async def test_larger_limit_is_tried_only_where_nothing_was_passed_on(
     assert reader.finishes() == [result.finish_reason] == ["stop" if tries == 2 else "length"]
 
 
+@pytest.mark.slow
 async def test_second_try_that_fails_after_its_first_delta_is_the_end(calling: Calling) -> None:
     calling.script("limit_before_text", "stream_cut")
     reader = Reader()

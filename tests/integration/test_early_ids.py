@@ -185,6 +185,7 @@ class Later:
         return await self._gate.now_ms() + 3_600_000
 
 
+@pytest.mark.slow
 async def test_cost_that_is_told_later_is_reconciled_once(calling: Calling) -> None:
     await open_hold(calling)
     await expire(calling)
@@ -215,6 +216,7 @@ async def test_late_answer_after_the_assumption_is_not_corrected_twice(calling: 
     assert (await calling.spent(), await calling.assumed()) == (PRICE, 0)
 
 
+@pytest.mark.slow
 async def test_hold_without_an_id_is_assumed(calling: Calling) -> None:
     charge(calling)
     await open_hold(calling, generation_id=None)
@@ -222,6 +224,7 @@ async def test_hold_without_an_id_is_assumed(calling: Calling) -> None:
     assert (await calling.spent(), await calling.assumed()) == (BOUND, BOUND)
 
 
+@pytest.mark.slow
 async def test_provider_that_does_not_answer_delays_the_sweep_once(calling: Calling) -> None:
     await calling.provider.stop()
     asked = list[float]()
@@ -242,6 +245,7 @@ async def test_provider_that_does_not_answer_delays_the_sweep_once(calling: Call
     ) == 2  # One of this test's lookup, one of the system's own.
 
 
+@pytest.mark.slow
 async def test_note_that_is_lost_is_logged_and_counted(calling: Calling) -> None:
     class Away:
         async def note(self, request: NoteRequest) -> None:

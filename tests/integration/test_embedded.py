@@ -136,6 +136,7 @@ async def test_functions_survive_a_kill(private_server: EmbeddedServer) -> None:
         assert await client.fcall("answer", 0) == 42
 
 
+@pytest.mark.slow
 async def test_start_waits_until_everything_is_loaded(private_server: EmbeddedServer) -> None:
     async with connect(private_server.url) as client:
         await client.eval("for i = 1, 300000 do redis.call('SET', 'key:' .. i, i) end", 0)
@@ -243,6 +244,7 @@ async def test_a_taken_port_is_an_error(tmp_path: Path) -> None:
             await EmbeddedServer(tmp_path, port=port).start()
 
 
+@pytest.mark.slow
 async def test_a_port_taken_between_the_check_and_the_start_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,7 @@ async def test_each_input_gets_its_vector_and_the_prompt_is_paid(
         assert list(running.provider.book.totals().values()) == [(tokens + 4) * 20]
 
 
+@pytest.mark.slow
 async def test_vectors_come_as_base64_where_that_is_asked_for(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ async def test_vectors_come_as_base64_where_that_is_asked_for(
         assert [round(number, 6) for number in numbers] == plain.embeddings[0]
 
 
+@pytest.mark.slow
 async def test_an_application_calls_for_them_itself(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with embedding(server_url, tmp_path) as running:
         runtime = running.system.runtime
@@ -105,6 +107,7 @@ async def test_an_application_calls_for_them_itself(redis_client: Redis, server_
             await InferenceClient("embed", runtime).call(input="x" * 999_000, user_id="poor", plan="tiny")
 
 
+@pytest.mark.slow
 async def test_a_failed_model_is_followed_by_the_fallback(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with embedding(server_url, tmp_path, "http_404") as running:
         result = await run(running, task="embed_twice", input="one")

@@ -324,6 +324,7 @@ async def add_nonsense(gate: DirectGate) -> None:
     await cast("Awaitable[Any]", gate.redis.linsert(KEYS.tail(U1), "AFTER", entries[0].decode(), "nonsense"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "error"),
     [

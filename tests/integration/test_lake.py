@@ -63,6 +63,7 @@ def test_what_a_lake_does_with_its_files_leaves_the_archive_as_it_was(tmp_path: 
         check_segment(segment)
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_in_between_is_repeated_without_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, catalog = make_archive(tmp_path / "archive", CALLS[:150], segment=50), tmp_path / "books.ducklake"
 
@@ -94,6 +95,7 @@ def test_another_ledger_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         take(other, catalog)
 
 
+@pytest.mark.slow
 def test_a_changed_segment_is_not_copied(tmp_path: Path) -> None:
     archive, catalog = make_archive(tmp_path / "archive", CALLS[:100], segment=50), tmp_path / "books.ducklake"
     file = archive / parquet_name(Archive(archive).segments(0)[1].stem)
@@ -104,6 +106,7 @@ def test_a_changed_segment_is_not_copied(tmp_path: Path) -> None:
     assert rows(catalog, "SELECT max(seq) FROM lake.events") == [(50,)]
 
 
+@pytest.mark.slow
 async def test_the_command_copies_and_repeats(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "archive", CALLS[:100], segment=50)
     first = await run_cli("lake", "it's.ducklake", "--archive", str(archive), cwd=tmp_path)
@@ -130,6 +133,7 @@ def test_an_extension_that_is_missing_is_named(tmp_path: Path, monkeypatch: pyte
         pass
 
 
+@pytest.mark.slow
 async def test_the_files_may_be_in_an_object_store(tmp_path: Path, bucket: ObjectStore) -> None:
     """In a process of its own: DuckDB keeps this one's store from answering."""
     archive = make_archive(tmp_path / "archive", CALLS[:100], segment=50)

@@ -223,6 +223,7 @@ async def test_reply_of_a_public_report_comes_to_the_right_value(calling: Callin
         assert right["provider_error"] not in (settled.reason or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "fallback", "requests"),
     [
@@ -277,6 +278,7 @@ async def test_second_try_is_made_once(calling: Calling) -> None:
     assert calling.provider.requests == 2
 
 
+@pytest.mark.slow
 async def test_cut_reply_stands_where_the_larger_limit_does_not_fit_the_cap(calling: Calling) -> None:
     await calling.set_cap(FIRST_BOUND)
     call = with_route(calling.call(), retry_max_tokens=LARGER)
@@ -287,6 +289,7 @@ async def test_cut_reply_stands_where_the_larger_limit_does_not_fit_the_cap(call
     assert await calling.spent() == PAID
 
 
+@pytest.mark.slow
 async def test_cut_reply_stands_where_the_hold_was_not_extended(
     calling: Calling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +306,7 @@ async def test_cut_reply_stands_where_the_hold_was_not_extended(
     assert calling.provider.requests == 1
 
 
+@pytest.mark.slow
 async def test_cut_reply_stands_where_the_second_try_fails(calling: Calling) -> None:
     call = with_route(calling.call(), retry_max_tokens=LARGER, fallback=())
     calling.script("text_cut", "http_503", None)
@@ -312,6 +316,7 @@ async def test_cut_reply_stands_where_the_second_try_fails(calling: Calling) -> 
     assert calling.provider.requests == 2
 
 
+@pytest.mark.slow
 async def test_cut_reply_stands_where_its_second_try_is_cancelled(calling: Calling) -> None:
     call = with_route(calling.call(), retry_max_tokens=LARGER)
     calling.script("text_cut", "hang")
@@ -328,6 +333,7 @@ async def test_cut_reply_stands_where_its_second_try_is_cancelled(calling: Calli
     assert calling.provider.requests == 2
 
 
+@pytest.mark.slow
 async def test_cut_reply_stands_where_another_run_has_settled_its_hold(calling: Calling) -> None:
     call = with_route(calling.call(), retry_max_tokens=LARGER)
     calling.script("text_cut", None)
@@ -349,6 +355,7 @@ async def test_cut_reply_stands_where_another_run_has_settled_its_hold(calling: 
     assert calling.provider.requests == 1
 
 
+@pytest.mark.slow
 async def test_task_that_asks_for_more_than_the_larger_limit_has_no_second_try(calling: Calling) -> None:
     call = with_route(calling.call(max_tokens=LARGER), retry_max_tokens=LARGER)
     calling.script("text_cut", None)
@@ -356,6 +363,7 @@ async def test_task_that_asks_for_more_than_the_larger_limit_has_no_second_try(c
     assert calling.provider.requests == 1
 
 
+@pytest.mark.slow
 async def test_fee_of_an_own_key_is_booked_beside_the_priced_tokens(calling: Calling) -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "cost": "0.01", "is_byok": True}
     reply = {"message": {"content": "ok"}, "finish_reason": "stop", "usage": usage}

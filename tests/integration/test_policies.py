@@ -340,6 +340,7 @@ async def test_verify_recomputes_caps_from_policies(server_url: str, tmp_path: P
         assert not [each for each in found if "vip" in each]
 
 
+@pytest.mark.slow
 async def test_verify_names_a_hold_that_left_a_budget_out(server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         await put_in_force(calling, trial_at(4, budgets=[DAY]))
@@ -361,6 +362,7 @@ async def test_verify_names_a_hold_that_left_a_budget_out(server_url: str, tmp_p
 HOSTILE: Final = ("50%", "a,b", "x:y", "%2C", "%25,%", "a/b:c,d", "é%ü", "'; DROP--")
 
 
+@pytest.mark.slow
 async def test_values_that_look_like_keys_have_their_own_balance_cap_and_alert(server_url: str, tmp_path: Path) -> None:
     team = {"name": "team", "by": ["team", "user"], "window": "week", "cap_usd": 1, "alerts": [0.4]}
     # So little that two calls' cost reaches 0.4 of it, and that a third does not fit.

@@ -167,6 +167,7 @@ async def test_a_fallback_crosses_to_another_provider(providers: Providers, faul
     assert await providers.calling.spent() == spent + cost_of(HAIKU)
 
 
+@pytest.mark.slow
 async def test_a_provider_that_is_gone_is_left_for_another(providers: Providers) -> None:
     """No other model of the same provider would help, so within one provider there is no fallback."""
     await providers.openai.stop()
@@ -184,6 +185,7 @@ async def test_the_default_provider_falls_back_to_a_named_one(providers: Provide
     assert nanousd_from_usd(result.cost_usd) == cost_of(HAIKU) == providers.booked
 
 
+@pytest.mark.slow
 async def test_at_the_cap_the_next_providers_price_decides(providers: Providers) -> None:
     """G1. The hold covers the first model, and there is no money for the second, which is dearer."""
     await providers.calling.set_cap(bound_of(HAIKU) - 1)
@@ -209,6 +211,7 @@ async def test_the_cheaper_model_may_be_another_providers(providers: Providers) 
     assert nanousd_from_usd(result.cost_usd) == cost_of(MINI) == providers.booked
 
 
+@pytest.mark.slow
 async def test_both_fail_and_the_reason_of_the_last_is_told(providers: Providers) -> None:
     providers.openai.faults = FaultPlan(script=["http_503"])
     providers.claude.faults = FaultPlan(script=["http_529"])
@@ -220,6 +223,7 @@ async def test_both_fail_and_the_reason_of_the_last_is_told(providers: Providers
     assert providers.booked == 0
 
 
+@pytest.mark.slow
 async def test_what_one_provider_does_not_take_is_asked_of_the_other(providers: Providers) -> None:
     """Anthropic has no seed: it is no fallback for such a call, which it refuses before money is held."""
     providers.openai.faults = FaultPlan(script=["http_503"])
@@ -233,6 +237,7 @@ async def test_what_one_provider_does_not_take_is_asked_of_the_other(providers: 
     assert dear.model_used == MINI, "a cheaper model that does not take the seed is none"
 
 
+@pytest.mark.slow
 async def test_a_model_that_a_task_names_is_one_of_the_routes_provider(providers: Providers) -> None:
     result = await providers.run(model="gpt-4o-mini")
     (attempt,) = await providers.attempts()
@@ -240,6 +245,7 @@ async def test_a_model_that_a_task_names_is_one_of_the_routes_provider(providers
     assert nanousd_from_usd(result.cost_usd) == PROMPT_TOKENS * 150 + COMPLETION_TOKENS * 600 == providers.booked
 
 
+@pytest.mark.slow
 async def test_a_key_that_goes_missing_later_costs_nothing_and_the_fallback_answers(
     redis_client: Redis, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +274,7 @@ async def test_a_providers_own_price_counts_before_all_others(
     assert nanousd_from_usd(at_claude.cost_usd) == PROMPT_TOKENS * 2_000 + COMPLETION_TOKENS * 6_000
 
 
+@pytest.mark.slow
 async def test_each_provider_is_asked_for_its_own_models(providers: Providers) -> None:
     runtime = providers.calling.runtime
     assert runtime.prices.at("openai").models is not runtime.prices.at("claude").models
@@ -296,6 +303,7 @@ async def test_a_provider_of_a_new_policy_is_asked_for_its_prices_at_once(provid
         assert (hold.bound.source or "").startswith("provider 20")
 
 
+@pytest.mark.slow
 async def test_reconcile_asks_the_provider_that_was_called(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

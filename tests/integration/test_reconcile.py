@@ -138,6 +138,7 @@ async def test_repeating_changes_nothing(calling: Calling) -> None:
     assert await calling.events() == events
 
 
+@pytest.mark.slow
 async def test_charge_that_the_provider_learns_of_later_is_corrected_later(calling: Calling) -> None:
     await run(calling, "t1", "reset_mid_body", "broken_json", None)
     true = calling.booked()
@@ -209,6 +210,7 @@ async def test_late_answer_that_the_projection_has_not_heard_of_is_not_overwritt
     assert await calling.spent() == calling.booked() == PRICE + PRICE_OF_FALLBACK
 
 
+@pytest.mark.slow
 async def test_answer_that_came_late_and_told_no_cost_is_asked_about(calling: Calling) -> None:
     calling.script("missing_usage")
     gate = asyncio.Event()
@@ -248,6 +250,7 @@ async def test_an_assumption_that_comes_late_leaves_what_the_provider_has_told(c
     assert await calling.spent() == calling.booked() == PRICE
 
 
+@pytest.mark.slow
 async def test_correction_says_who_made_it_and_why(calling: Calling) -> None:
     await run(calling, "t1", "missing_usage")
     await reconciled(calling)

@@ -95,6 +95,7 @@ async def test_done_twice_nothing_is_given_back_twice(calling: Calling, administ
     assert await calling.events() == events
 
 
+@pytest.mark.slow
 async def test_two_at_once_give_back_each_charge_once(calling: Calling, administration: Administration) -> None:
     for number in range(6):
         await run(calling, f"t{number}", "reset_before_charge", "reset_before_charge", None)
@@ -104,6 +105,7 @@ async def test_two_at_once_give_back_each_charge_once(calling: Calling, administ
     assert await calling.spent() == 6 * PRICE_OF_FALLBACK
 
 
+@pytest.mark.slow
 async def test_after_a_crash_between_two_events_the_rest_is_given_back(
     calling: Calling, administration: Administration
 ) -> None:
@@ -151,6 +153,7 @@ async def test_a_dead_workers_request_can_be_given_back(calling: Calling, admini
     assert await calling.spent() == 0
 
 
+@pytest.mark.slow
 async def test_only_what_ended_in_the_time_and_of_the_user_is_found(calling: Calling) -> None:
     for number, user in enumerate(("u1", "u2", "u1")):
         await run(calling, f"t{number}", "reset_before_charge", None, user=user)
@@ -170,6 +173,7 @@ async def test_only_what_ended_in_the_time_and_of_the_user_is_found(calling: Cal
     assert await calls(since_ms=ids[2].ms + 1_000_000) == []
 
 
+@pytest.mark.slow
 async def test_what_the_provider_says_later_of_a_released_charge_counts(
     calling: Calling, administration: Administration
 ) -> None:

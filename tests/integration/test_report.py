@@ -109,6 +109,7 @@ def test_the_parts_of_a_selection_add_up_to_the_whole(reading: Reading, narrowed
         assert total(part, table, "spent_usd") == part.totals["spent_usd"], (part.selection, table)
 
 
+@pytest.mark.slow
 def test_cap_use_is_that_of_the_view_and_narrowed_by_who_calls(reading: Reading) -> None:
     def users(**chosen: str) -> list[tuple[Any, ...]]:
         rows = ask(reading.connection, Selection(**chosen)).cap_use.to_pylist()
@@ -126,6 +127,7 @@ def test_cap_use_is_that_of_the_view_and_narrowed_by_who_calls(reading: Reading)
     assert users(campaign="autumn") == expected(called)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["' OR 1=1 --", "%", "not named or another"])
 def test_what_is_chosen_is_a_value_and_never_a_part_of_the_statement(reading: Reading, value: str) -> None:
     for name in ("period", "plan", "user", "campaign"):
@@ -164,6 +166,7 @@ def test_an_empty_selection_says_so_everywhere(reading: Reading) -> None:
     assert {tile.value for tile in tiles(answers)} == {"$0.00", "0"}
 
 
+@pytest.mark.slow
 def test_bars_stand_on_one_another_and_corrections_hang_down(reading: Reading) -> None:
     answers = ask(reading.connection, Selection())
     figure = next(figure for figure in figures(answers) if figure.name == "spend")
@@ -334,6 +337,7 @@ async def test_beside_a_ledger_that_answers_it_says_how_far_behind_it_is(
     await pipeline.aclose()
 
 
+@pytest.mark.slow
 async def test_without_a_projection_the_data_directorys_own_archive_is_read(tmp_path: Path, entries: list[Any]) -> None:
     make_archive(tmp_path / "data" / "archive", entries[:500])
     source = await find_source(settings=settings_for(tmp_path / "data"))
@@ -341,6 +345,7 @@ async def test_without_a_projection_the_data_directorys_own_archive_is_read(tmp_
     source.close()
 
 
+@pytest.mark.slow
 async def test_a_kept_demo_is_found_only_where_nothing_else_is_set_or_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: list[Any]
 ) -> None:

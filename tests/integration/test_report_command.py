@@ -43,6 +43,7 @@ def command(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return execute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "problem"),
     [

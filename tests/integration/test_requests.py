@@ -228,6 +228,7 @@ async def test_a_fallback_that_supports_what_the_task_sets_is_asked_first(
         assert (failed.status, len(standin.bodies)) == (TaskStatus.FAILED, 2)
 
 
+@pytest.mark.slow
 async def test_a_prompt_is_bounded_by_what_the_model_can_read(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -284,6 +285,7 @@ async def test_media_and_searches_are_sent_where_the_policy_bounds_them(
         assert len(standin.bodies) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["hashed", "none", "plain"])
 async def test_the_provider_is_told_a_name_of_its_own_for_a_user(
     form: str, redis_client: Redis, server_url: str, tmp_path: Path
@@ -305,6 +307,7 @@ async def test_the_provider_is_told_a_name_of_its_own_for_a_user(
         assert await redis_client.hgetall(running.keys.secrets) == {b"provider_user_key": key.encode()}
 
 
+@pytest.mark.slow
 async def test_an_older_ledger_gets_its_key_once(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with recording(server_url, tmp_path / "data") as (running, _):
         await redis_client.delete(running.keys.secrets)
@@ -316,6 +319,7 @@ async def test_an_older_ledger_gets_its_key_once(redis_client: Redis, server_url
             assert made[0].hex() not in repr(again)
 
 
+@pytest.mark.slow
 async def test_a_temperature_is_sent_only_where_the_route_or_the_task_sets_one(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

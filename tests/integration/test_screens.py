@@ -61,6 +61,7 @@ def test_spend_as_json_is_one_array(
     assert {row["user_id"] for row in json.loads(capsys.readouterr().out)} >= {UUID, FORMULA}
 
 
+@pytest.mark.slow
 async def test_sql_writes_the_format_that_the_file_s_ending_names(home: Path, tmp_path: Path) -> None:
     query = "SELECT user_id, assumed_usd - assumed_usd AS zero_usd, 1 AS one FROM spend ORDER BY user_id LIMIT 3"
     file = tmp_path / "spend.csv"

@@ -68,6 +68,7 @@ async def test_every_client_finds_the_primary(group: Replicated) -> None:
     await app.stop()
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_a_replica_is_not_taken_for_the_primary(group: Replicated) -> None:
     """The Sentinel has not heard of what was done by hand, and names the demoted server."""
     (replica,) = group.replicas

@@ -202,6 +202,7 @@ READS: Final[dict[str, Callable[[duckdb.DuckDBPyConnection], object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", READS)
 def test_a_read_during_which_the_store_is_closed_says_so(tmp_path: Path, read: str) -> None:
     store = filled(tmp_path / "t.duckdb")
@@ -254,6 +255,7 @@ def test_a_database_that_fails_is_told_from_a_wrong_query(tmp_path: Path) -> Non
     store.close()
 
 
+@pytest.mark.slow
 def test_no_connection_draws_a_progress_bar() -> None:
     """DuckDB draws one by default in a process without a main script, as a worker made by `multiprocessing` is."""
     program = (
@@ -299,6 +301,7 @@ def test_a_reopened_store_can_be_checkpointed(tmp_path: Path) -> None:
 MEMORY: Final = "raise TOLLBOOK_DUCKDB_MEMORY, or give this machine more free memory"
 
 
+@pytest.mark.slow
 def test_a_file_that_there_is_no_memory_to_open_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "t.duckdb"
     filled(path).close()

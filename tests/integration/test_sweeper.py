@@ -176,6 +176,7 @@ async def test_a_hold_with_a_failed_attempt_behind_it_is_charged_in_full_with_it
     assert await settlements(running) == [("dead", AMOUNT, AMOUNT - known, "assumed", "expired")]
 
 
+@pytest.mark.slow
 async def test_holds_that_cannot_be_settled_hold_up_none_behind_them(running: RunningSystem) -> None:
     """More of them than are looked at in one go, all older: without a record, and with one that nobody can read."""
     keys, ghosts = running.keys, [f"ghost-{number}" for number in range(150)]
@@ -190,6 +191,7 @@ async def test_holds_that_cannot_be_settled_hold_up_none_behind_them(running: Ru
     assert [call_id for call_id, *_ in await settlements(running)] == ["dead"]
 
 
+@pytest.mark.slow
 async def test_a_ledger_that_went_back_is_told_of_once_not_for_each_hold(running: RunningSystem) -> None:
     """G8: nothing is settled on it, and the log is not filled with the same sentence."""
     for number in range(3):
@@ -202,6 +204,7 @@ async def test_a_ledger_that_went_back_is_told_of_once_not_for_each_hold(running
     assert await settlements(running) == []
 
 
+@pytest.mark.slow
 async def test_a_settled_call_is_no_longer_swept(running: RunningSystem) -> None:
     await reserve(running, "quick", lease_ms=1)
     await overdue(running, 1)

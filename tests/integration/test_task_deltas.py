@@ -90,6 +90,7 @@ async def test_first_delta_is_read_before_the_answer_has_ended(
     assert (first.kind, first.text.split()[0]) == ("delta", "[stand-in]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"streamed": None}, {"streamed": False}])
 async def test_task_without_a_stream_has_its_result_alone(
     redis_client: Redis, server_url: str, tmp_path: Path, fields: dict[str, Any]

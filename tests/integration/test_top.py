@@ -206,6 +206,7 @@ async def test_a_refused_command_is_told_and_ends_nothing(redis_client: Redis, s
     ]
 
 
+@pytest.mark.slow
 async def test_a_long_ledger_is_read_by_its_end_only(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     """Bounded on the first look and after a gap; what the window covers less is told."""
     async with GatedStandIn() as provider:

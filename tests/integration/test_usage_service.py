@@ -57,6 +57,7 @@ async def test_usage_of_a_user(calling: Calling) -> None:
     assert summary.remaining_usd == 15 - usd_from_nanousd(PRICE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("room", "fits"), [(0, True), (-1, False)])
 async def test_action_is_weighed_as_the_gate_will_weigh_it(calling: Calling, room: int, *, fits: bool) -> None:
     await calling.set_cap(BOUND + room)
@@ -83,6 +84,7 @@ async def test_action_that_costs_nothing_is_never_refused(calling: Calling) -> N
         assert refused.value.code is ErrorCode.PLAN_LIMIT_REACHED
 
 
+@pytest.mark.slow
 async def test_malformed_question_is_refused(calling: Calling) -> None:
     async with connected(calling) as usage:
         for arguments in (("u1", "fly", "trial"), ('u"1', "ping", "trial"), ("u1", "ping", "platinum")):
@@ -192,6 +194,7 @@ async def test_service_is_a_dependency_of_fastapi(calling: Calling) -> None:
         await current_runtime()
 
 
+@pytest.mark.slow
 async def test_runtime_of_the_nearest_connection_is_used(calling: Calling) -> None:
     async with connect_runtime(calling.runtime.settings) as outer:
         async with connect_runtime(calling.runtime.settings) as inner:

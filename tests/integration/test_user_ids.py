@@ -180,6 +180,7 @@ async def _names_and_values(redis: Redis) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", [1, 2])
 async def test_caps_hold_per_person_whoever_spells_the_id(
     server_url: str, redis_client: Redis, tmp_path: Path, partitions: int

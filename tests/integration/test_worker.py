@@ -288,6 +288,7 @@ async def test_a_worker_that_slept_through_its_claims_corrects_its_books_and_cha
         assert {fields[b"result"] for _, fields in entries} == {stored}
 
 
+@pytest.mark.slow
 async def test_tasks_are_done_after_their_stream_was_deleted_and_made_anew(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -300,6 +301,7 @@ async def test_tasks_are_done_after_their_stream_was_deleted_and_made_anew(
         assert (await running.answers(["after"]))[0].status is TaskStatus.DONE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 async def test_every_worker_names_itself_on_the_ledger(
     redis_client: Redis, server_url: str, tmp_path: Path, workers: int

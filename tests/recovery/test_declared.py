@@ -159,6 +159,7 @@ async def test_what_enters_an_event_again_that_was_not_lost_is_found(
         assert [finding.event_id for finding in found if finding.kind == "recovery"] == [later(entry_id, 1)]
 
 
+@pytest.mark.slow
 async def test_a_run_that_goes_on_from_an_interrupted_one_declares_all_that_is_entered(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -243,6 +243,7 @@ def check_state(was: dict[str, Any], now: dict[str, Any]) -> None:
             assert now[key] == value, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_lost_events_come_back_with_all_that_the_gate_keeps(

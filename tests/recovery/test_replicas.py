@@ -71,6 +71,7 @@ async def test_a_write_is_believed_once_a_replica_has_it(kind: str, tmp_path: Pa
         await careful.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", first_quick(1, KINDS))
 async def test_a_repeat_that_finds_its_call_waits_for_the_replicas(kind: str, tmp_path: Path) -> None:
     """It writes nothing, and WAIT covers the writes of its own connection alone: so a mark is written before."""
@@ -107,6 +108,7 @@ def _gate_over(bench: GateBench, pipeline: CommandPipeline) -> Gate:
     return Gate(pipeline, bench.keys, "ledger-1", idempotency_ttl_s=3_600, result_ttl_s=600)
 
 
+@pytest.mark.slow
 async def test_replicas_sync_to_their_disks_where_that_is_asked_for(tmp_path: Path) -> None:
     async with replicated(tmp_path, kind=EMBEDDED) as group, connect(group.primary.url) as redis:
         pipeline = CommandPipeline(redis, replication=Replication(1, is_on_disk=True, mark=MARK))
