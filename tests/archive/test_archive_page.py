@@ -209,7 +209,7 @@ async def test_every_setting_and_every_message_of_the_page_is_the_code_s() -> No
     named = set(re.findall(r"`(TOLLBOOK_\w+)`", PAGE))
     known = {str(field.validation_alias) for field in Settings.model_fields.values()}
     assert named == {name for name in known if "SEGMENT" in name or "STREAM_KEEP" in name or "ARCHIVE" in name}
-    messages = templates("segments.py", "sealing.py")
+    messages = templates("manifests.py", "segments.py", "sealing.py")
     for message in re.findall(r"^\| `([^`]+)`", between("problems"), re.MULTILINE):
         part = re.compile(re.sub(r"\b[ABNM]\b|\\\.\\\.\\\.", r".*", re.escape(message)))
         said = [template for template in messages if part.search(template) or as_pattern(template).fullmatch(message)]

@@ -99,6 +99,7 @@ async def test_the_latest_period_is_the_default_and_others_are_named(archiving: 
         await find_call(reader, "nothing")
 
 
+@pytest.mark.slow
 async def test_lives_come_to_what_the_view_calls_says(archiving: Archiving) -> None:
     reader = reader_of(archiving)
     rows = archiving.store.query(

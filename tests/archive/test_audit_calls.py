@@ -371,6 +371,7 @@ async def test_an_archive_copied_elsewhere_answers_without_a_server(auditor: Aud
     copied.rename(directory_of(scene.archive))
 
 
+@pytest.mark.slow
 async def test_where_no_redis_answers_the_archive_alone_does_and_that_is_said(auditor: Auditor) -> None:
     env = {**auditor.env, "REDIS_URL": "redis://127.0.0.1:1/0"}
     told = await auditor.run("call", "plain", env=env)

@@ -71,6 +71,7 @@ async def test_much_money_without_a_terminal_wants_yes(running: RunningSystem, c
     assert (await cli("credit", "grant", "u1", "0.02", *REASON, TOLLBOOK_CONFIRM_USD="0")).code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "events"), first_quick(1, [("n\n", 0), ("y\n", 1)]))
 async def test_a_person_at_a_terminal_is_asked(
     running: RunningSystem, variables: dict[str, str], tmp_path: Path, answer: str, events: int

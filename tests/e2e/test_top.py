@@ -170,6 +170,7 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
 
 
+@pytest.mark.slow
 async def test_through_a_pipe_it_is_one_plain_snapshot(here: Path) -> None:
     finished = await run_cli("top", "--once", cwd=here)
     assert (finished.code, finished.stderr) == (0, "")

@@ -113,6 +113,7 @@ async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown
     assert len(await keys.list()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     first_quick(

@@ -139,6 +139,7 @@ async def test_a_task_that_was_claimed_over_stays_until_it_is_acknowledged(tidie
     assert len(await tidied.ids()) <= NODE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_whatever_groups_do_nothing_goes_that_any_of_them_needs(tidied: Tidied, seed: int) -> None:
     draw = random.Random(seed)
