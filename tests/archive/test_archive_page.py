@@ -145,6 +145,7 @@ async def test_the_worked_example_is_right() -> None:
     assert chain.digest(parts[0], parts[1:]) == digest
 
 
+@pytest.mark.slow
 async def test_the_columns_and_the_manifest_s_fields_are_the_documented_ones(books: GateLedger) -> None:
     schema = pq.read_schema(file_of(books.archive.segments(0)[0]))
     documented = re.findall(r"^\| `(\w+)` \| ([\w\[\]]+) \|", between("columns"), re.MULTILINE)

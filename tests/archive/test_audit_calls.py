@@ -199,6 +199,7 @@ async def test_a_statement_has_every_movement_with_the_balance_after_it(scene: S
     ]
 
 
+@pytest.mark.slow
 async def test_the_life_of_a_call_has_every_event_of_it(scene: Scene) -> None:
     life = await scene.life("fallback")
     assert [event.type for event in life.events] == [

@@ -157,6 +157,7 @@ def put_another(segment: Segment) -> None:
     write_table(events.slice(0, events.num_rows - 3), file_of(segment))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [damage, cut_off, lose, put_another])
 async def test_a_replay_names_the_segment_that_is_damaged(tmp_path: Path, harm: Callable[[Segment], None]) -> None:
     archive, source = sealed(tmp_path)

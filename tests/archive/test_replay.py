@@ -60,6 +60,7 @@ async def test_replay_to_random_points_has_the_committed_of_every_user_there(
         store.close()
 
 
+@pytest.mark.slow
 async def test_replay_of_one_user_has_that_users_rows_and_no_others(archiving: Archiving, tmp_path: Path) -> None:
     one = await replay(source_of(archiving), tmp_path / "one.duckdb", ReplayLimits(user_id="user:2"))
     for table in ("spend", "calls", "events"):

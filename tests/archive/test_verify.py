@@ -142,6 +142,7 @@ async def test_what_is_sealed_meanwhile_is_no_finding(
     await made.aclose()
 
 
+@pytest.mark.slow
 async def test_what_is_no_certificate_is_refused(books: GateLedger, tmp_path: Path) -> None:
     (tmp_path / "damaged.json").write_text("{}")
     (tmp_path / "another.json").write_text(json.dumps({"certificate": 1, "ledger_id": "another", "partitions": []}))

@@ -169,6 +169,7 @@ def test_what_cannot_be_known_is_said() -> None:
         assert words in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", first_quick(1, [1, 2, 3]))
 async def test_without_changes_it_equals_the_reports(redis_client: Redis, tmp_path: Path, seed: int) -> None:
     """Users, periods and plans, with plans that changed, taken-over calls, openings, credits and recorded spend."""

@@ -24,6 +24,7 @@ async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncI
         await served.calling.check_guarantees()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_streamed", first_quick(1, [True, False]))
 async def test_a_call_that_only_holds_were_in_the_way_of_is_made_by_its_retry(
     served: Served, is_streamed: bool

@@ -89,6 +89,7 @@ async def test_standard_output_holds_the_answer_alone(here: Path, command: tuple
     assert isinstance(json.loads(finished.stdout), list)
 
 
+@pytest.mark.slow
 async def test_a_kept_demo_is_read_where_there_is_nothing_else(here: Path) -> None:
     (here / "data").rename(here / "tollbook-demo")
     for command, answer in (

@@ -99,6 +99,7 @@ async def test_a_gateway_works_as_the_user_of_tollbook(urls: dict[str, str], tmp
             await changes.revoke(made.key_id, Signature("ops", "it leaked"))
 
 
+@pytest.mark.slow
 async def test_alerts_are_delivered_and_new_streams_are_read_as_far_as_the_documented_user_may(
     urls: dict[str, str], server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,6 +144,7 @@ async def test_a_server_that_takes_no_writes_is_told_in_one_line(running: Runnin
     assert "too few of its replicas answer" in line
 
 
+@pytest.mark.slow
 async def test_a_large_correction_wants_yes(running: RunningSystem, cli: Cli) -> None:
     await running.publish(
         "analysis", [{"task": "score_post", "user_id": "u1", "task_id": "t1", "prompt": "a post", "reply_to": REPLIES}]

@@ -91,6 +91,7 @@ async def is_subscribed(redis: Redis, number: int) -> bool:
     return await subscribers(redis) == number
 
 
+@pytest.mark.slow
 async def test_a_result_wakes_who_waits_and_nobody_polls_for_it(running: RunningSystem, publisher: Publisher) -> None:
     await running.provider.shut("slow")
     task_id = await publisher.publish("generation", "score_post", "a post", user_id="slow")

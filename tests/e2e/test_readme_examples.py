@@ -115,6 +115,7 @@ async def test_the_publisher_publishes_and_waits(running: RunningSystem, tmp_pat
     assert re.fullmatch(r"done \[stand-in\] .+ 0\.\d{9}\n", printed)
 
 
+@pytest.mark.slow
 async def test_the_publisher_says_that_redis_is_away(running: RunningSystem, tmp_path: Path) -> None:
     """The example's own handler for it runs, not a traceback."""
     away = "redis://127.0.0.1:1/0"

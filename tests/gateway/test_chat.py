@@ -222,6 +222,7 @@ async def test_models_have_the_form_of_both_apis(served: Served) -> None:
     assert (listed["first_id"], listed["last_id"]) == (listed["data"][0]["id"], listed["data"][-1]["id"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
@@ -258,6 +259,7 @@ async def test_embeddings_are_made_and_paid(served: Served) -> None:
     assert await served.calling.spent() == served.calling.booked() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ['["one", "two"]', "[1, 2]", '{"a": 1}'])
 async def test_a_text_that_is_json_is_a_text_all_the_same(served: Served, text: str) -> None:
     # OpenAI's SDK for Python asks for base64 where its caller says nothing.

@@ -186,6 +186,7 @@ async def test_nobody_can_put_another_answer_in_place(redis_client: Redis, proje
                 await reading
 
 
+@pytest.mark.slow
 async def test_who_asks_again_is_answered_by_the_projector_that_came_after(
     redis_client: Redis, projection: Projection
 ) -> None:
@@ -221,6 +222,7 @@ async def test_a_projector_that_does_not_answer_counts_as_down(redis_client: Red
             await asked.reader(0)(["user:u1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_lost", ["asker", "projector"])
 async def test_a_lost_connection_is_made_again(
     redis_client: Redis, server_url: str, projection: Projection, is_lost: str
@@ -240,6 +242,7 @@ async def test_a_lost_connection_is_made_again(
             await wait_until(is_answered, what="an answer")
 
 
+@pytest.mark.slow
 async def test_kept_baselines_go_on_while_redis_cannot_be_asked(
     redis_client: Redis, server_url: str, projection: Projection
 ) -> None:

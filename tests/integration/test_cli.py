@@ -324,6 +324,7 @@ COMPLETIONS: Final[dict[str, set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", SHELLS)
 async def test_a_shell_completes_commands_options_and_values(shell: str, tmp_path: Path) -> None:
     for words, expected in COMPLETIONS.items():

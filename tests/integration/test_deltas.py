@@ -313,6 +313,7 @@ async def test_answer_that_is_complete_is_one_although_its_connection_stays_open
     assert (attempt.outcome, attempt.content, attempt.reported_cost_nanousd) == ("ok", "x", 500_000_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_log_probabilities_are_in_the_result_that_asks_for_them(calling: Calling, is_streamed: bool) -> None:
     reader = Reader()

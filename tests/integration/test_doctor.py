@@ -243,6 +243,7 @@ async def test_a_user_without_permissions(place: Place) -> None:
     assert "the keys ~{tollbook:*" in failed["writes"]
 
 
+@pytest.mark.slow
 async def test_calls_that_were_stopped_and_charges_that_are_not_booked(place: Place) -> None:
     keys = place.running.keys
     await place.redis.hset(keys.meta, "stopped", "the ledger went back in time")
@@ -336,6 +337,7 @@ async def test_a_process_of_another_version_is_told(place: Place) -> None:
     assert "old-1 runs version 0.0.1" in told.found or "the others 0.0.1" in told.found
 
 
+@pytest.mark.slow
 async def test_holds_that_nobody_settles_and_dead_letters(place: Place) -> None:
     await place.redis.zadd(place.running.keys.holds, {"gone": 1})
     await place.redis.xadd("tollbook:dead-letters", {"a": "b"})

@@ -78,6 +78,7 @@ async def test_a_hold_in_another_window_than_its_moment_is_found(
         assert found.endswith(f"by policy 1 it is in {problem} at that moment")
 
 
+@pytest.mark.slow
 async def test_the_window_of_another_time_zone_is_found(server_url: str, tmp_path: Path) -> None:
     """The day of a zone that is 25 hours away is always another."""
     async with open_calling(server_url, tmp_path) as calling:
@@ -91,6 +92,7 @@ async def test_the_window_of_another_time_zone_is_found(server_url: str, tmp_pat
         assert f"another day than {there}" in found
 
 
+@pytest.mark.slow
 async def test_boundaries_count_from_the_policy_that_changes_them_on(server_url: str, tmp_path: Path) -> None:
     """A window that runs goes on under its name, so the days of two time zones must be the same when one follows."""
     async with open_calling(server_url, tmp_path) as calling:

@@ -84,6 +84,7 @@ async def test_a_key_is_printed_once_and_opens_the_gateway_until_it_is_revoked(
     assert (row["state"], row["created_by"], row["reason"], row["revoked_by"]) == ("revoked", "ann", "the shop", "bob")
 
 
+@pytest.mark.slow
 async def test_a_key_is_rotated_and_the_old_one_is_accepted_for_a_time(keys: Keys) -> None:
     old = await keys.create("--user", "u42", "--name", "shop")
     done = (await keys.run("rotate", old["key_id"], "--after", "24h", "--json")).json()

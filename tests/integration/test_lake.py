@@ -76,6 +76,7 @@ def test_a_run_that_ended_in_between_is_repeated_without_harm(tmp_path: Path, mo
     assert rows(catalog, "SELECT count(*), count(DISTINCT seq) FROM lake.events") == [(150, 150)]
 
 
+@pytest.mark.slow
 def test_another_history_of_the_ledger_is_refused(tmp_path: Path) -> None:
     catalog = tmp_path / "books.ducklake"
     take(make_archive(tmp_path / "archive", CALLS[:100], segment=50), catalog)

@@ -107,6 +107,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "problem"), first_quick(6, CHANGES.values()), ids=CHANGES.keys())
 def test_a_change_by_hand_is_found(in_order: Path, tmp_path: Path, change: str, problem: str) -> None:
     path = tmp_path / "t.duckdb"

@@ -63,6 +63,7 @@ def test_bad_input_gets_one_line(command: Any, arguments: tuple[str, ...], code:
     assert problem in errors
 
 
+@pytest.mark.slow
 def test_without_data_it_says_where_data_would_come_from(command: Any, tmp_path: Path) -> None:
     code, errors = command(cwd=tmp_path)
     assert code == 1
@@ -71,6 +72,7 @@ def test_without_data_it_says_where_data_would_come_from(command: Any, tmp_path:
     assert "no call was made" in command(cwd=tmp_path)[1]
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(command: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -81,6 +81,7 @@ async def test_a_server_that_is_a_replica_is_not_taken_for_the_primary(group: Re
             await redis.ping()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "instead", "says"),
     first_quick(

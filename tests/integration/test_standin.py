@@ -221,6 +221,7 @@ async def test_fault_that_breaks_the_connection(fault: str) -> None:
         assert server.book.totals() == ({"u1": PRICE} if fault in CHARGED else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["hang", "hang_charged"])
 async def test_fault_that_never_answers(fault: str) -> None:
     async with standin(faults=FaultPlan(script=[fault])) as (server, client):
@@ -229,6 +230,7 @@ async def test_fault_that_never_answers(fault: str) -> None:
         assert server.book.totals() == ({"u1": PRICE} if fault in CHARGED else {})
 
 
+@pytest.mark.slow
 async def test_a_stream_is_charged_as_its_usage_says_once_that_was_sent() -> None:
     """Also where the client leaves between the usage and the end: it has been told what it pays."""
     async with standin(chunk_ms=50) as (server, client):

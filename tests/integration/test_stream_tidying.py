@@ -267,6 +267,7 @@ async def test_a_worker_tidies_by_itself_and_a_task_answered_before_stays_answer
         assert await wait_until(is_answered, what="the answer")
 
 
+@pytest.mark.slow
 async def test_a_reply_stream_is_kept_to_its_limit(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     tasks = [{"task": "ping", "task_id": f"p{number}", "user_id": "u1", "reply_to": REPLIES} for number in range(1_000)]
     async with running_system(tmp_path / "data", server_url, reply_stream_max=50) as running:

@@ -244,6 +244,7 @@ async def commands_called(redis: Redis) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 3])
 def test_a_copy_and_what_followed_is_what_the_fold_makes_of_all(seed: int, tmp_path: Path) -> None:
     entries = LedgerMaker(seed).run(600).entries

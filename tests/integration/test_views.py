@@ -228,6 +228,7 @@ def test_a_cap_of_nothing_is_used_up_and_has_no_percentage(tmp_path: Path) -> No
     assert answers(tmp_path, book, "cap_use", "used_percent", "runs_out_on") == [(None, date(2026, 11, 3))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spent", "newest", "expected"),
     [

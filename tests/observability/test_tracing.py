@@ -146,6 +146,7 @@ async def test_a_trace_is_one_tree_from_publisher_over_a_fallback_to_the_acknowl
     assert all(carrier["traceparent"].split("-")[1] not in event["payload"] for event in events)
 
 
+@pytest.mark.slow
 async def test_a_redelivery_is_in_the_trace_of_the_first_and_linked_to_it(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

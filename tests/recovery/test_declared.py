@@ -126,6 +126,7 @@ async def test_a_forged_declaration_of_restored_events_is_found(
         await check_forged(restored, tmp_path, FORGED_RESTORED)
 
 
+@pytest.mark.slow
 async def test_a_declaration_that_was_put_on_a_ledger_without_a_loss_or_comes_again_is_found(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ async def test_replicas_sync_to_their_disks_where_that_is_asked_for(tmp_path: Pa
         await pipeline.aclose()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LOCAL not in KINDS, reason="there is no redis-server")
 async def test_a_server_that_cannot_say_what_is_on_disk_is_named(tmp_path: Path) -> None:
     async with replicated(tmp_path, kind=LOCAL) as group, connect(group.primary.url) as redis:

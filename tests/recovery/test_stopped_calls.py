@@ -146,6 +146,7 @@ async def test_an_event_of_another_program_stops_calls_until_it_is_removed_and_a
         await finish(apart, "after")
 
 
+@pytest.mark.slow
 async def test_every_view_tells_that_calls_are_stopped_and_why(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
@@ -323,6 +324,7 @@ async def test_a_mark_is_kept_until_what_was_there_at_the_check_is_folded(
         assert "cannot be read" in (await stop_of(apart) or "")
 
 
+@pytest.mark.slow
 async def test_the_command_says_why_it_has_ended(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with running_apart(tmp_path / "data", server_url) as apart:
         await go_back(apart, redis_client)

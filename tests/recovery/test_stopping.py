@@ -111,6 +111,7 @@ async def announce_nothing(*_: str) -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["up", "projector"])
 async def test_what_waits_for_memory_at_its_start_ends_at_once(
     private_server: EmbeddedServer, tmp_path: Path, part: str
@@ -160,6 +161,7 @@ async def ends_soon(command: StayingCommand) -> None:
     assert "process.stopped_while_opening" in command.stderr
 
 
+@pytest.mark.slow
 async def test_events_that_are_left_at_the_stop_are_told(private_server: EmbeddedServer, tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with running_system(tmp_path / "system", private_server.url) as running:

@@ -222,6 +222,7 @@ ODD_VALUES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", first_quick(15, [str(field.validation_alias) for field in Settings.model_fields.values()])
 )
