@@ -287,8 +287,11 @@ LINES: Final = {" ".join(arguments): arguments for arguments in LOADED}
 
 
 @pytest.mark.parametrize("line", first_quick(2, LINES))
-def test_a_command_loads_only_what_it_needs(line: str, server_url: str, tmp_path: Path) -> None:
-    """Not by the clock: what a command loads is nearly all of the time that it takes to answer."""
+def test_a_command_loads_only_what_it_needs(line: str, server_url: str, tmp_path: Path, redis_client: Redis) -> None:
+    """Not by the clock: what a command loads is nearly all of the time that it takes to answer.
+
+    On an empty server: a command that warns of what another test has left there loads what it warns with.
+    """
     arguments = LINES[line]
     script = (
         "import sys\n"
