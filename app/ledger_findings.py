@@ -234,10 +234,10 @@ def _account_values() -> str:
 
 async def _unbooked(place: Place, keys: Keys) -> int:
     """Return how many charges of a partition wait. A Redis that was restored has lost its notes; the files are left."""
-    ledger_id = (await place.ask("HGET", keys.meta, "ledger_id")).decode()
+    ledger_id: bytes | None = await place.ask("HGET", keys.meta, "ledger_id")
     folder = place.settings.data_dir / FOLDER
     try:
-        charges = await read_unbooked(place.pipeline, keys, ledger_id=ledger_id, folder=folder)
+        charges = await read_unbooked(place.pipeline, keys, ledger_id=(ledger_id or b"").decode(), folder=folder)
     except OSError:
         charges = []  # Another user's files.
     return max(len(charges), await place.ask("HLEN", keys.unbooked))

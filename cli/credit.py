@@ -172,7 +172,7 @@ def list_credits(
     Example: tollbook credit list u42 --period 2026-11
     Example: tollbook credit list --budget prepaid
     """
-    from tollbook.views.queries import quoted
+    from tollbook.ledger.projection.sql_text import quoted
 
     if budget is not None:
         return prepaid.list_credits(quoted(budget), as_json=as_json)

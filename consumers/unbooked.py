@@ -63,13 +63,15 @@ class UnbookedBooker:
             reply = await self._ledger.settle_now(charge.settle_request)  # G3
         except CallUnknown:
             return "its hold is not on the ledger: `tollbook recover`"
-        if isinstance(reply, AlreadySettled) and reply.assumed_nanousd:
-            # The sweeper or another run was first, and could not know the cost. What is confirmed stays.
-            await self._ledger.adjust(_correction(charge))
+        if not isinstance(reply, AlreadySettled) or not reply.assumed_nanousd:
+            return None  # What is confirmed stays.
+        if not charge.knows_less(reply.assumed_nanousd):  # G1
+            # The sweeper or another run was first, and could not know the cost.
+            await self._ledger.adjust(_correction(charge, reply))
         return None
 
 
-def _correction(charge: UnbookedCharge) -> AdjustRequest:
+def _correction(charge: UnbookedCharge, settled: AlreadySettled) -> AdjustRequest:
     payload = CostAdjusted(
         basis=json.loads(charge.payload)["basis"], reason="booked late", author=charge.process or "tollbook"
     )
@@ -83,4 +85,5 @@ def _correction(charge: UnbookedCharge) -> AdjustRequest:
         payload=payload_json(payload),
         budgets=charge.budgets,
         events=charge.events,
+        seen=(settled.cost_nanousd, settled.assumed_nanousd),
     )

@@ -113,15 +113,22 @@ class Calls:
         except Exception as exc:  # noqa: BLE001 - the edge of the server.
             return self._refusal(request, api, problem_of_error(exc), name)
 
-    async def stop(self, grace_s: float) -> None:
-        """Take no further call; let those under way end within the grace, then end them: their clients are told so."""
+    async def stop(self, grace_s: float, *, settling_s: float) -> None:
+        """Take no further call; let those under way end within the grace, then end them: their clients are told so.
+
+        What they cost is settled within `settling_s`. Where Redis does not answer, their holds are left to the sweeper.
+        """
         self._is_stopping = True
         tasks = {call.task for call in self._under_way}
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
         for call in tuple(self._under_way):
             call.end()
-        await asyncio.gather(*(call.task for call in tuple(self._under_way)), *self._background, return_exceptions=True)
+        ending = {*(call.task for call in self._under_way), *self._background}
+        if ending:
+            _, unsettled = await asyncio.wait(ending, timeout=settling_s)
+            if unsettled:
+                _log.warning("gateway.holds_left", number=len(unsettled))  # G3
 
     async def _earlier(self, api: Api, key: ApiKey, request: Request, body: Mapping[str, Any]) -> list[InferenceResult]:
         """Return the user's earlier answers to which a request refers."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import structlog
 import uvicorn
@@ -32,7 +33,9 @@ from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.observability.server import SignallessServer, listen, shown_address
 
 DEFAULT_PORT = 8788
-_CLOSING_S = 2.0
+_CLOSING_S: Final = 1.0
+_MAX_SETTLING_S: Final = 3.0
+"""Of the grace, for calls that are cut off: what they cost is asked for and settled."""
 _log = structlog.get_logger(__name__)
 
 
@@ -112,9 +115,12 @@ async def serve_gateway(
                 yield Gateway(url, calls, counts, serving)
             finally:
                 server.should_exit = True  # No new connection; those that are open may end.
-                await calls.stop(max(0.0, settings.stop_grace_s - _CLOSING_S))
+                grace_s = settings.stop_grace_s
+                settling_s = min(_MAX_SETTLING_S, grace_s / 5)
+                await calls.stop(max(0.0, grace_s - settling_s - _CLOSING_S), settling_s=settling_s)
                 await serving
-                await calls.stop(0.0)  # What came while the first was waited for.
+                # What came while the first was waited for.
+                await calls.stop(0.0, settling_s=min(settling_s, _CLOSING_S / 2))
 
 
 def _config(settings: Settings, app: object) -> uvicorn.Config:
@@ -134,7 +140,7 @@ def _config(settings: Settings, app: object) -> uvicorn.Config:
         proxy_headers=bool(settings.gateway_proxies),
         forwarded_allow_ips=settings.gateway_proxies or None,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=round(max(1.0, settings.stop_grace_s)),
+        timeout_graceful_shutdown=int(max(1.0, settings.stop_grace_s - _CLOSING_S)),
         ssl_certfile=settings.gateway_cert,
         ssl_keyfile=settings.gateway_key,
     )

@@ -2,17 +2,14 @@
 
 from typing import Final
 
+from tollbook.ledger.projection.sql_text import quoted
+
 SPEND_COLUMNS: Final = (
     "user_id, period, plan, cap_usd, spent_usd, reserved_usd, calls, denied, fallbacks, assumed_usd, overage_usd"
 )
 
 Place = tuple[int, int, int]
 """Where a page of events ended: milliseconds since the epoch, partition and number of its last event."""
-
-
-def quoted(text: str) -> str:
-    """Return text as it stands in SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def utc_column(name: str) -> str:

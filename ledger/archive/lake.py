@@ -19,6 +19,7 @@ import duckdb
 from tollbook.ledger.archive.segments import Archive, Segment
 from tollbook.ledger.errors import LedgerError
 from tollbook.ledger.projection.database import connect
+from tollbook.ledger.projection.sql_text import quoted
 
 _EXTRA: Final = "a lake needs DuckDB's extensions: pip install 'tollbook[lake]'"
 _SEGMENTS: Final = """
@@ -56,8 +57,8 @@ def open_lake(catalog: Path, files: str | None) -> Generator[duckdb.DuckDBPyConn
             if (files or _files_of(catalog)).startswith("s3://"):
                 _load(connection, "httpfs")
                 connection.execute(_secret())
-            place = "" if files is None else f" (DATA_PATH {_quoted(files.rstrip('/') + '/')})"
-            connection.execute(f"ATTACH {_quoted(f'ducklake:{catalog}')} AS lake{place}")
+            place = "" if files is None else f" (DATA_PATH {quoted(files.rstrip('/') + '/')})"
+            connection.execute(f"ATTACH {quoted(f'ducklake:{catalog}')} AS lake{place}")
             connection.execute(_SEGMENTS)
         except duckdb.Error as exc:
             raise LakeRefused(f"the lake {catalog} cannot be opened: {_first_line(exc)}") from exc
@@ -70,8 +71,9 @@ def take_in(archive: Archive, lake: duckdb.DuckDBPyConnection, report: Callable[
     Errors: LakeRefused; ArchiveDamaged; ArchiveUnavailable; ArchiveRefused. What was copied before stays.
     """
     taken = Taken()
+    _check_ledger(lake, archive)
     for partition in archive.partitions():
-        last_seq, head = _taken_to(lake, archive, partition)
+        last_seq, head = _taken_to(lake, partition)
         for segment in archive.segments(partition):
             manifest = segment.manifest
             if manifest.last_seq <= last_seq:
@@ -98,12 +100,15 @@ def _files_of(catalog: Path) -> str:
     return str(row[0]) if row else ""
 
 
-def _taken_to(lake: duckdb.DuckDBPyConnection, archive: Archive, partition: int) -> tuple[int, str | None]:
-    """Return the last event that the lake has of a partition, and the head there; 0 and None where it has none."""
+def _check_ledger(lake: duckdb.DuckDBPyConnection, archive: Archive) -> None:
     ledger_id = archive.ledger_id()
-    others = lake.execute("SELECT any_value(ledger_id) FROM lake.segments WHERE ledger_id <> ?", [ledger_id]).fetchone()
-    if others is not None and others[0] is not None:
-        raise LakeRefused(f"the lake is of ledger {others[0]}, the archive of {ledger_id}: name another catalogue")
+    other = lake.execute("SELECT ledger_id FROM lake.segments WHERE ledger_id <> ? LIMIT 1", [ledger_id]).fetchone()
+    if other is not None:
+        raise LakeRefused(f"the lake is of ledger {other[0]}, the archive of {ledger_id}: name another catalogue")
+
+
+def _taken_to(lake: duckdb.DuckDBPyConnection, partition: int) -> tuple[int, str | None]:
+    """Return the last event that the lake has of a partition, and the head there; 0 and None where it has none."""
     row = lake.execute(
         "SELECT max(last_seq), arg_max(chain_after, last_seq) FROM lake.segments WHERE partition = ?", [partition]
     ).fetchone()
@@ -139,7 +144,7 @@ def _load(connection: duckdb.DuckDBPyConnection, name: str) -> None:
     file = wheel.joinpath("extensions", f"v{duckdb.__version__}", f"{name}.duckdb_extension")
     if not file.is_file():
         raise LakeRefused(f"the extension {name} is not of DuckDB {duckdb.__version__}: {_EXTRA}")
-    connection.execute(f"LOAD {_quoted(str(file))}")
+    connection.execute(f"LOAD {quoted(str(file))}")
 
 
 def _secret() -> str:
@@ -160,17 +165,13 @@ def _secret() -> str:
     parts |= {"SESSION_TOKEN": frozen.token} if frozen.token else {}
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
     parts |= {"REGION": str(region)} if region else {}
-    options = [f"{name} {_quoted(str(value))}" for name, value in parts.items()]
+    options = [f"{name} {quoted(str(value))}" for name, value in parts.items()]
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         url = urlsplit(endpoint)
         use_ssl = "true" if url.scheme == "https" else "false"
-        options += [f"ENDPOINT {_quoted(url.netloc)}", "URL_STYLE 'path'", f"USE_SSL {use_ssl}"]
+        options += [f"ENDPOINT {quoted(url.netloc)}", "URL_STYLE 'path'", f"USE_SSL {use_ssl}"]
     return f"CREATE SECRET (TYPE s3, {', '.join(options)})"
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _first_line(problem: Exception) -> str:

@@ -30,6 +30,7 @@ from tollbook.ledger.projection.fold import (
     count_incoming,
     read_position,
 )
+from tollbook.ledger.projection.sql_text import quoted
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.store_errors import StoreFailed
 from tollbook.schemas.events import EVENT_VERSION
@@ -203,7 +204,7 @@ def _make_incoming(
     # Several files in one read_parquet are not always read in their order (DuckDB 1.5, November 2026); parts of a UNION
     # ALL are. To sort them would take longer. Columns are not read from the paths.
     files = " UNION ALL ".join(
-        f"(SELECT * EXCLUDE (head) FROM read_parquet({_quoted(path)}, hive_partitioning = false) "  # noqa: S608
+        f"(SELECT * EXCLUDE (head) FROM read_parquet({quoted(path)}, hive_partitioning = false) "  # noqa: S608
         f"WHERE seq BETWEEN {first_seq} AND {first_seq + _ROWS - 1} AND {end})"
         for path in paths
     )
@@ -211,7 +212,3 @@ def _make_incoming(
     row = cursor.execute(f"SELECT count(*) FROM incoming WHERE v <> {EVENT_VERSION}").fetchone()  # noqa: S608
     if row != (0,):
         raise ArchiveDamaged(first.place, "has events of other versions than its manifest says")
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"

@@ -243,6 +243,8 @@ class Reentry:
                 self._count(charge.cost_nanousd)
                 return
             record = await self._gate.call_record(charge.call_id) or record
+        if charge.knows_less(record.settled[charge.hold].assumed_nanousd):  # G1
+            return
         payload = CostRecorded.model_validate(payload_object(charge.payload))
         request = AdjustRequest(
             call_id=charge.call_id,

@@ -85,6 +85,15 @@ class UnbookedCharge:
             budgets=self.budgets,
         )
 
+    def knows_less(self, assumed_nanousd: int) -> bool:
+        """Whether others were told more of its hold, of whose cost so much is assumed: the provider answered them.
+
+        Nobody told this process what its last attempt cost, and what the others' answer freed may be spent (G1).
+        """
+        called = [event for event in self.events if event.type == "model-called"]
+        is_last_assumed = bool(called) and json.loads(called[-1].payload)["charge_basis"] == "assumed"
+        return is_last_assumed and self.assumed_nanousd > assumed_nanousd
+
 
 async def note_unbooked(pipeline: CommandPipeline, keys: Keys, charge: UnbookedCharge, *, folder: Path | None) -> None:
     """Note a charge in Redis, and in a file of `folder` where the data directory around it exists.

@@ -153,7 +153,7 @@ async def test_a_gateway_that_stops_keeps_its_calls_for_retries_and_takes_no_mor
     served.calling.script("hang")
     asking = asyncio.create_task(served.chat("Hello", headers={RETRY: "0"}))
     await wait_until(lambda: served.calling.provider.requests == 1)
-    await served.gateway.calls.stop(0)
+    await served.gateway.calls.stop(0, settling_s=5)
 
     replies = [await asking, await served.chat("Good bye")]
 

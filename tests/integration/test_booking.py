@@ -185,6 +185,26 @@ async def test_what_was_only_assumed_meanwhile_is_corrected(running: RunningSyst
     assert await notes(running) == []
 
 
+async def test_an_assumption_in_a_note_leaves_what_the_provider_has_told(running: RunningSystem) -> None:
+    """G1: all assume the first attempt; who settled was told the cost of the second. What that freed may be spent."""
+    ended = ended_process(running)
+    request = await hold(ended)
+    await running.system.runtime.ledger.settle(
+        replace(request, cost_nanousd=COST, assumed_nanousd=100, is_final=False, result="", events=())
+    )
+    called = ModelCalled.model_validate_json(CALLED).model_copy(
+        update={"outcome": "timeout", "charge_nanousd": 900, "charge_basis": "assumed"}
+    )
+    late = replace(request, cost_nanousd=AMOUNT, assumed_nanousd=AMOUNT)
+    await leave_behind(ended, replace(late, events=(AttemptEvent("model-called", 2, payload_json(called)),)))
+
+    await sweep(running)
+
+    settled = (await record_of(running)).settled[1]
+    assert (settled.cost_nanousd, settled.assumed_nanousd) == (COST, 100)
+    assert await notes(running) == []
+
+
 @pytest.mark.slow
 async def test_a_cost_that_is_confirmed_is_not_changed_by_an_old_note(running: RunningSystem) -> None:
     """A file of a machine that was away must not undo what a person has corrected since."""

@@ -1,18 +1,21 @@
 """Stopping ends within its grace whatever Redis does: here it accepts connections and does not answer."""
 
 import asyncio
+import json
 import os
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
 from tests.servers import wait_until
-from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, running_system
+from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, run_cli, running_system
 from tollbook.app.processes import run_projector, run_up
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
@@ -44,7 +47,9 @@ async def stops_in_time(*commands: StayingCommand) -> None:
     began = time.monotonic()
     for command in commands:
         command.terminate()
-    await asyncio.gather(*(command.wait(GRACE_S + SLACK_S) for command in commands))
+    codes = await asyncio.gather(*(command.wait(GRACE_S + SLACK_S) for command in commands))
+    # By themselves: what is not closed when the grace is over is cancelled, with exit code 1.
+    assert codes == [0] * len(commands), [command.stderr for command in commands]
     assert time.monotonic() - began < GRACE_S + SLACK_S
 
 
@@ -75,6 +80,45 @@ async def test_worker_and_projector(
     finally:
         await provider.open()
         for command in commands:
+            await command.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_busy", BUSY)
+async def test_gateway(is_busy: bool, provider: GatedStandIn, private_server: EmbeddedServer, tmp_path: Path) -> None:
+    here, variables = tmp_path / "here", environment(provider, private_server, tmp_path / "shared")
+    here.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    variables["TOLLBOOK_GATEWAY_PORT"] = str(port)
+    projector = await StayingCommand.start("projector", cwd=here, env=variables)
+    await has_begun(projector, "projector.started")
+    gateway = await StayingCommand.start("gateway", cwd=here, env=variables)
+    asking: asyncio.Task[httpx.Response] | None = None
+    try:
+        await has_begun(gateway, "gateway.served")
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+            if is_busy:
+                made = await run_cli(
+                    "keys", "create", "--user", "u1", "--reason", "a test", "--json", cwd=here, env=variables
+                )
+                await provider.shut()
+                body = {"model": "score_post", "messages": [{"role": "user", "content": "a post"}]}
+                key = {"authorization": f"Bearer {json.loads(made.stdout)['key']}"}
+                url = f"http://127.0.0.1:{port}/v1/chat/completions"
+                asking = asyncio.create_task(client.post(url, json=body, headers=key))
+                await wait_until(lambda: provider.arrived.total() > 0, what="a request")
+            assert private_server.pid is not None
+            os.kill(private_server.pid, signal.SIGSTOP)
+            try:
+                await stops_in_time(gateway)
+            finally:
+                os.kill(private_server.pid, signal.SIGCONT)
+            if asking is not None:
+                await asyncio.gather(asking, return_exceptions=True)
+    finally:
+        await provider.open()
+        for command in (gateway, projector):
             await command.end()
 
 
