@@ -238,9 +238,9 @@ async def _feed(
         while not (stop.is_set() or any(app.ended.is_set() for app in apps)):
             added.clear()
             streams = [stream for stream in worker.claims.streams if stream not in read]
-            app = build(streams)
-            await app.start()
-            apps.append(app)
+            apps.append(build(streams))
+            if not await _started(apps[-1], stop):
+                break
             read.update(streams)
             await _first_of(stop, added, *(app.ended for app in apps))
     except (LedgerUnavailable, RedisError, OSError) as exc:
@@ -249,6 +249,20 @@ async def _feed(
     finally:
         await asyncio.gather(*(app.stop() for app in apps))
     return True
+
+
+async def _started(app: TaskApp, stop: asyncio.Event) -> bool:
+    """Start to read; return False at `stop`, where Redis has not answered by then."""
+    starting, stopping = asyncio.create_task(app.start()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+        return starting.done()
+    finally:
+        starting.cancel()
+        stopping.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
 
 
 async def _first_of(*events: asyncio.Event) -> None:

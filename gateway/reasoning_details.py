@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
-from tollbook.schemas.reasoning_details import TEXTS, WANTED_BACK, Detail, place_of
+from tollbook.schemas.reasoning_details import TEXTS, WANTED_BACK, Detail, Details
 
 _PREFIX: Final = "tollbook1."
 
@@ -25,14 +25,14 @@ def is_wanted_back(details: Iterable[Mapping[str, Any]]) -> bool:
     return any(each.get(name) for each in details for name in WANTED_BACK)
 
 
-def add_details(joined: list[Detail], pieces: Iterable[Mapping[str, Any]]) -> None:
+def add_details(joined: Details, pieces: Iterable[Mapping[str, Any]]) -> None:
     """Add the pieces of a chunk: the texts of those that go on are joined."""
     for piece in pieces:
-        place = place_of(joined, piece)
+        place = joined.place_of(piece)
         if place is None:
-            joined.append(dict(piece))
+            joined.begin(dict(piece))
             continue
-        known = joined[place]
+        known = joined.known[place]
         for name, value in piece.items():
             if name in TEXTS and isinstance(value, str):
                 known[name] = (known.get(name) or "") + value
@@ -40,14 +40,15 @@ def add_details(joined: list[Detail], pieces: Iterable[Mapping[str, Any]]) -> No
                 known[name] = value
 
 
-def continued(earlier: list[Detail], piece: Mapping[str, Any]) -> Mapping[str, Any]:
+def continued(earlier: Details, piece: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a piece with what came of its detail before: a signature is worth nothing without its text."""
-    place = place_of(earlier, piece)
+    place = earlier.place_of(piece)
     if place is None or not is_wanted_back([piece]):
         return piece
-    whole = [dict(earlier[place])]
+    whole = Details()
+    whole.begin(dict(earlier.known[place]))
     add_details(whole, [piece])
-    return whole[0]
+    return whole.known[0]
 
 
 def packed(details: list[Detail]) -> str:

@@ -6,11 +6,13 @@ says more; so a stream has the same content however it was cut, and the same as 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
-from tollbook.gateway.reasoning_details import Detail, add_details, continued, is_wanted_back, texts_of
+from tollbook.gateway.reasoning_details import add_details, continued, is_wanted_back, texts_of
+from tollbook.schemas.reasoning_details import Detail, Details
 from tollbook.schemas.results import InferenceResult
 
 Kind = Literal["reasoning", "content", "refusal", "image", "call"]
@@ -47,6 +49,8 @@ class Segment:
     """Which of its kind it is in the answer, from 0; a text and a refusal are of one kind."""
     details: list[Detail] = field(default_factory=list[Detail])
     """Of reasoning: what the provider wants back with the next turn."""
+    has_opened: bool = False
+    """Whether its turn has come; before that it waits for others to end."""
 
     @property
     def may_end(self) -> bool:
@@ -94,10 +98,9 @@ Step = Opened | Grown | Closed
 
 @dataclass(slots=True)
 class _Call:
-    """A call of a tool as the server streams it: whose number and id it has given so far."""
+    """A call of a tool as it is streamed, with the id that was given for it so far."""
 
     segment: Segment
-    index: object
     given_id: str
 
 
@@ -107,15 +110,15 @@ class Segments:
     def __init__(self, id_stem: str) -> None:
         """Begin an answer. Calls without an id get one of `id_stem` and their number."""
         self._id_stem = id_stem
-        self._begun: list[Segment] = []
-        self._is_open = False
-        self._waiting: list[Segment] = []
-        self._calls: list[_Call] = []
-
-    @property
-    def all(self) -> list[Segment]:
+        self.all: list[Segment] = []
         """All segments: closed ones, the open one, and those that wait for it to end."""
-        return [*self._begun, *self._waiting]
+        self._begun = 0
+        self._is_open = False
+        self._numbers = Counter[str]()
+        self._calls: list[_Call] = []
+        self._call_of_index: dict[object, _Call] = {}
+        self._details, self._earlier_details = Details(), Details()
+        """Of the last segment of reasoning, and of those before it."""
 
     def add(self, chunk: Mapping[str, Any]) -> list[Step]:
         """Take a chunk: what of it can be told now."""
@@ -164,8 +167,7 @@ class Segments:
         if last is None and not is_wanted_back(details):
             return ()
         last = last or self._wait(Segment("reasoning"))
-        earlier = [detail for segment in self.all for detail in segment.details if segment is not last]
-        add_details(last.details, [continued(earlier, detail) for detail in details])
+        add_details(self._details, [continued(self._earlier_details, detail) for detail in details])
         return self._advance()
 
     def _finish_details(self, result: InferenceResult) -> Iterable[Step]:
@@ -176,35 +178,35 @@ class Segments:
     def _last(self, kind: Kind) -> Segment | None:
         """Return the last segment if it can grow by text of this kind."""
         last = self.all[-1] if self.all else None
-        can_grow = last is not None and last.kind == kind and (last in self._waiting or self._is_open)
+        can_grow = last is not None and last.kind == kind and (self._is_open or not last.has_opened)
         return last if can_grow else None
 
     def _wait(self, segment: Segment) -> Segment:
-        segment.number = sum(_FAMILIES[each.kind] == _FAMILIES[segment.kind] for each in self.all)
-        self._waiting.append(segment)
+        family = _FAMILIES[segment.kind]
+        segment.number = self._numbers[family]
+        self._numbers[family] += 1
+        self.all.append(segment)
+        if segment.kind == "reasoning":
+            for detail in self._details.known:
+                self._earlier_details.begin(detail)
+            self._details = Details(segment.details)
         return segment
 
     def _add_call(self, piece: Mapping[str, Any]) -> Iterable[Step]:
         function, is_custom = _called(piece)
         index, given_id = piece.get("index"), _text(piece.get("id"))
-        call = self._call_that_goes_on(index, given_id)
-        if call is None:
+        call = self._call_of_index.get(index)
+        # Parallel calls were seen to share a number.
+        if call is None or (given_id and call.given_id not in (given_id, "")):
             segment = Segment("call", call_id=given_id or self._id(len(self._calls)), is_custom=is_custom)
-            call = _Call(segment, index, given_id)
+            call = self._call_of_index[index] = _Call(segment, given_id)
             self._calls.append(call)
             self._wait(segment)
         call.given_id = call.given_id or given_id
-        if call.segment in self._waiting:
+        if not call.segment.has_opened:
             call.segment.name = call.segment.name or _text(function.get("name"))
             call.segment.call_id = call.given_id or call.segment.call_id
         return self._grow(call.segment, _text(function.get("input" if is_custom else "arguments")))
-
-    def _call_that_goes_on(self, index: object, given_id: str) -> _Call | None:
-        """Return the call that a piece belongs to: of the same number, and of no other id. Some servers count none."""
-        of_index = [call for call in self._calls if index is None or call.index == index]
-        if given_id:
-            return next((call for call in of_index if call.given_id in (given_id, "")), None)
-        return of_index[-1] if of_index else None
 
     def _finish_call(self, number: int, call: Mapping[str, Any]) -> Iterable[Step]:
         """Add what the result says of a call beyond its pieces."""
@@ -212,7 +214,7 @@ class Segments:
         if number >= len(self._calls):
             return self._add_call({**call, "index": number, "id": call.get("id") or self._id(number)})
         segment = self._calls[number].segment
-        if segment in self._waiting:
+        if not segment.has_opened:
             segment.name = segment.name or _text(function.get("name"))
         whole = _text(function.get("input" if is_custom else "arguments"))
         return self._grow(segment, whole[len(segment.text) :]) if whole.startswith(segment.text) else ()
@@ -221,28 +223,26 @@ class Segments:
         return f"call_{self._id_stem}_{number}"
 
     def _grow(self, segment: Segment, text: str) -> Iterator[Step]:
-        if self._is_open and segment is self._begun[-1]:
+        if self._is_open and segment is self.all[self._begun - 1]:
             if text:
                 is_first = not segment.text
                 segment.text += text
-                yield Grown(segment, len(self._begun) - 1, text, is_first)
-        elif segment in self._waiting:
+                yield Grown(segment, self._begun - 1, text, is_first)
+        elif not segment.has_opened:
             segment.text += text
         # What comes for a closed call is more than complete arguments: nothing can be added to them.
         yield from self._advance()
 
     def _advance(self, *, is_end: bool = False) -> Iterator[Step]:
         """Open what waits, once the segment before it is complete, or at the end of all."""
-        while self._waiting:
-            first = self._waiting[0]
-            is_blocked = self._is_open and not self._begun[-1].may_end
+        while self._begun < len(self.all):
+            first = self.all[self._begun]
+            is_blocked = self._is_open and not self.all[self._begun - 1].may_end
             if not is_end and (is_blocked or (first.kind == "call" and not first.name)):
                 return
             yield from self._close()
-            self._waiting.pop(0)
-            self._begun.append(first)
-            self._is_open = True
-            index = len(self._begun) - 1
+            first.has_opened = self._is_open = True
+            index, self._begun = self._begun, self._begun + 1
             yield Opened(first, index)
             if first.text:
                 yield Grown(first, index, first.text, is_first=True)
@@ -250,7 +250,7 @@ class Segments:
     def _close(self) -> Iterator[Step]:
         if self._is_open:
             self._is_open = False
-            yield Closed(self._begun[-1], len(self._begun) - 1)
+            yield Closed(self.all[self._begun - 1], self._begun - 1)
 
 
 def segments_of(result: InferenceResult, id_stem: str) -> list[Segment]:

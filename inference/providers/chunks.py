@@ -200,8 +200,10 @@ class _Choice:
         """Return what a message says beside the deltas: Perplexity sends all that they have said in each chunk."""
         parts = Parts()
         parts.add(message.get("content"))
-        text, known = "".join(parts.texts), str(self._texts["content"])
-        news: dict[str, Any] = {"content": text.removeprefix(known)} if text.startswith(known) else {}
+        text, said = "".join(parts.texts), self._texts["content"]
+        news: dict[str, Any] = {}
+        if len(text) >= said.length and text.startswith(known := str(said)):
+            news["content"] = text.removeprefix(known)
         if not self._texts["refusal"]:
             news["refusal"] = message.get("refusal") or parts.refusals
         if not self._texts["reasoning"]:
@@ -252,8 +254,14 @@ class _Choice:
             return None
         clean = cast("dict[str, Any]", plain(logprobs))
         for name, each in clean.items():
-            old = self._logprobs.get(name)
-            self._logprobs[name] = [*old, *each] if isinstance(old, list) and isinstance(each, list) else each or old
+            joined = self._logprobs.get(name)
+            if not isinstance(each, list):
+                self._logprobs[name] = each or joined
+            elif isinstance(joined, list):
+                cast("list[object]", joined).extend(cast("list[object]", each))
+            else:
+                # A list of its own: what is passed on must not grow.
+                self._logprobs[name] = list(cast("list[object]", each))
         return clean
 
 

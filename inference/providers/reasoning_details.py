@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tollbook.inference.providers.json_values import plain, storable, tables_of
 from tollbook.inference.providers.tool_call_parts import TextParts
-from tollbook.schemas.reasoning_details import TEXTS, Detail, place_of
+from tollbook.schemas.reasoning_details import TEXTS, Detail, Details
 
 _OF_ANTHROPIC: Final = "anthropic-claude-v1"
 _NAMES: Final = ("type", "index", "id")
@@ -38,15 +38,16 @@ class DetailParts:
     """The details of one answer, which come in pieces."""
 
     def __init__(self) -> None:
+        self._details = Details()
         self._parts: list[_Parts] = []
 
     def add(self, piece: Mapping[str, Any]) -> Detail | None:
         """Take a piece, and return what is to be passed on; None for nothing."""
         fields, texts = _cleaned(piece), _texts(piece)
-        place = place_of([parts.fields for parts in self._parts], {**fields, **texts})
+        place = self._details.place_of({**fields, **texts})
         if place is None:
-            place = len(self._parts)
-            self._parts.append(_Parts())
+            place = self._details.begin({**fields})
+            self._parts.append(_Parts(self._details.known[place]))
         return self._parts[place].add(fields, texts)
 
     def end(self) -> list[Detail]:
@@ -59,29 +60,29 @@ class DetailParts:
 
 
 class _Parts:
-    """The pieces of one detail."""
+    """The pieces of one detail, with its members so far."""
 
-    def __init__(self) -> None:
-        self.fields: Detail = {}
+    def __init__(self, fields: Detail) -> None:
+        self._fields = fields
         self._texts: dict[str, TextParts] = {}
         self._passed: Detail = {}
 
     def add(self, fields: Detail, texts: Mapping[str, str]) -> Detail | None:
-        self.fields |= fields
+        self._fields.update(fields)
         return self._pass({name: self._texts.setdefault(name, TextParts()).add(text) for name, text in texts.items()})
 
     def end(self) -> Detail | None:
         return self._pass({name: text.end() for name, text in self._texts.items()})
 
     def joined(self) -> Detail:
-        return _joined(self.fields, {name: str(text) for name, text in self._texts.items()})
+        return _joined(self._fields, {name: str(text) for name, text in self._texts.items()})
 
     def _pass(self, texts: Mapping[str, str]) -> Detail | None:
         """Return what is new, if it says anything. A text that goes on after its signature is passed with it."""
         repeated = (*_NAMES, "signature") if any(texts.values()) else _NAMES
         news = {
             name: value
-            for name, value in self.fields.items()
+            for name, value in self._fields.items()
             if name in repeated or name not in self._passed or self._passed[name] != value
         }
         said = {name: text for name in self._texts if (text := texts.get(name, "")) or name not in self._passed}

@@ -7,6 +7,8 @@ from tollbook.inference.providers.json_values import as_table, plain, storable
 
 _TEXT_OF_KIND: Final = {"function": "arguments", "custom": "input"}
 """By a call's kind, the member whose text goes on from part to part."""
+_LONG: Final = 16_384
+"""Arguments up to so many characters are looked at with each part that may begin another call."""
 
 
 class TextParts:
@@ -15,6 +17,8 @@ class TextParts:
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._half = ""
+        self.length = 0
+        """Characters so far; to join them for it would take long, part after part."""
 
     def add(self, text: str) -> str:
         """Take a part, and return what is to be passed on."""
@@ -24,6 +28,7 @@ class TextParts:
             text = storable(text[: len(text) - len(self._half)])
         if text:
             self._parts.append(text)
+            self.length += len(text)
         return text
 
     def end(self) -> str:
@@ -31,6 +36,7 @@ class TextParts:
         half, self._half = storable(self._half), ""
         if half:
             self._parts.append(half)
+            self.length += len(half)
         return half
 
     def __bool__(self) -> bool:
@@ -45,6 +51,8 @@ class ToolCallParts:
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
+        self._all = _Calls()
+        self._of_index: dict[str, _Calls] = {}
         self._is_old_form = False
 
     def __bool__(self) -> bool:
@@ -53,11 +61,19 @@ class ToolCallParts:
     def add(self, call: dict[str, Any]) -> dict[str, Any] | None:
         """Take a part of a call, and return what is to be passed on; None for nothing."""
         call = in_openai_form(call)
-        found = self._call_that_goes_on(call)
+        index = call.get("index")
+        of_index = self._all if index is None else self._of_index.setdefault(repr(index), _Calls())
+        groups = (self._all,) if index is None else (self._all, of_index)
+        found = _call_that_goes_on(of_index, call)
         if found is None:
-            found = _Call(len(self._calls), call.get("index"))
+            found = _Call(len(self._calls))
             self._calls.append(found)
-        return found.add(call)
+            for group in groups:
+                group.begin(found)
+        part = found.add(call)
+        for group in groups:
+            group.note_id(found)
+        return part
 
     def add_old_form(self, function: dict[str, Any]) -> dict[str, Any] | None:
         """Take a part of OpenAI's older `function_call`, which counts only where there are no tool calls."""
@@ -76,20 +92,48 @@ class ToolCallParts:
         """Return the calls in OpenAI's form."""
         return [call.joined() for call in self._calls]
 
-    def _call_that_goes_on(self, call: dict[str, Any]) -> "_Call | None":
-        """Return the call that a part belongs to: of the same index, and of no other id.
 
-        Some servers count none, and some make an id for each part; a part without a name begins no call. One with a
-        name begins the next call, without an index or an id, where the last one's arguments are whole.
-        """
-        index, call_id = call.get("index"), call.get("id")
-        is_named = bool(as_table(call.get("function") or call.get("custom")).get("name"))
-        of_index = [each for each in self._calls if index is None or each.given_index == index]
-        last = of_index[-1] if of_index else None
-        if call_id:
-            same = next((each for each in of_index if each.fields.get("id") in (call_id, None)), None)
-            return same if same is not None or is_named else last
-        return None if last is not None and index is None and is_named and last.is_whole else last
+def _call_that_goes_on(of_index: "_Calls", call: dict[str, Any]) -> "_Call | None":
+    """Return the call that a part belongs to, of those with its index: the one of no other id.
+
+    Some servers count none, and some make an id for each part; a part without a name begins no call. One with a name
+    begins the next call, without an index or an id, where the last one's arguments are whole.
+    """
+    is_named = bool(as_table(call.get("function") or call.get("custom")).get("name"))
+    last = of_index.last
+    if call_id := call.get("id"):
+        same = of_index.of_id(call_id)
+        return same if same is not None or is_named else last
+    is_next = last is not None and call.get("index") is None and is_named and last.is_whole()
+    return None if is_next else last
+
+
+class _Calls:
+    """Calls in their order, found without looking through them: an answer may have as many as it has parts."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._by_id: dict[str, _Call] = {}
+        self._have_ids = 0
+
+    @property
+    def last(self) -> "_Call | None":
+        return self._calls[-1] if self._calls else None
+
+    def begin(self, call: "_Call") -> None:
+        self._calls.append(call)
+
+    def note_id(self, call: "_Call") -> None:
+        if (call_id := call.fields.get("id")) is not None:
+            self._by_id.setdefault(repr(call_id), call)
+
+    def of_id(self, call_id: object) -> "_Call | None":
+        """Return the first call that has this id, or none yet."""
+        while self._have_ids < len(self._calls) and self._calls[self._have_ids].fields.get("id") is not None:
+            self._have_ids += 1
+        found = [self._by_id[key]] if (key := repr(call_id)) in self._by_id else []
+        found += self._calls[self._have_ids : self._have_ids + 1]
+        return min(found, key=lambda call: call.place, default=None)
 
 
 def in_openai_form(call: dict[str, Any]) -> dict[str, Any]:
@@ -101,20 +145,20 @@ def in_openai_form(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Call:
-    def __init__(self, index: int, given_index: object) -> None:
-        self.given_index = given_index
+    def __init__(self, place: int) -> None:
+        self.place = place
         self.fields: dict[str, Any] = {}
-        self._index = index
         self._kind = "function"
         self._named: dict[str, Any] = {}
         self._text = TextParts()
         self._has_text = False
+        self._looked_at = 0
 
     def add(self, call: dict[str, Any]) -> dict[str, Any] | None:
         if not self.fields:
             self._kind = "custom" if isinstance(call.get("custom"), dict) else "function"
             call = {"type": self._kind, **call}
-        part: dict[str, Any] = {"index": self._index}
+        part: dict[str, Any] = {"index": self.place}
         part |= self._news(self.fields, call, ("index", self._kind))
         text_name = _TEXT_OF_KIND[self._kind]
         table = as_table(call.get(self._kind))
@@ -130,9 +174,11 @@ class _Call:
             part[self._kind] = named
         return part if len(part) > 1 else None
 
-    @property
     def is_whole(self) -> bool:
-        """Whether the arguments so far are a JSON object."""
+        """Whether the arguments so far are a JSON object. Long ones are looked at once they have doubled."""
+        if _LONG < self._text.length < 2 * self._looked_at:
+            return False
+        self._looked_at = self._text.length
         try:
             return isinstance(json.loads(str(self._text)), dict)
         except (ValueError, RecursionError):
@@ -144,7 +190,7 @@ class _Call:
         if not self._text and self._kind == "function":
             self._has_text = True
             left = self._text.add("{}")
-        return {"index": self._index, self._kind: {_TEXT_OF_KIND[self._kind]: left}} if left else None
+        return {"index": self.place, self._kind: {_TEXT_OF_KIND[self._kind]: left}} if left else None
 
     def joined(self) -> dict[str, Any]:
         text = {_TEXT_OF_KIND[self._kind]: str(self._text)} if self._has_text else {}

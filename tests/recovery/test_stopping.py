@@ -14,6 +14,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from tests.proxy import faulty_proxy
 from tests.servers import wait_until
 from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, run_cli, running_system
 from tollbook.app.processes import run_projector, run_up
@@ -24,6 +25,8 @@ TASK: Final = {"task": "score_post", "prompt": "a post", "reply_to": REPLIES}
 GRACE_S: Final = 3.0
 # Beyond the grace: for the process to be told, and to end; on a busy machine that takes its time.
 SLACK_S: Final = 5.0
+# What FastStream asks for first, a group from the stream's end on; Tollbook has made it from its beginning by then.
+READING_BEGINS: Final = b"\r\n$\r\n"
 BUSY: Final = [pytest.param(False, id="idle", marks=pytest.mark.slow), pytest.param(True, id="busy")]
 
 
@@ -81,6 +84,28 @@ async def test_worker_and_projector(
         await provider.open()
         for command in commands:
             await command.end()
+
+
+@pytest.mark.slow
+async def test_worker_that_has_just_begun_to_read(
+    provider: GatedStandIn, private_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    variables = environment(provider, private_server, tmp_path / "shared")
+    projector = await StayingCommand.start("projector", cwd=here, env=variables)
+    try:
+        await has_begun(projector, "projector.started")
+        async with faulty_proxy(private_server.url) as proxy:
+            proxy.holds_replies_to = READING_BEGINS
+            worker = await StayingCommand.start("worker", cwd=here, env={**variables, "REDIS_URL": proxy.url})
+            try:
+                await wait_until(lambda: proxy.holds_replies_to is None, what="FastStream's first commands")
+                await stops_in_time(worker)
+            finally:
+                await worker.end()
+    finally:
+        await projector.end()
 
 
 @pytest.mark.slow
