@@ -1,14 +1,15 @@
 """Texts and tool calls that come in parts: each part is what is passed on, and all of them together are the result."""
 
 import json
+import re
 from typing import Any, Final
 
 from tollbook.inference.providers.json_values import as_table, plain, storable
 
 _TEXT_OF_KIND: Final = {"function": "arguments", "custom": "input"}
 """By a call's kind, the member whose text goes on from part to part."""
-_LONG: Final = 16_384
-"""Arguments up to so many characters are looked at with each part that may begin another call."""
+_MARKS: Final = re.compile(r'\\.|["{}]', re.DOTALL)
+"""Of JSON: what begins and ends objects and strings, and escapes, which do neither."""
 
 
 class TextParts:
@@ -104,7 +105,7 @@ def _call_that_goes_on(of_index: "_Calls", call: dict[str, Any]) -> "_Call | Non
     if call_id := call.get("id"):
         same = of_index.of_id(call_id)
         return same if same is not None or is_named else last
-    is_next = last is not None and call.get("index") is None and is_named and last.is_whole()
+    is_next = last is not None and call.get("index") is None and is_named and last.is_whole
     return None if is_next else last
 
 
@@ -144,6 +145,27 @@ def in_openai_form(call: dict[str, Any]) -> dict[str, Any]:
     return {**further, "function": {"name": call.get("name"), "arguments": call.get("arguments")}}
 
 
+class _ObjectEnd:
+    """Finds the end of a JSON object that comes in parts, in the time that these are long."""
+
+    def __init__(self) -> None:
+        self.is_reached = False
+        self._depth = 0
+        self._is_in_text = False
+        self._escape = ""
+
+    def add(self, part: str) -> None:
+        part = self._escape + part
+        escapes = len(part) - len(part.rstrip("\\"))
+        self._escape = "\\" if escapes % 2 else ""
+        for mark in _MARKS.findall(part.removesuffix(self._escape)):
+            if mark == '"':
+                self._is_in_text = not self._is_in_text
+            elif not self._is_in_text and mark in "{}":
+                self._depth += 1 if mark == "{" else -1
+                self.is_reached = self.is_reached or self._depth == 0
+
+
 class _Call:
     def __init__(self, place: int) -> None:
         self.place = place
@@ -152,7 +174,12 @@ class _Call:
         self._named: dict[str, Any] = {}
         self._text = TextParts()
         self._has_text = False
-        self._looked_at = 0
+        self._object = _ObjectEnd()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments so far are a JSON object."""
+        return self._object.is_reached
 
     def add(self, call: dict[str, Any]) -> dict[str, Any] | None:
         if not self.fields:
@@ -166,6 +193,7 @@ class _Call:
         text = table.get(text_name)
         if text is not None:
             whole = text if isinstance(text, str) else json.dumps(plain(text), ensure_ascii=False)
+            self._object.add(whole)
             passed = self._text.add(whole)
             if passed or not self._has_text:
                 named[text_name] = passed
@@ -173,16 +201,6 @@ class _Call:
         if named:
             part[self._kind] = named
         return part if len(part) > 1 else None
-
-    def is_whole(self) -> bool:
-        """Whether the arguments so far are a JSON object. Long ones are looked at once they have doubled."""
-        if _LONG < self._text.length < 2 * self._looked_at:
-            return False
-        self._looked_at = self._text.length
-        try:
-            return isinstance(json.loads(str(self._text)), dict)
-        except (ValueError, RecursionError):
-            return False
 
     def end(self) -> dict[str, Any] | None:
         left = self._text.end()

@@ -253,6 +253,21 @@ def test_log_probabilities_are_joined_and_passed_on() -> None:
     assert read(stream).logprobs == {"content": [*first["content"], *second["content"]]}
 
 
+def test_long_calls_with_neither_index_nor_id_are_told_apart() -> None:
+    arguments = json.dumps({"rows": [{"n": number} for number in range(5_000)]})
+    parts = [arguments[start : start + 7] for start in range(0, len(arguments), 7)]
+    chunks = [
+        {"choices": [{"delta": {"tool_calls": [{"function": {"name": name, "arguments": part}}]}}]}
+        for name in ("f", "g")
+        for part in parts
+    ]
+    body, _ = received(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks)
+    assert body.document is not None
+    (choice,) = body.document["choices"]
+    called = [call["function"] for call in choice["message"]["tool_calls"]]
+    assert called == [{"name": name, "arguments": arguments} for name in ("f", "g")]
+
+
 def test_calls_without_an_index_are_told_apart_by_their_ids() -> None:
     """Gemini's server counts none; others give every call the index 0."""
     for index in ({}, {"index": 0}):
