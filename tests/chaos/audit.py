@@ -55,6 +55,12 @@ class RawEvent:
             partition=partition,
         )
 
+    @classmethod
+    def of_archive(cls, row: dict[str, Any]) -> Self:
+        committed = "" if row["committed"] is None else str(row["committed"])
+        taken = {name: row[name] for name in cls.__slots__}
+        return cls(**{**taken, "committed": committed, "payload": json.loads(row["payload"])})
+
     @property
     def at_ms(self) -> int:
         return int(self.id.partition("-")[0])
