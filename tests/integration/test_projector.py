@@ -4,12 +4,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
 
+from tests.servers import PATIENCE_S
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.errors import LedgerAhead, LedgerReplaced
 from tollbook.ledger.gate.functions import function, load_library
@@ -115,6 +117,31 @@ async def projecting(
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def test_events_gather_between_folds_until_somebody_waits_for_them(store: Store, gate: DirectGate) -> None:
+    gate.store = store
+    first = await gate.reserve("c1", 5)
+    pauses_s, pausing = list[float](), asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        pauses_s.append(seconds)
+        pausing.set()
+        await asyncio.Event().wait()
+
+    settings = replace(QUICK, pause_ms=100)
+    projector = Projector(store, gate.redis, [KEYS], trim=gate.trim, settings=settings, sleep=sleep)
+    folding = asyncio.create_task(projector.run())
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await pausing.wait()
+            assert store.position().entry == first
+            second = await gate.reserve("c2", 5)
+            await projector.wait_for(0, second)
+        assert 0.1 <= pauses_s[0] <= 0.5
+    finally:
+        folding.cancel()
+        await asyncio.wait([folding])
 
 
 async def test_a_start_on_what_is_folded_already_wakes_those_who_wait(store: Store, gate: DirectGate) -> None:
