@@ -187,6 +187,40 @@ async def test_tool_calls_have_one_form(calling: Calling, name: str) -> None:
     assert json.loads(call["function"]["arguments"]) == {"id": 7}
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        # Groq's, Mistral's, and Anthropic's behind a router (November 2026).
+        (400, "'messages.1' : for 'role:assistant' the following must be satisfied[('messages.1' : property "
+              "'reasoning_content' is unsupported)]"),
+        (422, "Extra inputs are not permitted"),
+        (400, "messages.1.content.0: Invalid `signature` in `thinking` block"),
+    ],
+)  # fmt: skip
+async def test_reasoning_that_a_server_refuses_is_left_out(calling: Calling, refusal: tuple[int, str]) -> None:
+    """G1 G3: the refusal is free, and the second request, which says less, is held for and paid for once."""
+    asked: list[dict[str, Any]] = []
+    status, sentence = refusal
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        if any(name.startswith("reasoning") for message in asked[-1]["messages"] for name in message):
+            return httpx.Response(status, json={"error": {"message": sentence}})
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Yes."}}
+        return httpx.Response(200, json={"choices": [choice], "usage": {"cost": "0.0001"}})
+
+    thought = {"role": "assistant", "content": "Hm.", "reasoning": "hm", "reasoning_content": "hm"}
+    messages = [{"role": "user", "content": PROMPT}, thought, {"role": "user", "content": "And?"}]
+    call = calling.call(prompt=None, messages=messages)
+    result = await run(calling, call, transport=httpx.MockTransport(answer))
+    assert (result.status, result.content) == (TaskStatus.DONE, "Yes.")
+    assert [each["messages"][1].get("reasoning") for each in asked] == ["hm", None]
+    assert asked[1]["messages"][1] == {"role": "assistant", "content": "Hm."}
+    first, second = await attempts(calling)
+    assert (first.model, first.charge_nanousd) == (second.model, 0)
+    assert await calling.spent() == second.charge_nanousd == nanousd_from_usd("0.0001")
+
+
 def transport_of(reply: dict[str, Any], asked: list[dict[str, Any]]) -> httpx.MockTransport:
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(json.loads(request.content))
