@@ -7,7 +7,7 @@ names that they have there, and state no cost; `/compatible/v1` is a server of o
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 
@@ -57,7 +57,7 @@ def _read_openai(document: Any) -> CompletionRequest:
         if name in document:
             raise BadRequest(400, f"Unsupported parameter: '{name}' is not supported with this model.")
     asked = read_request(document, OPENAI_PRICES)
-    messages: list[dict[str, Any]] = document["messages"]
+    messages = cast("dict[str, list[dict[str, Any]]]", document)["messages"]
     for number, said in enumerate(messages):
         for name in said:
             if name not in _OF_MESSAGES_AT_OPENAI:
