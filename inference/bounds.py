@@ -63,7 +63,9 @@ class Bound:
     image_nanousd: int = 0
     """The most that one image can cost; 0 where there is none."""
     fee_nanousd: int = 0
-    """What images, sounds, videos and searches cost beside prompt tokens; those include as many as cost that."""
+    """What images, sounds, files, videos and searches cost beside prompt tokens; those include as many as cost that."""
+    covers_reading_files: bool = False
+    """Whether the fee has what the provider may ask for reading each file."""
     surcharges: Mapping[str, int] = field(default_factory=dict[str, int])
     """By kind of media, the part of the fee that their tokens cost above others, millionths of a nano-dollar."""
     prompt_basis: Literal["text", "tokenizer", "context_length"] = "text"
@@ -221,7 +223,7 @@ def bound(
     prompt_price, completion_price = price.max_prices(prompt_tokens)
     endpoint_price = price.max_prompt_price(prompt_tokens)
     prompt_price = max(prompt_price, -(-endpoint_price * cache_percent // 100))
-    fee = media.images * price.image_nanousd + _nanousd(media.surcharges.values())
+    fee = media.images * price.image_nanousd + media.files * price.file_nanousd + _nanousd(media.surcharges.values())
     if is_searching:
         if price.search_nanousd is None:
             raise PriceUnknown.of_model(price.model, "the policy has no price of web_search for it")
@@ -247,6 +249,7 @@ def bound(
         image_nanousd=-(-media.image_tokens * prompt_price // TOKENS_PER_MTOK)
         + (price.image_nanousd if media.images else 0),
         fee_nanousd=fee,
+        covers_reading_files=price.file_nanousd > 0,
         surcharges=media.surcharges,
         prompt_basis="context_length" if is_context_length else _basis(messages, count),
         source=price.source,

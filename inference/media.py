@@ -38,6 +38,7 @@ class MediaBound:
     tokens: int = 0
     images: int = 0
     image_tokens: int = 0
+    files: int = 0
     surcharges: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
@@ -67,7 +68,7 @@ def bound_media(
     `cache_percent` is what a token costs that the provider is asked to cache, in percent.
     Errors: PriceUnknown where a part has no limit, or its tokens have no price.
     """
-    tokens = images = image_tokens = 0
+    tokens = images = image_tokens = files = 0
     surcharges: dict[str, int] = {}
     prompt = min(tier.prompt_nanousd_per_mtok for tier in price.tiers)
     for part in parts:
@@ -81,7 +82,8 @@ def bound_media(
         surcharges[kind] = surcharges.get(kind, 0) + count * max(0, own - prompt)
         if kind == "image":
             images, image_tokens = images + 1, max(image_tokens, count)
-    return MediaBound(tokens, images, image_tokens, surcharges)
+        files += kind == "file"
+    return MediaBound(tokens, images, image_tokens, files, surcharges)
 
 
 def _tokens_at_most(part: MediaPart, model: str, limits: ModelRule) -> int:

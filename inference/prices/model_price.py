@@ -44,9 +44,9 @@ class ModelPrice:
     `image_nanousd` is what an image of the prompt costs beside its tokens. Without `has_completion`, it is the price of
     a model that makes embeddings, and no completion has a price. `media` are prices of prompt tokens by kind (image,
     audio, video), `image_output` and `text_output` those of completion tokens, nano-dollars per million; the tiers have
-    the dearer of the two. `search_nanousd` is what a
-    request with web searches costs besides. None: it is not known. `source` says where the price comes from, as the
-    ledger has it: `policy`, `provider <when it was fetched>` or `catalogue <version>`.
+    the dearer of the two. `search_nanousd` is what a request with web searches costs besides, `file_nanousd` what a
+    file does beside its tokens. None: it is not known. `source` says where the price comes from, as the ledger has it:
+    `policy`, `provider <when it was fetched>` or `catalogue <version>`.
     """
 
     model: str
@@ -58,6 +58,7 @@ class ModelPrice:
     image_output: int | None = None
     text_output: int | None = None
     search_nanousd: int | None = None
+    file_nanousd: int = 0
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -197,6 +198,7 @@ def _price_of(model: str, rule: PriceRule) -> ModelPrice:
         image_output=None if rule.image_output is None else nanousd_from_usd(rule.image_output),
         text_output=None if rule.image_output is None else nanousd_from_usd(rule.completion),
         search_nanousd=None if rule.web_search is None else nanousd_from_usd(rule.web_search),
+        file_nanousd=nanousd_from_usd(rule.file or Decimal(0)),
     )
 
 
