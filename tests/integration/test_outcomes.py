@@ -29,6 +29,7 @@ from tollbook.schemas.events import BudgetReserved, CostRecorded, ModelCalled
 from tollbook.schemas.money import nanousd_from_usd
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Target
+from tollbook.schemas.usage import MediaUsage, Usage
 from tollbook.standin import SCENARIOS
 from tollbook.standin.scenarios import Scenario
 
@@ -174,6 +175,17 @@ async def test_details_of_reasoning_that_a_result_cannot_hold_are_left_out(calli
     reply: dict[str, Any] = {"finish_reason": "stop", "message": message, "usage": {}}
     result = await run(calling, transport=transport_of(reply, []))
     assert (result.content, result.reasoning_details) == ("Yes.", None)
+
+
+async def test_tokens_of_media_are_in_the_result_and_not_on_the_ledger(calling: Calling) -> None:
+    details = {"prompt_tokens_details": {"audio_tokens": 7}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    usage = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23, **details}
+    reply: dict[str, Any] = {"finish_reason": "stop", "message": {"content": "Yes."}, "usage": usage}
+    result = await run(calling, transport=transport_of(reply, []))
+    assert result.usage == MediaUsage(prompt_tokens=20, completion_tokens=3, reasoning_tokens=1, prompt_audio_tokens=7)
+    assert await calling.runtime.handle.results.get("t1") == result
+    (called,) = await attempts(calling)
+    assert called.usage == Usage(prompt_tokens=20, completion_tokens=3, reasoning_tokens=1)
 
 
 @pytest.mark.parametrize("name", ["tool_calls", "function_call", "tool_use_part"])
