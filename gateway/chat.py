@@ -7,7 +7,7 @@ from tollbook.gateway.apis import Asked
 from tollbook.gateway.problems import Problem
 from tollbook.gateway.sse import DONE, data_event
 from tollbook.schemas.results import InferenceResult
-from tollbook.schemas.usage import Usage
+from tollbook.schemas.usage import Usage, media_details
 
 
 class ChatCompletions:
@@ -143,6 +143,7 @@ def finish_reason_of(result: InferenceResult) -> str:
 def usage_document(result: InferenceResult) -> dict[str, Any]:
     """Return tokens in OpenAI's form, and the cost in dollars as OpenRouter has it."""
     usage = result.usage or Usage(prompt_tokens=0, completion_tokens=0)
+    media = media_details(usage)
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -150,8 +151,9 @@ def usage_document(result: InferenceResult) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": usage.cached_tokens,
             "cache_write_tokens": usage.cache_write_tokens,
+            **media["prompt"],
         },
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens, **media["completion"]},
         "cost": float(result.cost_usd),
     }
 

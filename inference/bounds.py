@@ -10,8 +10,8 @@ files and videos count with the most tokens that the model makes of one (`media`
 import collections
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from tollbook.inference.errors import PriceUnknown
@@ -63,7 +63,11 @@ class Bound:
     image_nanousd: int = 0
     """The most that one image can cost; 0 where there is none."""
     fee_nanousd: int = 0
-    """What images, sounds, videos and searches cost beside prompt tokens; those include as many as cost that."""
+    """What images, sounds, files, videos and searches cost beside prompt tokens; those include as many as cost that."""
+    covers_reading_files: bool = False
+    """Whether the fee has what the provider may ask for reading each file."""
+    surcharges: Mapping[str, int] = field(default_factory=dict[str, int])
+    """By kind of media, the part of the fee that their tokens cost above others, millionths of a nano-dollar."""
     prompt_basis: Literal["text", "tokenizer", "context_length"] = "text"
     """What bounds the prompt: bytes of its texts, tokens as its tokenizer counts them, or what the model can read."""
     source: str = ""
@@ -75,6 +79,11 @@ class Bound:
     def target(self) -> Target:
         """The model, and the provider that has it."""
         return Target(self.model, self.provider)
+
+    def fee_beside(self, told: Container[str]) -> int:
+        """Return the fee without what tokens of some kinds cost: those that a usage tells, nano-dollars."""
+        left = [amount for kind, amount in self.surcharges.items() if kind not in told]
+        return self.fee_nanousd - _nanousd(self.surcharges.values()) + _nanousd(left)
 
     def as_price(self) -> BoundPrice:
         """Return the part that is written into the ledger."""
@@ -89,6 +98,10 @@ class Bound:
             source=self.source or None,
             provider=named_provider(self.provider),
         )
+
+
+def _nanousd(millionths: Iterable[int]) -> int:
+    return -(-sum(millionths) // TOKENS_PER_MTOK)
 
 
 def text_tokens_at_most(text: str, count: Counter | None = None) -> int:
@@ -210,7 +223,7 @@ def bound(
     prompt_price, completion_price = price.max_prices(prompt_tokens)
     endpoint_price = price.max_prompt_price(prompt_tokens)
     prompt_price = max(prompt_price, -(-endpoint_price * cache_percent // 100))
-    fee = media.images * price.image_nanousd + -(-media.surcharge // TOKENS_PER_MTOK)
+    fee = media.images * price.image_nanousd + media.files * price.file_nanousd + _nanousd(media.surcharges.values())
     if is_searching:
         if price.search_nanousd is None:
             raise PriceUnknown.of_model(price.model, "the policy has no price of web_search for it")
@@ -236,6 +249,8 @@ def bound(
         image_nanousd=-(-media.image_tokens * prompt_price // TOKENS_PER_MTOK)
         + (price.image_nanousd if media.images else 0),
         fee_nanousd=fee,
+        covers_reading_files=price.file_nanousd > 0,
+        surcharges=media.surcharges,
         prompt_basis="context_length" if is_context_length else _basis(messages, count),
         source=price.source,
     )

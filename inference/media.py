@@ -7,8 +7,8 @@ it. Where neither does, or its tokens may cost more than others and have no pric
 import base64
 import binascii
 import struct
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from tollbook.inference.errors import PriceUnknown
@@ -31,14 +31,15 @@ NO_LIMITS: Final = ModelRule()
 class MediaBound:
     """The most tokens of all media of a prompt.
 
-    `image_tokens` are of the largest image. `surcharge` is what media cost above prompt tokens: for each token its
-    price per million less that of a prompt token.
+    `image_tokens` are of the largest image. `surcharges` are what media cost above prompt tokens, by kind: for each
+    token its price per million less that of a prompt token.
     """
 
     tokens: int = 0
     images: int = 0
     image_tokens: int = 0
-    surcharge: int = 0
+    files: int = 0
+    surcharges: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 NO_MEDIA: Final = MediaBound()
@@ -67,7 +68,8 @@ def bound_media(
     `cache_percent` is what a token costs that the provider is asked to cache, in percent.
     Errors: PriceUnknown where a part has no limit, or its tokens have no price.
     """
-    tokens = images = image_tokens = surcharge = 0
+    tokens = images = image_tokens = files = 0
+    surcharges: dict[str, int] = {}
     prompt = min(tier.prompt_nanousd_per_mtok for tier in price.tiers)
     for part in parts:
         kind = kind_of(part)
@@ -77,10 +79,11 @@ def bound_media(
             raise PriceUnknown.of_model(price.model, f"tokens of {WORDS[kind]} have a price that is not known")
         own = prompt if own is None else -(-own * cache_percent // 100)
         tokens += count
-        surcharge += count * max(0, own - prompt)
+        surcharges[kind] = surcharges.get(kind, 0) + count * max(0, own - prompt)
         if kind == "image":
             images, image_tokens = images + 1, max(image_tokens, count)
-    return MediaBound(tokens, images, image_tokens, surcharge)
+        files += kind == "file"
+    return MediaBound(tokens, images, image_tokens, files, surcharges)
 
 
 def _tokens_at_most(part: MediaPart, model: str, limits: ModelRule) -> int:

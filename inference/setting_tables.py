@@ -22,7 +22,8 @@ from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS
 _MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
 _MIN_MEMORY_MB: Final = 64
 _PRICE_FIELDS: Final = (
-    "prompt", "completion", "cached", "cache_write", "image", "audio", "video", "image_output", "web_search", "request",
+    "prompt", "completion", "cached", "cache_write", "image", "audio", "video", "image_output", "file", "web_search",
+    "request",
 )  # fmt: skip
 
 

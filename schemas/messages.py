@@ -224,6 +224,7 @@ def _refuse(reason: str) -> Callable[[object], object]:
     return refuse
 
 
+_REASONING: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking_blocks")
 _TEXTS_AND_MEDIA: Final = frozenset({"role", "content", "refusal", "reasoning", "reasoning_content", "images"})
 
 
@@ -266,6 +267,22 @@ class Message(Form):
         if self.content is None and (self.role != "assistant" or not (calls or self.refusal or self.reasoning_details)):
             raise ValueError("has no content")
         return self
+
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether it brings back what a model thought, in any form."""
+        is_signed = any(call.extra_content for call in self.tool_calls or ())
+        return is_signed or any(getattr(self, name) is not None for name in _REASONING)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it says nothing but what a model thought."""
+        return self.content is None and not (self.tool_calls or self.function_call or self.refusal)
+
+    def without_reasoning(self) -> Self:
+        """Return the message without what a model thought; it may be empty then."""
+        calls = self.tool_calls and tuple(call.model_copy(update={"extra_content": None}) for call in self.tool_calls)
+        return self.model_copy(update={**dict.fromkeys(_REASONING), "tool_calls": calls})
 
     @property
     def text(self) -> str:

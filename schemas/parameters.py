@@ -319,7 +319,8 @@ REFUSED: Final[Mapping[str, str]] = {
     "web_search": _WEB_SEARCH,
     "search_parameters": _WEB_SEARCH,
     "enable_search": _WEB_SEARCH,
-    "plugins": "plugins bill by the request or add to the prompt, and those that iterate have no bound",
+    "plugins": "plugins bill by the request or the page, or add to the prompt, and those that iterate have no bound; "
+    "OpenRouter chooses how files are read where the policy's prices have `file`",
     "stop_server_tools_when": "tools that the provider runs have no bound",
     "max_tool_calls": "tools that the provider runs have no bound",
     "mcp_servers": "tools that the provider runs have no bound",

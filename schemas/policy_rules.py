@@ -191,6 +191,9 @@ class PriceRule(Rule):
     """A million prompt tokens of videos, dollars; absent: videos are refused."""
     image_output: UsdPerMtok | None = None
     """A million completion tokens of images, dollars; absent: a model that puts out images is refused."""
+    file: UsdPerMtok | None = None
+    """One file, dollars beside its tokens: the most that a provider asks for reading one, by the page for example.
+    Absent: reading costs nothing more, and OpenRouter is told to give files to the model as they are."""
     web_search: UsdPerMtok | None = None
     """One request with `web_search_options`, dollars beside its tokens; absent: searches are refused."""
     request: UsdPerMtok = Decimal(0)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from tollbook.schemas.money import usd_from_nanousd
-from tollbook.schemas.usage import Usage
+from tollbook.schemas.usage import MediaUsage, Usage
 
 
 class TaskStatus(StrEnum):
@@ -104,9 +104,11 @@ class InferenceResult(BaseModel):
     """The first model of the route, where its hold did not fit a budget and the cheaper model was called."""
     token_count: int = 0
     """Prompt and completion tokens of the attempt that answered."""
-    usage: Usage | None = None
+    usage: Usage | MediaUsage | None = None
     """The same by kind: `prompt_tokens` (with `cached_tokens` and `cache_write_tokens` among them) and
-    `completion_tokens` (with `reasoning_tokens` among them)."""
+    `completion_tokens` (with `reasoning_tokens` among them). Where the provider tells them apart, also tokens of
+    images, sound and videos: `prompt_image_tokens`, `prompt_audio_tokens`, `prompt_video_tokens`,
+    `completion_image_tokens`, `completion_audio_tokens`."""
     cost_usd: UsdString = usd_from_nanousd(0)
     """The cost of all attempts in dollars: a decimal string with nine places."""
     error_code: ErrorCode | None = None

@@ -30,3 +30,45 @@ class Usage(BaseModel):
     def total_tokens(self) -> int:
         """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
+
+
+class MediaUsage(Usage):
+    """A usage whose provider told how many tokens were of images, sound or videos.
+
+    It is in results and in prices alone: the ledger has the counts of a `Usage`.
+    """
+
+    prompt_image_tokens: TokenCount = Field(default=0, description="Tokens of the prompt that were of images.")
+    prompt_audio_tokens: TokenCount = Field(default=0, description="Tokens of the prompt that were sound.")
+    prompt_video_tokens: TokenCount = Field(default=0, description="Tokens of the prompt that were of videos.")
+    completion_image_tokens: TokenCount = Field(default=0, description="Tokens of the completion that were of images.")
+    completion_audio_tokens: TokenCount = Field(default=0, description="Tokens of the completion that were sound.")
+
+    @property
+    def prompt_media(self) -> dict[str, int]:
+        """The tokens of the prompt by kind, those that there are."""
+        kinds = {
+            "image": self.prompt_image_tokens,
+            "audio": self.prompt_audio_tokens,
+            "video": self.prompt_video_tokens,
+        }
+        return {kind: count for kind, count in kinds.items() if count}
+
+    def without_media(self) -> Usage:
+        """Return the same without them."""
+        return Usage.model_construct(**{name: getattr(self, name) for name in Usage.model_fields})
+
+
+def media_of(usage: Usage) -> dict[str, int]:
+    """Return the tokens of a prompt by kind of media, those that are told."""
+    return usage.prompt_media if isinstance(usage, MediaUsage) else {}
+
+
+def media_details(usage: Usage) -> dict[str, dict[str, int]]:
+    """Return the tokens of media as OpenAI's details of `prompt` and `completion` have them, those that are told."""
+    names = MediaUsage.model_fields.keys() - Usage.model_fields.keys() if isinstance(usage, MediaUsage) else ()
+    counts: dict[str, int] = {name: getattr(usage, name) for name in sorted(names)}
+    return {
+        whole: {name.removeprefix(f"{whole}_"): count for name, count in counts.items() if count and whole in name}
+        for whole in ("prompt", "completion")
+    }

@@ -7,7 +7,7 @@ names that they have there, and state no cost; `/compatible/v1` is a server of o
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 
@@ -20,6 +20,9 @@ from tollbook.standin.scenarios import Scenario, Tokens
 
 # What OpenAI's own API does not know.
 _NOT_AT_OPENAI: Final = ("max_tokens", "top_k", "reasoning", "cache_control", "provider", "transforms")
+_OF_MESSAGES_AT_OPENAI: Final = frozenset(
+    {"role", "content", "name", "refusal", "audio", "tool_calls", "tool_call_id", "function_call"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,13 @@ def _read_openai(document: Any) -> CompletionRequest:
     for name in _NOT_AT_OPENAI if isinstance(document, dict) else ():
         if name in document:
             raise BadRequest(400, f"Unsupported parameter: '{name}' is not supported with this model.")
-    return read_request(document, OPENAI_PRICES)
+    asked = read_request(document, OPENAI_PRICES)
+    messages = cast("dict[str, list[dict[str, Any]]]", document)["messages"]
+    for number, said in enumerate(messages):
+        for name in said:
+            if name not in _OF_MESSAGES_AT_OPENAI:
+                raise BadRequest(400, f"Unknown parameter: 'messages[{number}].{name}'.")
+    return asked
 
 
 def _costless(asked: CompletionRequest, generation_id: str, charged_nanousd: int, fault: str | None) -> bytes:

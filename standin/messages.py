@@ -24,6 +24,7 @@ _STOP_REASONS: Final = {
     "length": "max_tokens", "MAX_TOKENS": "max_tokens", "tool_calls": "tool_use", "function_call": "tool_use",
     "tool_use": "tool_use", "content_filter": "refusal", "content_filter: RECITATION": "refusal",
 }  # fmt: skip
+_THOUGHTS: Final = ("thinking", "redacted_thinking")
 
 
 def read_message_request(document: Any, models: Mapping[str, object]) -> CompletionRequest:
@@ -41,6 +42,7 @@ def read_message_request(document: Any, models: Mapping[str, object]) -> Complet
         raise BadRequest(400, "thinking.budget_tokens must be at least 1024 and below max_tokens")
     turns = cast("list[dict[str, Any]]", body.get("messages") or [])
     _check_turns(turns)
+    _check_thoughts(turns, has_budget=budget is not None)
     system = body.get("system", [])
     texts = [*([{"role": "system", "content": _text(system)}] if system else []), *map(_turn, turns)]
     user = body.get("metadata", {}).get("user_id", "")
@@ -62,6 +64,15 @@ def _check_turns(turns: list[dict[str, Any]]) -> None:
         if results != called:
             raise BadRequest(400, f"messages.{number}: tool_use and tool_result blocks do not match")
         called = {str(block.get("id")) for block in blocks if block.get("type") == "tool_use"}
+
+
+def _check_thoughts(turns: list[dict[str, Any]], *, has_budget: bool) -> None:
+    for number, turn in enumerate(turns):
+        if _blocks(turn["content"])[-1].get("type") in _THOUGHTS:
+            raise BadRequest(400, f"messages.{number}: The final block in an assistant message cannot be `thinking`.")
+    is_loop = any(block.get("type") == "tool_result" for block in _blocks(turns[-1]["content"])) if turns else False
+    if has_budget and is_loop and _blocks(turns[-2]["content"])[0].get("type") not in _THOUGHTS:
+        raise BadRequest(400, "Expected `thinking` or `redacted_thinking`, but found `tool_use`")
 
 
 def _turn(turn: dict[str, Any]) -> dict[str, Any]:

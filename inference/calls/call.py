@@ -129,6 +129,14 @@ class Call:
         """Return this call of one of its route's fallbacks, which those after it follow."""
         return replace(self, route=self.route.from_fallback(target))
 
+    def without_reasoning(self) -> "Call | None":
+        """Return this call without what models thought in earlier turns; None where there is nothing to leave out."""
+        messages = tuple(message.without_reasoning() for message in self.messages)
+        left = tuple(message for message in messages if not message.is_empty)
+        if not left or not any(message.has_reasoning for message in self.messages):
+            return None
+        return replace(self, messages=left)
+
     def under(self, policy: PolicyInForce) -> "Call":
         """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
         if policy.version == self.policy_version:

@@ -25,7 +25,7 @@ from tollbook.ledger.gate.requests import (
 from tollbook.schemas.events import Basis, CostAdjusted, CostRecorded, FallbackUsed, ModelCalled, payload_json
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.routes import Target, named_provider
-from tollbook.schemas.usage import Usage
+from tollbook.schemas.usage import Usage, media_of
 
 _DEAR_TIERS = frozenset({"priority", "fast", "us"})
 # Which basis names the whole, when attempts were charged on different ones: the least certain.
@@ -90,8 +90,11 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
         try:
             price = prices.price(bound.model, now_ms, service_tier=attempt.service_tier)
             tokens_nanousd = price.cost(attempt.usage)
-            fees_nanousd = attempt.fee_nanousd + bound.fee_nanousd
-            return Charge(min(tokens_nanousd + fees_nanousd, MAX_NANOUSD), "priced", price.source or None)
+            fees_nanousd = attempt.fee_nanousd + bound.fee_beside(media_of(attempt.usage))
+            priced = Charge(min(tokens_nanousd + fees_nanousd, MAX_NANOUSD), "priced", price.source or None)
+            if price.can_price(attempt.usage):
+                return priced
+            return Charge(max(priced.nanousd, bound.amount_nanousd), "assumed")  # G3
         except PriceUnknown:
             pass  # The catalogue lost the model since the hold was made; the bound still covers it.
     return Charge(max(bound.amount_nanousd, attempt.fee_nanousd), "assumed")  # G3

@@ -328,9 +328,11 @@ def _bound_at(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bo
         raise PriceUnknown.of_model(model, "it makes no text")
     inputs = facts.input_modalities
     if inputs is not None and not {"image", "audio", "file", "video"} <= inputs:
-        kinds = {kind_of(part) for message in call.messages for part in message.media_parts}
-        if kinds - inputs:
-            raise ParameterUnsupported(model, sorted(WORDS[kind] for kind in kinds - inputs))
+        kinds = {kind_of(part) for message in call.messages for part in message.media_parts} - inputs
+        if "file" in kinds and prices.reads_files(model, now_ms):
+            kinds.remove("file")
+        if kinds:
+            raise ParameterUnsupported(model, sorted(WORDS[kind] for kind in kinds))
     price = prices.price(model, now_ms)
     return bound(
         call.messages,

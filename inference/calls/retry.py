@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 MODELS_OF_A_CALL: Final = 2
 """Models that a call may try by its route: the first and one fallback, unless it has more."""
+_REFUSALS: Final = (400, 422)
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Ask the same model again after a pause in seconds."""
+    """Ask the same model again after a pause in seconds, maybe without the reasoning of earlier turns."""
 
     delay_s: float
+    is_without_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +85,23 @@ class RetryPolicy:
         return self.max_requests * attempt_timeout_s + self.max_pauses_s
 
     def decide(
-        self, attempt: Attempt, *, attempts_of_model: int, has_fallback: bool, is_other_provider: bool = False
+        self,
+        attempt: Attempt,
+        *,
+        attempts_of_model: int,
+        has_fallback: bool,
+        is_other_provider: bool = False,
+        has_reasoning: bool = False,
     ) -> Step:
         """Decide what follows a failed attempt.
 
         `attempts_of_model` counts the attempts of this model so far, this one included; `has_fallback` says whether
-        another model is left to be asked, and `is_other_provider` whether that is another provider's.
+        another model is left to be asked, and `is_other_provider` whether that is another provider's. `has_reasoning`:
+        the request brought back what a model thought in earlier turns, and can be made without it.
         """
         assert not attempt.is_ok, "a completion needs no further attempt"
+        if has_reasoning and _may_refuse_reasoning(attempt) and attempts_of_model <= self.retries:
+            return Retry(0.0, is_without_reasoning=True)
         can_fall_back = has_fallback and (attempt.may_fall_back or is_other_provider)
         asked_s = attempt.retry_after_s or 0.0
         can_retry = attempt.is_retryable and attempts_of_model <= self.retries and asked_s <= self.retry_after_max_s
@@ -104,3 +115,12 @@ class RetryPolicy:
         """Double from the base up to the maximum; take up to half of it off at random, so that workers spread out."""
         longest = min(self.backoff_base_s * 2 ** (attempts_of_model - 1), self.backoff_max_s)
         return longest * (0.5 + self.random() / 2)
+
+
+def _may_refuse_reasoning(attempt: Attempt) -> bool:
+    """Whether a free refusal may be of the reasoning in the request, as an unknown field or another's signature.
+
+    Strict servers (Groq, Mistral) refuse any message with it, others that of another model or endpoint (November 2026).
+    """
+    is_refusal = attempt.charge == "none" and attempt.http_status in _REFUSALS
+    return is_refusal and attempt.reason in ("bad_request", "unsupported_parameter")

@@ -162,7 +162,7 @@ class CallRunner:
                     break
                 if run.reply is not None:
                     break  # The first reply stands where the second try fails.
-                run.failure = await self._after_failure(run.call, hold, attempt)
+                run.failure = await self._after_failure(run, attempt)
                 continue
             run.reply = attempt  # G4
             larger = None if run.has_passed else with_larger_limit(run.call, attempt)
@@ -239,8 +239,10 @@ class CallRunner:
         hold.generation_id = generation_id
         self._notes.start(hold.note_request(generation_id))
 
-    async def _after_failure(self, call: Call, hold: Hold, failed: Attempt) -> str | None:
+    async def _after_failure(self, run: "_Run", failed: Attempt) -> str | None:
         """Decide what follows and prepare it; return why nothing does, or None."""
+        call, hold = run.call, run.hold
+        plain = call.without_reasoning()
         target = hold.bound.target
         fallback = self._fallback_after(call, target, failed)
         step = self._retry.decide(
@@ -248,9 +250,12 @@ class CallRunner:
             attempts_of_model=hold.attempts_of(target),
             has_fallback=fallback is not None,
             is_other_provider=fallback is not None and fallback.provider != target.provider,
+            has_reasoning=plain is not None,
         )
         if isinstance(step, GiveUp):
             return step.reason
+        if isinstance(step, Retry) and step.is_without_reasoning and plain is not None:
+            run.call = call = plain
         following = target
         if isinstance(step, FallBack):
             assert fallback is not None, "the policy falls back only where there is a fallback"

@@ -141,6 +141,10 @@ class PriceCatalogue:
             return False
         return True
 
+    def reads_files(self, model: str, at_ms: int) -> bool:
+        """Whether the policy pays for files being read by the provider, for a model that takes none itself."""
+        return self.knows(model, at_ms) and self.price(model, at_ms).file_nanousd > 0
+
     def has_larger_context(self, target: Target, than: Target) -> bool:
         """Whether a model's context is known to be larger than another one's."""
         larger, smaller = (self.at(each.provider).context_tokens(each.model) for each in (target, than))

@@ -8,7 +8,7 @@ from typing import Final
 
 from tollbook.schemas.money import MAX_NANOUSD, nanousd_from_usd
 from tollbook.schemas.policy import PriceRule
-from tollbook.schemas.usage import Usage
+from tollbook.schemas.usage import MediaUsage, Usage, media_of
 
 TOKENS_PER_MTOK: Final = 1_000_000
 FOREVER_MS: Final = -(2**62)
@@ -43,9 +43,10 @@ class ModelPrice:
 
     `image_nanousd` is what an image of the prompt costs beside its tokens. Without `has_completion`, it is the price of
     a model that makes embeddings, and no completion has a price. `media` are prices of prompt tokens by kind (image,
-    audio, video), `image_output` that of completion tokens, nano-dollars per million. `search_nanousd` is what a
-    request with web searches costs besides. None: it is not known. `source` says where the price comes from, as the
-    ledger has it: `policy`, `provider <when it was fetched>` or `catalogue <version>`.
+    audio, video), `image_output` and `text_output` those of completion tokens, nano-dollars per million; the tiers have
+    the dearer of the two. `search_nanousd` is what a request with web searches costs besides, `file_nanousd` what a
+    file does beside its tokens. None: it is not known. `source` says where the price comes from, as the ledger has it:
+    `policy`, `provider <when it was fetched>` or `catalogue <version>`.
     """
 
     model: str
@@ -55,7 +56,9 @@ class ModelPrice:
     has_completion: bool = True
     media: tuple[tuple[str, int], ...] = ()
     image_output: int | None = None
+    text_output: int | None = None
     search_nanousd: int | None = None
+    file_nanousd: int = 0
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -88,7 +91,9 @@ class ModelPrice:
         """Return the cost of one request in nano-dollars, rounded up once.
 
         Each token is billed once: cached and cache-write tokens, which are part of the prompt, at their own price, and
-        those that are kept for an hour at theirs; reasoning tokens, which are part of the completion, at its price.
+        those that are kept for an hour at theirs; reasoning tokens, which are part of the completion, at its price;
+        tokens of media at the price of their kind, where the usage tells them. Which of them were cached is not told:
+        the dearer is taken.
         """
         tier = self.tier_at(usage.prompt_tokens)
         cached = min(usage.cached_tokens, usage.prompt_tokens)
@@ -99,9 +104,53 @@ class ModelPrice:
             + cached * tier.cached_nanousd_per_mtok
             + (written - written_1h) * tier.cache_write_nanousd_per_mtok
             + written_1h * tier.cache_write_1h_nanousd_per_mtok
-            + usage.completion_tokens * tier.completion_nanousd_per_mtok
+            + self._completion_cost(usage, tier)
+            + self._media_surcharge(usage, tier, cached=cached, written=written)
         )
         return min(-(-tokens_nanousd // TOKENS_PER_MTOK) + self.request_nanousd, MAX_NANOUSD)
+
+    def can_price(self, usage: Usage) -> bool:
+        """Whether every kind of token that a usage tells has a price; no price of sound in a completion is known."""
+        if not isinstance(usage, MediaUsage):
+            return True
+        return not usage.completion_audio_tokens and (
+            self.image_output is not None or not usage.completion_image_tokens
+        )
+
+    def _completion_cost(self, usage: Usage, tier: PriceTier) -> int:
+        """Return what the completion costs, in millionths of a nano-dollar."""
+        images = usage.completion_image_tokens if isinstance(usage, MediaUsage) else 0
+        if not images or self.image_output is None or self.text_output is None:
+            return usage.completion_tokens * tier.completion_nanousd_per_mtok
+        return (usage.completion_tokens - images) * self.text_output + images * self.image_output
+
+    def _media_surcharge(self, usage: Usage, tier: PriceTier, *, cached: int, written: int) -> int:
+        """Return what media of the prompt cost above other tokens of it, in millionths of a nano-dollar.
+
+        Less than nothing where they are cheaper; of those that may have been read from a cache or written to it,
+        nothing is taken off, and they cost no less than they do without a cache.
+        """
+        prompt, surcharge = tier.prompt_nanousd_per_mtok, 0
+        for kind, count in media_of(usage).items():
+            own = self._media_price_in(kind, tier)
+            if own < prompt:
+                surcharge -= max(0, count - cached - written) * (prompt - own)
+                surcharge += min(count, cached) * max(0, own - tier.cached_nanousd_per_mtok)
+                continue
+            surcharge += count * (own - prompt)
+            # What is written to a cache costs more in proportion.
+            above = max(0, tier.max_prompt_nanousd_per_mtok - prompt)
+            surcharge += -(-min(count, written) * above * (own - prompt) // prompt) if prompt else 0
+        return surcharge
+
+    def _media_price_in(self, kind: str, tier: PriceTier) -> int:
+        """Return what a million prompt tokens of a kind cost; of sound or videos without a price, the highest known."""
+        prompt = tier.prompt_nanousd_per_mtok
+        own = self.media_price(kind)
+        if own is None:
+            return prompt if kind == "image" else max([prompt, *(price for _, price in self.media)])
+        # It is stated once for prompts of any length.
+        return max(own, prompt) if own >= self.tiers[0].prompt_nanousd_per_mtok else own
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +196,9 @@ def _price_of(model: str, rule: PriceRule) -> ModelPrice:
         price,
         media=tuple((kind, nanousd_from_usd(usd)) for kind, usd in media.items() if usd is not None),
         image_output=None if rule.image_output is None else nanousd_from_usd(rule.image_output),
+        text_output=None if rule.image_output is None else nanousd_from_usd(rule.completion),
         search_nanousd=None if rule.web_search is None else nanousd_from_usd(rule.web_search),
+        file_nanousd=nanousd_from_usd(rule.file or Decimal(0)),
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.models import ModelFacts
 from tollbook.inference.providers.adapter import Application, Question
-from tollbook.inference.providers.anthropic_messages import messages_of, tool_choice_of, tools_of
+from tollbook.inference.providers.anthropic_messages import may_think, messages_of, tool_choice_of, tools_of
 from tollbook.inference.providers.compatible import models_in
 from tollbook.inference.providers.json_values import as_table
 from tollbook.inference.providers.replies import Reply, name_in, read_reply
@@ -65,6 +65,8 @@ class Anthropic:
         if request.user is not None:
             body["metadata"] = {"user_id": request.user}
         thinking, effort = _thinking(request)
+        if thinking and thinking["type"] == "enabled" and not may_think(messages):
+            thinking = None
         output = {**({"effort": effort} if effort else {}), **_format(parameters)}
         if output:
             body["output_config"] = output

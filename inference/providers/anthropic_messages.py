@@ -26,6 +26,7 @@ _DATA_URL: Final = re.compile(r"data:([a-z]+/[a-z0-9.+-]+);base64,", re.IGNORECA
 _NO_PARAMETERS: Final[dict[str, Any]] = {"type": "object", "properties": {}}
 _TEXT_PARAMETERS: Final = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
 _CHOICES: Final = {"auto": "auto", "none": "none", "required": "any", "any": "any"}
+_THOUGHTS: Final = ("thinking", "redacted_thinking")
 
 Block = dict[str, Any]
 
@@ -46,8 +47,32 @@ def messages_of(messages: Sequence[Message]) -> tuple[list[Block], list[dict[str
             turns[-1]["content"] += blocks
         else:
             turns.append({"role": role, "content": blocks})
+    turns = [said for turn in turns if (said := _without_last_thoughts(turn))["content"]]
     # A conversation has at least one message.
     return (system, turns) if turns else ([], [{"role": "user", "content": system}])
+
+
+def may_think(turns: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether Anthropic lets a model with a budget for thought go on with a conversation.
+
+    In a loop of tools, it must begin with a thought (November 2026): what another provider's model called has none.
+    """
+    calling = next((turn for turn in reversed(turns) if not _is_results(turn)), None)
+    if calling is None or calling["role"] != "assistant" or calling is turns[-1]:
+        return True
+    return calling["content"][0]["type"] in _THOUGHTS
+
+
+def _is_results(turn: Mapping[str, Any]) -> bool:
+    return turn["role"] == "user" and any(block["type"] == "tool_result" for block in turn["content"])
+
+
+def _without_last_thoughts(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return a turn that does not end with a thought, which is refused."""
+    blocks: list[Block] = turn["content"]
+    while blocks and blocks[-1]["type"] in _THOUGHTS:
+        blocks = blocks[:-1]
+    return {**turn, "content": blocks}
 
 
 def tools_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,16 +194,20 @@ def _thoughts(message: Message) -> Iterable[Block]:
 
     It comes as Anthropic's own blocks, or in OpenRouter's form.
     """
+    for block in message.thinking_blocks or ():
+        if block.get("type") == "thinking" and block.get("signature"):
+            yield {"type": "thinking", "thinking": block.get("thinking") or "", "signature": block["signature"]}
+        elif block.get("type") == "redacted_thinking" and block.get("data"):
+            yield {"type": "redacted_thinking", "data": block["data"]}
     if message.thinking_blocks:
-        yield from message.thinking_blocks
         return
     for detail in message.reasoning_details or ():
         if not str(detail.get("format", "")).startswith("anthropic"):
             continue
         if detail.get("type") == "reasoning.text" and detail.get("signature"):
             yield {"type": "thinking", "thinking": detail.get("text") or "", "signature": detail["signature"]}
-        elif detail.get("type") == "reasoning.encrypted":
-            yield {"type": "redacted_thinking", "data": detail.get("data")}
+        elif detail.get("type") == "reasoning.encrypted" and detail.get("data"):
+            yield {"type": "redacted_thinking", "data": detail["data"]}
 
 
 def _tool_use(call: ToolCall) -> Block:

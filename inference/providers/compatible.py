@@ -15,6 +15,7 @@ from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
 from tollbook.inference.models import ModelFacts, facts_of
 from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.json_values import as_table, tables_of
+from tollbook.inference.providers.makers import understood_by
 from tollbook.inference.providers.replies import Reply, name_in, name_of, read_reply
 from tollbook.inference.providers.usage_report import read_generation_cost
 from tollbook.schemas.messages import Message
@@ -47,7 +48,7 @@ class ChatCompletions:
         stream: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if is_streamed else {}
         body: dict[str, Any] = {
             "model": request.model,
-            "messages": [self._message(each) for each in request.messages],
+            "messages": self._messages(request),
             request.limit_name: request.max_tokens,
             **self._parameters(_with_choice(request.parameters)),
             **self._preferences(request),
@@ -100,6 +101,17 @@ class ChatCompletions:
     def read_key(self, document: object) -> str:
         """Say how many models there are: a server that refuses a wrong key does so here."""
         return f"it answers and offers {len(self.read_models(document))} models"
+
+    def _messages(self, request: ChatRequest) -> list[dict[str, Any]]:
+        """Return the conversation, without what only another maker's models understand."""
+        said = [understood_by(request.model, each) for each in request.messages]
+        # What had nothing but a thought is empty without it, and refused: its content is null. A message is the least.
+        sent = [each for each in said if not self._says_nothing(each)] or said
+        return [self._message(each) for each in sent]
+
+    def _says_nothing(self, message: Message) -> bool:
+        """Whether nothing is left of a message as it is sent."""
+        return message.is_empty and not message.has_reasoning
 
     def _message(self, message: Message) -> dict[str, Any]:
         return without(with_arguments(message.as_json()), _FOR_OPENROUTER)

@@ -10,7 +10,9 @@ from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import Dialect
 
 # Further fields than the replies of other servers have.
-_NOT_FOR_OPENAI: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking_blocks", "cache_control")
+_NOT_FOR_OPENAI: Final = (
+    "reasoning", "reasoning_content", "reasoning_details", "thinking_blocks", "cache_control", "index",
+)  # fmt: skip
 
 
 class OpenAI(ChatCompletions):
@@ -22,6 +24,9 @@ class OpenAI(ChatCompletions):
     def cost_question(self, generation_id: str) -> Question | None:  # noqa: ARG002
         """Return None: OpenAI does not tell what a request cost."""
         return None
+
+    def _says_nothing(self, message: Message) -> bool:
+        return message.is_empty
 
     def _message(self, message: Message) -> dict[str, Any]:
         fields = without(super()._message(message), _NOT_FOR_OPENAI)

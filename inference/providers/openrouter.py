@@ -11,7 +11,7 @@ from tollbook.inference.providers.adapter import Application, Question
 from tollbook.inference.providers.compatible import ChatCompletions, with_arguments
 from tollbook.inference.providers.json_values import as_table
 from tollbook.inference.providers.usage_report import read_cost
-from tollbook.schemas.messages import Message
+from tollbook.schemas.messages import FilePart, Message
 from tollbook.schemas.money import MoneyError, format_usd, usd_from_nanousd
 from tollbook.schemas.policy import Dialect
 
@@ -48,12 +48,25 @@ class OpenRouter(ChatCompletions):
         preferences: dict[str, Any] = {"require_parameters": True}  # G1
         if request.price_limit is not None:
             preferences["max_price"] = _max_price(request.price_limit)
-        return {"provider": preferences}
+        return {"provider": preferences, **_reading_of_files(request)}
 
     def _embeddings_preferences(self, request: EmbeddingsRequest) -> Mapping[str, Any]:
         if request.price_limit is None:
             return {}
         return {"provider": {"max_price": _max_price(request.price_limit)}}  # G1
+
+
+def _reading_of_files(request: ChatRequest) -> dict[str, Any]:
+    """Have files given to the model as they are, unless the hold covers what reading them may cost.
+
+    A model that takes none would get what OpenRouter's parser reads, at two dollars for a thousand pages in some of its
+    engines, whatever `max_price` says (November 2026).
+    """
+    parts = (part for message in request.messages for part in message.media_parts)
+    is_covered = request.price_limit is not None and request.price_limit.covers_reading_files
+    if is_covered or not any(isinstance(part, FilePart) for part in parts):
+        return {}
+    return {"plugins": [{"id": "file-parser", "pdf": {"engine": "native"}}]}  # G1
 
 
 def _max_price(bound: Bound) -> dict[str, str]:

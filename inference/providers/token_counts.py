@@ -19,6 +19,7 @@ from tollbook.schemas.usage import MAX_TOKEN_COUNT, Usage
 
 Path = tuple[str, ...]
 TOTAL_ALONE: Final = "only the total number of tokens is reported"
+PART_TOO_LARGE: Final = "a part of the tokens is larger than the whole"
 
 _PROMPT: Final[tuple[Path, ...]] = (
     ("prompt_tokens",), ("input_tokens",), ("promptTokenCount",), ("prompt_token_count",), ("prompt_eval_count",),
@@ -197,7 +198,7 @@ class _Reader:
             if usual is not None:
                 others = [usage for beside, usage in possible.items() if self._is_mixed and not beside[2]]
                 return [usual, *others], [], None
-            return [], list(possible.values()), "a part of the tokens is larger than the whole"
+            return [], list(possible.values()), PART_TOO_LARGE
         exact = [usage for usage in possible.values() if usage.total_tokens == self._total]
         if exact:
             # A total of prompt and completion alone says nothing of what a provider counts beside them.

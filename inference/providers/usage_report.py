@@ -11,9 +11,10 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, cast
 
 from tollbook.inference.providers.json_values import single
-from tollbook.inference.providers.token_counts import TokenReadings, read_tokens
+from tollbook.inference.providers.media_counts import media_counts, with_media
+from tollbook.inference.providers.token_counts import PART_TOO_LARGE, TokenReadings, read_tokens
 from tollbook.schemas.money import MoneyError, check_nanousd, nanousd_from_usd
-from tollbook.schemas.usage import Usage
+from tollbook.schemas.usage import MediaUsage, Usage
 
 # xAI reports what it charged in ticks: 10,000,000,000 to the dollar (November 2026).
 _TICKS_PER_NANOUSD: Final = 10
@@ -66,8 +67,18 @@ def read_usage(reported: object) -> UsageReport:
     fields = single(reported)
     if not fields:
         return UsageReport()
-    tokens, cost = read_tokens(fields), _cost(fields)
-    return _report(tokens, cost)
+    return _report(_with_media(read_tokens(fields), media_counts(fields)), _cost(fields))
+
+
+def _with_media(tokens: TokenReadings, counts: Mapping[str, int]) -> TokenReadings:
+    """Return readings with the tokens of media; where some have no room for these, the others alone."""
+    if not counts or not tokens.readings:
+        return tokens
+    told = [with_media(usage, counts) for usage in tokens.readings]
+    fitting = tuple(usage for usage, fits in told if fits)
+    if fitting:
+        return replace(tokens, readings=fitting)
+    return replace(tokens, readings=tuple(usage for usage, _ in told), doubt=tokens.doubt or PART_TOO_LARGE)
 
 
 def joined_reports(reports: Iterable[UsageReport]) -> UsageReport:
@@ -80,10 +91,10 @@ def joined_reports(reports: Iterable[UsageReport]) -> UsageReport:
     if len(told) < 2 or not known:
         return told[0] if told else UsageReport()
     counted = [report for report in known if report.readings and not report.has_zero] or known[:1]
-    readings = tuple(dict.fromkeys(usage for report in counted for usage in report.readings))
+    readings = _distinct(usage for report in counted for usage in report.readings)
     costs = [report.cost_nanousd for report in known if report.cost_nanousd]
     doubts = [report.doubt for report in (told[0], *counted) if report.doubt]
-    if any(set(report.readings) != set(counted[0].readings) for report in counted):
+    if any(_plain(report) != _plain(counted[0]) for report in counted):
         doubts.append(_TWO_USAGES)
     if costs and _differ(max(costs), min(costs)):
         doubts.append(_COSTS_DIFFER)
@@ -94,6 +105,21 @@ def joined_reports(reports: Iterable[UsageReport]) -> UsageReport:
         doubts[0] if doubts else None,
         has_zero=all(report.has_zero for report in counted),
     )
+
+
+def _distinct(usages: Iterable[Usage]) -> tuple[Usage, ...]:
+    """Return the different usages, without those that another one tells more of."""
+    found = tuple(dict.fromkeys(usages))
+    detailed = [usage.without_media() for usage in found if isinstance(usage, MediaUsage)]
+    return tuple(usage for usage in found if isinstance(usage, MediaUsage) or usage not in detailed)
+
+
+def _plain(report: UsageReport) -> set[Usage]:
+    return set(map(_without_media, report.readings))
+
+
+def _without_media(usage: Usage) -> Usage:
+    return usage.without_media() if isinstance(usage, MediaUsage) else usage
 
 
 def _report(tokens: TokenReadings, cost: _Cost) -> UsageReport:

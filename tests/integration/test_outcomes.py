@@ -29,6 +29,7 @@ from tollbook.schemas.events import BudgetReserved, CostRecorded, ModelCalled
 from tollbook.schemas.money import nanousd_from_usd
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.routes import Target
+from tollbook.schemas.usage import MediaUsage, Usage
 from tollbook.standin import SCENARIOS
 from tollbook.standin.scenarios import Scenario
 
@@ -176,6 +177,17 @@ async def test_details_of_reasoning_that_a_result_cannot_hold_are_left_out(calli
     assert (result.content, result.reasoning_details) == ("Yes.", None)
 
 
+async def test_tokens_of_media_are_in_the_result_and_not_on_the_ledger(calling: Calling) -> None:
+    details = {"prompt_tokens_details": {"audio_tokens": 7}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    usage = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23, **details}
+    reply: dict[str, Any] = {"finish_reason": "stop", "message": {"content": "Yes."}, "usage": usage}
+    result = await run(calling, transport=transport_of(reply, []))
+    assert result.usage == MediaUsage(prompt_tokens=20, completion_tokens=3, reasoning_tokens=1, prompt_audio_tokens=7)
+    assert await calling.runtime.handle.results.get("t1") == result
+    (called,) = await attempts(calling)
+    assert called.usage == Usage(prompt_tokens=20, completion_tokens=3, reasoning_tokens=1)
+
+
 @pytest.mark.parametrize("name", ["tool_calls", "function_call", "tool_use_part"])
 async def test_tool_calls_have_one_form(calling: Calling, name: str) -> None:
     calling.script(name)
@@ -185,6 +197,40 @@ async def test_tool_calls_have_one_form(calling: Calling, name: str) -> None:
     assert call["type"] == "function"
     assert call["function"]["name"] == "look_up"
     assert json.loads(call["function"]["arguments"]) == {"id": 7}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        # Groq's, Mistral's, and Anthropic's behind a router (November 2026).
+        (400, "'messages.1' : for 'role:assistant' the following must be satisfied[('messages.1' : property "
+              "'reasoning_content' is unsupported)]"),
+        (422, "Extra inputs are not permitted"),
+        (400, "messages.1.content.0: Invalid `signature` in `thinking` block"),
+    ],
+)  # fmt: skip
+async def test_reasoning_that_a_server_refuses_is_left_out(calling: Calling, refusal: tuple[int, str]) -> None:
+    """G1 G3: the refusal is free, and the second request, which says less, is held for and paid for once."""
+    asked: list[dict[str, Any]] = []
+    status, sentence = refusal
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        if any(name.startswith("reasoning") for message in asked[-1]["messages"] for name in message):
+            return httpx.Response(status, json={"error": {"message": sentence}})
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Yes."}}
+        return httpx.Response(200, json={"choices": [choice], "usage": {"cost": "0.0001"}})
+
+    thought = {"role": "assistant", "content": "Hm.", "reasoning": "hm", "reasoning_content": "hm"}
+    messages = [{"role": "user", "content": PROMPT}, thought, {"role": "user", "content": "And?"}]
+    call = calling.call(prompt=None, messages=messages)
+    result = await run(calling, call, transport=httpx.MockTransport(answer))
+    assert (result.status, result.content) == (TaskStatus.DONE, "Yes.")
+    assert [each["messages"][1].get("reasoning") for each in asked] == ["hm", None]
+    assert asked[1]["messages"][1] == {"role": "assistant", "content": "Hm."}
+    first, second = await attempts(calling)
+    assert (first.model, first.charge_nanousd) == (second.model, 0)
+    assert await calling.spent() == second.charge_nanousd == nanousd_from_usd("0.0001")
 
 
 def transport_of(reply: dict[str, Any], asked: list[dict[str, Any]]) -> httpx.MockTransport:

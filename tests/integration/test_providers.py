@@ -339,6 +339,36 @@ max_tokens = 200
         assert await providers.calling.spent() == cost_of(ROUTED) + bound_of(MINI)
 
 
+THOUGHTS: Final = {
+    "reasoning": "hm", "reasoning_content": "hm",
+    "thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": ""}],
+    "reasoning_details": [{"type": "reasoning.encrypted", "data": "eA==", "format": "openai-responses-v1"}],
+}  # fmt: skip
+LOOP: Final[list[dict[str, Any]]] = [
+    {"role": "user", "content": PROMPT},
+    {
+        "role": "assistant",
+        **THOUGHTS,
+        "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}, "extra_content": {"google": {}}}],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "7"},
+    {"role": "assistant", "reasoning_details": THOUGHTS["reasoning_details"]},
+]
+
+
+@pytest.mark.parametrize("task", ["both", "from_default"])
+async def test_a_loop_with_the_reasoning_of_one_provider_goes_on_at_another(providers: Providers, task: str) -> None:
+    """OpenAI knows no such fields, and Anthropic no unsigned thoughts: both stand-ins refuse what they would."""
+    first = providers.openai if task == "both" else providers.calling.provider
+    for number, fault in enumerate((None, "http_503")):
+        first.faults = FaultPlan(script=[fault])
+        fields: dict[str, Any] = {"prompt": None, "messages": LOOP, "max_tokens": 2_000, "reasoning_effort": "low"}
+        result = await providers.run(task, call_id=f"t{number}", **fields)
+        assert (result.status, result.error) == (TaskStatus.DONE, None)
+        assert (result.model_used == HAIKU) == (fault is not None)
+    assert await providers.calling.spent() == providers.booked
+
+
 async def test_no_key_of_a_provider_is_in_an_event(providers: Providers) -> None:
     """G10."""
     providers.openai.faults = FaultPlan(script=["http_401"])

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -283,6 +284,42 @@ async def test_media_and_searches_are_sent_where_the_policy_bounds_them(
         searched = await run(running, 3, {"model": task["model"], "web_search_options": {}})
         assert "a web search by google/gemini-2.5-flash has no upper bound" in searched.error
         assert len(standin.bodies) == 1
+
+
+FILES_POLICY: Final = """
+[models."anthropic/claude-3-haiku"]
+file_tokens = 100
+[models."google/gemini-2.5-flash"]
+file_tokens = 100
+
+[prices."anthropic/claude-3-haiku"]
+prompt = 1
+completion = 2
+file = 0.002
+"""
+
+
+async def test_files_are_read_by_the_provider_only_where_the_policy_pays_for_it(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """G1 G8: both models take text alone, and one has a price of reading."""
+    policy = tmp_path / "tollbook.toml"
+    policy.write_text(FILES_POLICY)
+    task = {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, MEDIA[1]]}]}
+    parser = [{"id": "file-parser", "pdf": {"engine": "mistral-ocr"}}]
+    async with recording(server_url, tmp_path / "data", models=MODELS, policy_file=policy) as (running, standin):
+        refused = await run(running, 1, {**task, "model": "google/gemini-2.5-flash"})
+        assert refused.error == "google/gemini-2.5-flash does not support 'files'"
+        named = await run(running, 2, {**task, "plugins": parser})
+        assert named.error_code is ErrorCode.INVALID_TASK
+        assert "'plugins' cannot be set" in named.error
+        assert await running.query("SELECT * FROM events WHERE type <> 'policy-applied'") == []
+        done = await run(running, 3, {**task, "model": "anthropic/claude-3-haiku"})
+        assert (done.status, len(standin.bodies)) == (TaskStatus.DONE, 1)
+        rows = await running.query("SELECT amount_usd FROM events WHERE type = 'budget-reserved'")
+        limit = standin.bodies[0]["max_tokens"]
+        prompt = 1 + 128 + 32 + 100
+        assert rows[0]["amount_usd"] == Decimal(prompt + 2 * limit) / 1_000_000 + Decimal("0.002")
 
 
 @pytest.mark.slow

@@ -315,3 +315,92 @@ def test_a_key_goes_into_the_header_that_the_provider_reads() -> None:
     assert {
         name: ADAPTERS[name].headers(None, Application()).get("Authorization") for name in ADAPTERS
     } == dict.fromkeys(ADAPTERS)
+
+
+def details(*formats: str) -> list[dict[str, Any]]:
+    return [{"type": "reasoning.encrypted", "data": form, "format": form} for form in formats]
+
+
+OURS, GEMINIS, GROKS = "anthropic-claude-v1", "google-gemini-v1", "xai-responses-v1"
+
+
+@pytest.mark.parametrize(
+    ("model", "kept"),
+    [
+        ("anthropic/claude-opus-5", [OURS, "unknown"]),
+        ("vertex_ai/claude-opus-5", [OURS, "unknown"]),
+        ("google/gemini-3-pro", [GEMINIS, "unknown"]),
+        ("x-ai/grok-5", [GROKS, "unknown"]),
+        ("openai/gpt-5-mini", ["azure-openai-responses-v1", "unknown"]),
+        ("mistral-large-latest", ["unknown"]),
+        # Its id says nothing of the model: the provider alone knows.
+        ("my-alias", [OURS, GEMINIS, GROKS, "azure-openai-responses-v1", "unknown"]),
+    ],
+)
+@pytest.mark.parametrize("dialect", ["compatible", "openrouter"])
+def test_what_another_maker_has_signed_is_not_sent(dialect: Dialect, model: str, kept: list[str]) -> None:
+    said = {**ECHO, "reasoning_details": details(OURS, GEMINIS, GROKS, "azure-openai-responses-v1", "unknown")}
+    request = ChatRequest(model=model, messages=(Message.model_validate(said),), max_tokens=7)
+    (sent,) = json.loads(ADAPTERS[dialect].completion_body(request))["messages"]
+    assert [each["format"] for each in sent["reasoning_details"]] == kept
+    assert (sent["content"], sent["reasoning"]) == (ECHO["content"], "because")
+    # The signature of a thought of Gemini's stands in the call.
+    assert ("extra_content" in sent["tool_calls"][0]) == (model in ("google/gemini-3-pro", "my-alias"))
+
+
+@pytest.mark.parametrize(
+    ("dialect", "model"), [("openai", "gpt-5-mini"), ("openrouter", "openai/gpt-5"), ("compatible", "mistral-small")]
+)
+def test_a_message_of_thought_alone_is_left_out_where_nobody_understands_it(dialect: Dialect, model: str) -> None:
+    thought = {"role": "assistant", "reasoning_details": details(OURS)}
+    said = [{"role": "user", "content": "Hello"}, thought, {"role": "user", "content": "Go on."}]
+    messages = tuple(Message.model_validate(each) for each in said)
+    request = ChatRequest(model=model, messages=messages, max_tokens=7)
+    assert json.loads(ADAPTERS[dialect].completion_body(request))["messages"] == [said[0], said[2]]
+
+
+CALLED: Final = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]}
+LOOP: Final[list[dict[str, Any]]] = [
+    {"role": "user", "content": "Hello"}, CALLED, {"role": "tool", "tool_call_id": "c", "content": "7"}
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "model", "thinks"),
+    [
+        (LOOP, CLAUDE, False),
+        ([LOOP[0], {**CALLED, "reasoning_details": details(GEMINIS)}, LOOP[2]], CLAUDE, False),
+        ([LOOP[0], {**CALLED, "reasoning_details": details(OURS)}, LOOP[2]], CLAUDE, True),
+        ([*LOOP, {"role": "assistant", "content": "Seven."}, {"role": "user", "content": "Sure?"}], CLAUDE, True),
+        # A model that chooses by itself goes on without its thoughts.
+        (LOOP, "claude-opus-4-6", True),
+    ],
+)
+def test_a_loop_that_another_provider_began_goes_on_at_anthropic_without_a_budget_for_thought(
+    said: list[dict[str, Any]], model: str, thinks: bool
+) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert ("thinking" in claude(*said, model=model, reasoning_effort="low", tools=tools)) == thinks
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sent"),
+    [
+        ([{"type": "thinking", "thinking": "hm"}], []),
+        ([{"type": "redacted_thinking"}], []),
+        (
+            [{"type": "thinking", "thinking": "hm", "signature": "c2ln", "cache_control": MARK}],
+            [{"type": "thinking", "thinking": "hm", "signature": "c2ln"}],
+        ),
+    ],
+)
+def test_blocks_that_anthropic_would_refuse_are_not_sent(blocks: list[dict[str, Any]], sent: list[Any]) -> None:
+    said = {"role": "assistant", "content": "Yes.", "thinking_blocks": blocks}
+    turn = claude({"role": "user", "content": "Hello"}, said)["messages"][1]["content"]
+    assert turn == [*sent, {"type": "text", "text": "Yes."}]
+
+
+def test_no_turn_of_anthropics_ends_with_a_thought() -> None:
+    said = {"role": "assistant", "reasoning_details": details(OURS)}
+    sent = claude({"role": "user", "content": "Hello"}, said, {"role": "user", "content": "Go on."})
+    assert [turn["role"] for turn in sent["messages"]] == ["user", "user"]

@@ -1,6 +1,7 @@
 """Images, sounds, files, videos, searches, and images that a model makes: bounded where limit and price are known."""
 
 import base64
+import json
 import struct
 from dataclasses import replace
 from decimal import Decimal
@@ -11,16 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.replies import chat_request, reply_of
-from tollbook.inference.attempts import Attempt
+from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.bounds import bound
 from tollbook.inference.calls.holds import charge_of
 from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.models import ModelCatalogue, ModelFacts
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, dated_prices, price_from_usd
+from tollbook.inference.providers.dialects import ADAPTERS
 from tollbook.inference.providers.replies import read_reply
 from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import ModelRule, Policy, PriceRule, default_policy
+from tollbook.schemas.tasks import InvalidTask, task_from_fields
 from tollbook.schemas.usage import Usage
 
 MTOK = 10**6
@@ -161,6 +164,49 @@ def test_the_policy_states_limits_and_prices() -> None:
     assert (price.media_price("audio"), price.image_output, price.search_nanousd) == (10**10, 4 * 10**10, 10**7)
     assert price.tiers[0].completion_nanousd_per_mtok == 4 * 10**10
     assert "models" not in default_policy().content()  # Policies without any have the digest that they had.
+
+
+PAPER = dated_prices("m", [PriceRule.model_validate({"prompt": 2, "completion": 10, "file": "0.002"})])[0].price
+
+
+def test_reading_files_is_priced_by_the_file_where_the_policy_says_so() -> None:
+    """G1 G3: held, and charged where the provider reports no cost."""
+    rule = ModelRule(file_tokens=5_000)
+    plain, priced = (bound(message(FILE, FILE), 100, price, limits=rule) for price in (FLAT, PAPER))
+    assert (plain.fee_nanousd, priced.fee_nanousd) == (0, 2 * 2_000_000)
+    assert priced.amount_nanousd - plain.amount_nanousd >= 2 * 2_000_000
+    used = Usage(prompt_tokens=1_000, completion_tokens=100)
+    attempt = Attempt(outcome="ok", charge="known", latency_ms=1, usage=used)
+    charge = charge_of(attempt, priced, PriceCatalogue({"m": [DatedPrice(FOREVER_MS, PAPER)]}), 0)
+    assert charge.nanousd == 1_000 * 2_000 + 100 * 10_000 + 2 * 2_000_000
+    assert bound(message(IMAGE), 100, PAPER, limits=ModelRule(image_tokens=7)).fee_nanousd == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "price", "plugins"),
+    [
+        (FILE, FLAT, [{"id": "file-parser", "pdf": {"engine": "native"}}]),
+        (FILE, None, [{"id": "file-parser", "pdf": {"engine": "native"}}]),
+        (FILE, PAPER, None),
+        (IMAGE, FLAT, None),
+    ],
+)
+def test_openrouter_reads_no_file_at_a_cost_that_is_not_held(part: Any, price: Any, plugins: object) -> None:
+    """G1: its parser bills by the page, beside all prices that can be limited."""
+    limits = ModelRule(file_tokens=5_000, image_tokens=7)
+    limit = None if price is None else bound(message(part), 100, price, limits=limits)
+    request = ChatRequest(model="m", messages=message(part), max_tokens=100, price_limit=limit)
+    assert json.loads(ADAPTERS["openrouter"].completion_body(request)).get("plugins") == plugins
+    for dialect in ("openai", "compatible"):
+        assert "plugins" not in json.loads(ADAPTERS[dialect].completion_body(request))
+
+
+def test_a_parser_that_a_task_names_is_refused() -> None:
+    """G8: before money is held, with the reason."""
+    parser = [{"id": "file-parser", "pdf": {"engine": "mistral-ocr"}}]
+    fields = {"task": "generate_draft", "user_id": "u1", "messages": [{"role": "user", "content": [FILE]}]}
+    with pytest.raises(InvalidTask, match=r"'plugins' cannot be set: .*by the request or the page"):
+        task_from_fields({**fields, "plugins": parser})
 
 
 SEARCHING = {"web_search_options": {"search_context_size": "low"}}

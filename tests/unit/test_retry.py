@@ -1,5 +1,7 @@
 """After a failed attempt: a table of attempts and what follows."""
 
+from typing import Any
+
 import pytest
 
 from tollbook.inference.attempts import Attempt
@@ -85,3 +87,33 @@ def test_promised_limits_hold_on_the_longest_way() -> None:
     # One more has a larger limit.
     assert attempts + 1 == POLICY.max_requests
     assert pauses <= POLICY.max_pauses_s
+
+
+@pytest.mark.parametrize(
+    ("refusal", "attempts_of_model", "has_reasoning", "is_asked_again"),
+    [
+        ({"http_status": 400, "reason": "bad_request"}, 1, True, True),
+        ({"http_status": 422, "reason": "unsupported_parameter"}, 2, True, True),
+        ({"http_status": 422, "reason": "unsupported_parameter"}, 3, True, False),
+        ({"http_status": 400, "reason": "bad_request"}, 1, False, False),
+        ({"http_status": 400, "reason": "context_too_long"}, 1, True, False),
+        ({"http_status": 400, "reason": "content_filtered"}, 1, True, False),
+        ({"http_status": 404, "reason": "unsupported_parameter"}, 1, True, False),
+    ],
+)
+def test_a_refusal_that_may_be_of_reasoning_is_asked_again_without_it(
+    refusal: dict[str, Any], attempts_of_model: int, has_reasoning: bool, is_asked_again: bool
+) -> None:
+    step = POLICY.decide(
+        failed(may_fall_back=True, **refusal),
+        attempts_of_model=attempts_of_model,
+        has_fallback=True,
+        has_reasoning=has_reasoning,
+    )
+    assert step == (Retry(0.0, is_without_reasoning=True) if is_asked_again else FallBack("http_error"))
+
+
+def test_what_may_have_been_charged_is_no_refusal() -> None:
+    charged = failed(charge="known", may_fall_back=True, http_status=400, reason="bad_request")
+    step = POLICY.decide(charged, attempts_of_model=1, has_fallback=True, has_reasoning=True)
+    assert step == FallBack("http_error")
