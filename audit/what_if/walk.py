@@ -359,8 +359,18 @@ class _Partition:
         for stamp in event.payload["budgets"]:
             if self._other is None:  # Else it has been kept from the beginning on.
                 self._budgets.move([stamp["budget"]], settled=event.amount)
-            self._budgets.move_recorded([stamp["budget"]], settled=event.amount)
+                self._take_holds(event, stamp["budget"], stamp["cap_nanousd"])
+            held = event.payload.get("hold_nanousd", 0)
+            self._budgets.move_recorded([stamp["budget"]], settled=event.amount, held=held)
             self._caps.further[stamp["budget"]] = stamp["cap_nanousd"]
+
+    def _take_holds(self, event: _Event, budget: str, cap: int) -> None:
+        for held in event.payload.get("holds", ()):
+            hold = self._decisions.open.get((held["call_id"], held["hold"]))
+            if hold is not None:
+                hold.budgets = (*hold.budgets, (budget, cap))
+                if not hold.is_waiting:
+                    self._budgets.move([budget], held=hold.other_amount)
 
     def _move_recorded(self, event: _Event) -> None:
         match event.type:
