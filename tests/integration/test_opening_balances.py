@@ -324,6 +324,19 @@ async def test_a_call_that_is_open_counts_in_a_new_budget_until_and_after_it_is_
         assert await findings(calling, tmp_path) == []
 
 
+async def test_a_budget_may_be_opened_in_which_more_is_held_than_its_cap(server_url: str, tmp_path: Path) -> None:
+    async with open_calling(server_url, tmp_path) as calling:
+        await begin_without_budgets(calling)
+        call, hold = await held(calling, "one")
+        await backfill(calling, TEAM | {"cap_usd": str(usd_from_nanousd(hold.amount_nanousd - 1))})
+        assert await team_balance(calling) == (0, hold.amount_nanousd)
+        assert (await run(calling, "two", tags={"team": "red"})).status is TaskStatus.DENIED
+        assert await findings(calling, tmp_path) == []
+        await calling.runtime.runner.run(call, hold)
+        await calling.check_guarantees()
+        assert await findings(calling, tmp_path) == []
+
+
 @pytest.mark.slow
 async def test_an_open_call_is_extended_corrected_and_refunded_in_the_budget_that_was_opened(
     server_url: str, tmp_path: Path
