@@ -498,6 +498,57 @@ async def test_beside_newer_events_a_lost_policy_comes_into_force_again_unless_i
 
 
 @pytest.mark.slow
+async def test_beside_newer_events_a_lost_opening_has_the_holds_that_are_open_still(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """Lost: policy 2, which opened a budget while two calls were open. One of them was settled since."""
+    made = Ledger(redis_client, tmp_path, 1)
+    await made.begin()
+    await made.apply_policy()
+    for call_id in ("open", "over"):
+        await made._reserve(call_id, "u1", "acme", 1_000, is_final=True)
+    still_open, over = made._open
+    older = await take_backup(redis_client)
+    await made.apply_policy()
+    await made.fold()
+    newer = await take_backup(redis_client)
+    made.store.close()
+    (tmp_path / "data").mkdir()
+    shutil.copy(tmp_path / "live.duckdb", tmp_path / "data" / "tollbook.duckdb")
+    settings = Settings(
+        redis_url=server_url, namespace="gate-ledger", data_dir=tmp_path / "data", archive_dir=tmp_path / "archive",
+        allow_unsynced=True,
+    )  # fmt: skip
+    await put_back(redis_client, older)
+    restored = Restored(made, settings, newer)
+    gate = restored.gate("u1")
+
+    async def settle(call_id: str, cost: int) -> None:
+        record = await gate.call_record(call_id)
+        assert record is not None
+        await gate.settle(
+            SettleRequest(
+                call_id=call_id, user_id="u1", hold=1, cost_nanousd=cost, assumed_nanousd=0, attempt=1, is_final=True,
+                payload=payload_json(CostRecorded(basis="reported", outcome="done")), budgets=record.hold.budgets,
+            )
+        )  # fmt: skip
+
+    try:
+        await settle(over.call_id, 30)
+        await restored.recover()
+        (payload,) = [
+            payload for _, payload in await payloads_of(restored, "budget-opened")
+            if payload["budgets"][0]["budget"] == "wallet~2:acme,u1:total"
+        ]  # fmt: skip
+        assert payload["holds"] == [{"call_id": still_open.call_id, "hold": 1, "amount_nanousd": 1_000}]
+        assert payload["budgets"][0]["committed_nanousd"] == 30 + 1_000
+        await settle(still_open.call_id, 400)
+        await restored.check()
+    finally:
+        await made.pipeline.aclose()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("is_beside_newer", [False, True])
 async def test_lost_keys_are_in_force_again_and_end_when_they_were_to_end(
     redis_client: Redis, server_url: str, tmp_path: Path, is_beside_newer: bool
