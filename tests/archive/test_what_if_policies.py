@@ -307,8 +307,9 @@ def test_another_model_of_a_route_has_its_price_where_the_attempt_was_made() -> 
 
 def test_a_short_name_is_also_another_providers_model_of_that_id() -> None:
     usage = {"prompt_tokens": PROMPT, "completion_tokens": COMPLETION}
-    script = Script()
-    for number, asked in enumerate(({"model": "openai/gpt-4o-mini"}, {"model": "gpt-4o-mini", "provider": "own"})):
+    script, both = Script(), list[dict[str, Any]]()
+    both += [{"model": "openai/gpt-4o-mini"}, {"model": "gpt-4o-mini", "provider": "own"}]
+    for number, asked in enumerate(both):
         script.hold(f"c{number}", 50_000_000, **asked).called(f"c{number}", 20, usage=usage, **asked)
         script.settle(f"c{number}", 20)
     own = priced(own=(2, 2), provider="own", model="gpt-4o-mini")
