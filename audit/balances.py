@@ -63,7 +63,7 @@ def moves_of(event: Event) -> list[Move]:
             settled, held, cap = event.amount, 0, None
         case BudgetOpened() as payload:
             return [
-                Move(stamp.budget, event.amount, 0, stamp.committed_nanousd, stamp.cap_nanousd)
+                Move(stamp.budget, event.amount, payload.hold_nanousd, stamp.committed_nanousd, stamp.cap_nanousd)
                 for stamp in payload.budgets
             ]
         case _:

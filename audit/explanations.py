@@ -3,7 +3,7 @@
 Each number is added up from the events before the decision, and shown beside what the gate wrote.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tollbook.audit.balances import Balance, Cap, account_of, move_of
@@ -12,7 +12,7 @@ from tollbook.audit.policies import PolicyVersion, policy_at, read_policy_versio
 from tollbook.audit.reader import AuditReader, Selection
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.ledger.errors import PolicyUnreadable
-from tollbook.schemas.events import BoundPrice, BudgetDenied, BudgetReserved, CostRecorded, Event
+from tollbook.schemas.events import BoundPrice, BudgetDenied, BudgetOpened, BudgetReserved, CostRecorded, Event
 from tollbook.schemas.identifiers import partition_of, split_budget_name
 from tollbook.schemas.policy import OWN_BUDGET
 
@@ -88,6 +88,8 @@ class Decision:
 class _Account:
     """A budget's balance and open holds, event by event."""
 
+    opened: Mapping[tuple[str, int], Event]
+    """How the holds began that were open when a policy opened the budget."""
     balance: Balance = field(default_factory=Balance)
     holds: dict[tuple[str, int], OtherHold] = field(default_factory=dict[tuple[str, int], OtherHold])
 
@@ -98,17 +100,25 @@ class _Account:
         self.balance.add(move)
         match event.payload:
             case BudgetReserved() as payload:
-                key = (event.call_id, payload.hold)
-                if key in self.holds:
-                    self.holds[key].amount_nanousd += event.amount
-                else:
-                    self.holds[key] = OtherHold(
-                        event.call_id, event.user_id, payload.hold, payload.worker, event, event.amount
-                    )
+                self._hold(event, payload, event.amount)
+            case BudgetOpened() as payload:
+                for held in payload.holds:
+                    began = self.opened.get((held.call_id, held.hold))
+                    if began is not None and isinstance(began.payload, BudgetReserved):
+                        self._hold(began, began.payload, held.amount_nanousd)
             case CostRecorded(hold=hold):
                 self.holds.pop((event.call_id, hold), None)
             case _:
                 pass
+
+    def _hold(self, event: Event, payload: BudgetReserved, amount_nanousd: int) -> None:
+        key = (event.call_id, payload.hold)
+        if key in self.holds:
+            self.holds[key].amount_nanousd += amount_nanousd
+        else:
+            self.holds[key] = OtherHold(
+                event.call_id, event.user_id, payload.hold, payload.worker, event, amount_nanousd
+            )
 
 
 async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
@@ -123,16 +133,32 @@ async def explain(reader: AuditReader, call: CallLife) -> list[Decision]:
         texts = (budget, budget.replace("/", "\\/"))  # As written by Python, and by Lua.
         found = await reader.events(Selection(types=_MOVES, payload_contains=tuple(dict.fromkeys(texts))))
         shared[budget] = found
+    opened = await _opened_holds(reader, (event for found in shared.values() for event in found))
     partition = partition_of(call.user_id, len(reader.source.keys))
     versions = [each for each in await read_policy_versions(reader, partition) if partition in each.partitions]
     return [
         Decision(
             event,
-            tuple(_weigh(event, name, shared.get(name, own)) for name in _names(event)),
+            tuple(_weigh(event, name, shared.get(name, own), opened) for name in _names(event)),
             _policy_at(versions, event),
         )
         for event in decisions
     ]
+
+
+async def _opened_holds(reader: AuditReader, events: Iterable[Event]) -> dict[tuple[str, int], Event]:
+    """Return how the holds began that were open when a policy opened a budget, by call and number."""
+    calls = {
+        hold.call_id for event in events if isinstance(event.payload, BudgetOpened) for hold in event.payload.holds
+    }
+    if not calls:
+        return {}
+    selection = Selection(types=("budget-reserved",), call_ids=frozenset(calls))
+    return {
+        (event.call_id, event.payload.hold): event
+        for event in await reader.events(selection)
+        if isinstance(event.payload, BudgetReserved) and event.payload.kind == "hold"
+    }
 
 
 def _policy_at(versions: Sequence[PolicyVersion], event: Event) -> PolicyInForce | None:
@@ -172,8 +198,8 @@ def _names(event: Event) -> list[str]:
             return []
 
 
-def _weigh(decision: Event, budget: str, events: list[Event]) -> Weighing:
-    account, cap = _Account(), Cap(decision.period)
+def _weigh(decision: Event, budget: str, events: list[Event], opened: Mapping[tuple[str, int], Event]) -> Weighing:
+    account, cap = _Account(opened), Cap(decision.period)
     for event in events:
         if event.seq < decision.seq:
             account.apply(event, budget)

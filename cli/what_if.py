@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tollbook.inference.prices.model_price import ModelPrice
     from tollbook.inference.settings import Settings
     from tollbook.schemas.policy import Policy
+    from tollbook.schemas.routes import Route, Target
 
 
 def what_if(
@@ -107,7 +108,7 @@ def read_alternatives(
     return Alternatives(
         plan_caps_nanousd=dict(_plan_cap(text, policy) for text in caps),
         user_caps_nanousd=dict(_user_cap(text) for text in user_caps),
-        prices=dict(_price(text) for text in prices),
+        prices={model: price for text in prices for model, price in _prices(text, policy)},
         routes=_routes(routes, fallbacks, policy),
     )
 
@@ -177,7 +178,7 @@ def _user_cap(text: str) -> tuple[str, int]:
     return check_id(user_id, "--user-cap"), check_usd(dollars, "--user-cap")
 
 
-def _price(text: str) -> "tuple[str, ModelPrice]":
+def _prices(text: str, policy: "Policy") -> "list[tuple[str, ModelPrice]]":
     from tollbook.inference.prices.model_price import price_from_usd
     from tollbook.schemas.routes import resolve_model
 
@@ -188,13 +189,28 @@ def _price(text: str) -> "tuple[str, ModelPrice]":
     for part in parts:
         check_usd(part, "--price")
     prompt, completion = (Decimal(part) for part in parts)
-    model = resolve_model(name)
-    return model.lower(), price_from_usd(model, prompt=prompt, completion=completion)
+    models = {resolve_model(name)}
+    # A short name is the default provider's; another provider of a route may have a model of that very id.
+    if name in {target.model for route in policy.tasks.values() for target in _others_targets(route)}:
+        models.add(name)
+    return [(model.lower(), price_from_usd(model, prompt=prompt, completion=completion)) for model in models]
+
+
+def _others_targets(route: "Route") -> "list[Target]":
+    """Return the models of a route that are at other providers than the default one."""
+    from tollbook.schemas.routes import DEFAULT_PROVIDER
+
+    cheaper = () if route.cheaper_target is None else (route.cheaper_target,)
+    return [target for target in (route.first, *route.fallbacks, *cheaper) if target.provider != DEFAULT_PROVIDER]
 
 
 def _routes(routes: Sequence[str], fallbacks: Sequence[str], policy: "Policy") -> "dict[str, OtherRoute]":
     from tollbook.audit.what_if import OtherRoute
-    from tollbook.schemas.routes import resolve_model
+    from tollbook.schemas.routes import DEFAULT_PROVIDER, resolve_model
+
+    def model_of(name: str, task: str) -> str:
+        """Return the id of a short name; as in the policy, other providers' models have none."""
+        return resolve_model(name) if policy.tasks[task].first.provider == DEFAULT_PROVIDER else name
 
     read: dict[str, OtherRoute] = {}
     for text in routes:
@@ -202,14 +218,15 @@ def _routes(routes: Sequence[str], fallbacks: Sequence[str], policy: "Policy") -
         names = models.split(",")
         if len(names) > 2 or not all(names):
             raise typer.BadParameter("a route has one model and at most one fallback", param_hint="--route")
-        model, *fallback = (resolve_model(name) for name in names)
-        read[_task(task, "--route", policy)] = OtherRoute(model, tuple(fallback) or None)
+        _task(task, "--route", policy)
+        model, *fallback = (model_of(name, task) for name in names)
+        read[task] = OtherRoute(model, tuple(fallback) or None)
     for text in fallbacks:
         task, name = _split(text, "--fallback", "TASK=MODEL")
         if "," in name:
             raise typer.BadParameter("a route has one fallback", param_hint="--fallback")
         model = read.get(_task(task, "--fallback", policy), OtherRoute()).model
-        read[task] = OtherRoute(model, () if name == "none" else (resolve_model(name),))
+        read[task] = OtherRoute(model, () if name == "none" else (model_of(name, task),))
     return read
 
 

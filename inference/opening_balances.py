@@ -1,17 +1,17 @@
 """Opening balances: what was spent before, in the windows of budgets that a policy adds or defines anew.
 
-Invariant: an opening is what the budget would have settled, had it been kept since its window began. A cost counts
-where its hold was made: by the attributes of that hold, in the window of that moment. Holds that are open when the
-policy comes into force stand against the budgets of their own policy, and are not in it.
+Invariant: an opening is what the budget would have settled and held, had it been kept since its window began. A cost
+counts where its hold was made: by the attributes of that hold, in the window of that moment. So does a hold that is
+open when the policy comes into force: it stands against the budget from then on.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from tollbook.inference.budgets import BudgetPolicy
-from tollbook.ledger.gate.policies import Opening
+from tollbook.ledger.gate.policies import Opening, OpeningHold
 from tollbook.ledger.gate.requests import Position
 from tollbook.schemas.identifiers import definition_name, split_budget_name
 from tollbook.schemas.money import MAX_NANOUSD
@@ -35,10 +35,19 @@ class SpentRow(NamedTuple):
 class OpeningTally:
     """Adds up a partition's events, in order, for the budgets of a policy that is put in force now.
 
-    `names` are the budgets to open, as in the policy; `definitions` as in its event.
+    `names` are the budgets to open, as in the policy; `definitions` and `takes_holds` as in its event.
     """
 
-    def __init__(self, policy: Policy, definitions: Mapping[str, int], names: Collection[str], now_ms: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        definitions: Mapping[str, int],
+        names: Collection[str],
+        now_ms: int,
+        *,
+        takes_holds: bool,
+    ) -> None:
+        self._takes_holds = takes_holds
         self._budgets = BudgetPolicy(policy, definitions)
         rules = [rule for rule in policy.budgets if rule.name in names]
         windows = {rule.window: self._budgets.calendar.window_at(rule.window, now_ms) for rule in rules}
@@ -51,6 +60,7 @@ class OpeningTally:
         """When the first of the windows ends."""
         self._places: dict[tuple[str, int], tuple[str, ...]] = {}
         self._spent: Counter[str] = Counter()
+        self._held: dict[tuple[str, int], int] = {}
 
     def add(self, rows: Iterable[SpentRow]) -> None:
         """Count the next events."""
@@ -62,19 +72,33 @@ class OpeningTally:
             if row.type == "budget-reserved":
                 if payload.get("kind", "hold") == "hold":
                     self._place(key, row, payload)
+                    self._held[key] = 0
+                if key in self._held:
+                    self._held[key] += row.amount
                 continue
-            if row.type == "cost-recorded" and not key[1]:
-                self._place(key, row, payload)
+            if row.type == "cost-recorded":
+                self._held.pop(key, None)
+                if not key[1]:
+                    self._place(key, row, payload)
             for budget in self._places.get(key, ()):
                 self._spent[budget] += row.amount
 
     def openings(self) -> tuple[Opening, ...]:
-        """Return what each budget begins with; those in which nothing was spent are left out."""
+        """Return what each budget begins with; those in which nothing was spent and nothing is held are left out."""
+        holds = self._open_holds()
         return tuple(
-            Opening(budget, min(spent, MAX_NANOUSD), self._budgets.find_cap(budget) or 0)
-            for budget, spent in sorted(self._spent.items())
-            if spent > 0
+            Opening(budget, min(spent, MAX_NANOUSD), self._budgets.find_cap(budget) or 0, tuple(holds[budget]))
+            for budget in sorted(self._spent.keys() | holds.keys())
+            if (spent := self._spent[budget]) > 0 or holds[budget]
         )
+
+    def _open_holds(self) -> defaultdict[str, list[OpeningHold]]:
+        """Return the holds that are open, by the budgets that they stand against from now on."""
+        holds = defaultdict[str, list[OpeningHold]](list)
+        for key, amount in self._held.items() if self._takes_holds else ():
+            for budget in self._places.get(key, ()):
+                holds[budget].append(OpeningHold(*key, amount))
+        return holds
 
     def _place(self, key: tuple[str, int], row: SpentRow, payload: Mapping[str, Any]) -> None:
         attributes = attributes_of(row.user_id, payload)

@@ -169,12 +169,14 @@ async def apply_policy(
         raise PolicyRefused(problems)  # G11
     version = newest.version + 1
     definitions = next_definitions(in_force, policy, version)
+    backfilled = new_budgets(in_force, policy) if backfills else ()
     applied = PolicyApplied(
         version=version,
         digest=policy.digest,
         content=policy.content(),
         definitions=definitions,
-        backfilled=new_budgets(in_force, policy) if backfills else (),
+        backfilled=backfilled,
+        takes_holds=bool(backfilled),
         author=signature.author,
         reason=signature.reason,
     )
@@ -211,14 +213,14 @@ async def _put(
                 "only: `tollbook policy apply` completes it"
             ]
         )
-    tally = OpeningTally(policy, applied.definitions, applied.backfilled, await gate.now_ms())
+    tally = _tally(policy, applied, await gate.now_ms())
     counted = await read_spent(gate.keys.partition, tally, None)
     for _ in range(_COUNTS):
         try:
             await gate.apply_policy(replace(request, opened=Opened(tally.openings(), counted.seq, tally.until_ms)))
         except EventsNotCounted:
             if (now_ms := await gate.now_ms()) >= tally.until_ms:
-                tally, counted = OpeningTally(policy, applied.definitions, applied.backfilled, now_ms), None
+                tally, counted = _tally(policy, applied, now_ms), None
             counted = await read_spent(gate.keys.partition, tally, counted)
         else:
             return
@@ -226,6 +228,10 @@ async def _put(
         f"partition {gate.keys.partition}: there was no moment without a new event in {_COUNTS:,} tries, so what was "
         "spent could not be counted; apply the policy again when there are fewer calls"
     )
+
+
+def _tally(policy: Policy, applied: PolicyApplied, now_ms: int) -> OpeningTally:
+    return OpeningTally(policy, applied.definitions, applied.backfilled, now_ms, takes_holds=applied.takes_holds)
 
 
 async def _complete(

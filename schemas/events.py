@@ -428,19 +428,39 @@ class PolicyApplied(Payload):
         description="Budgets that begin with what was spent before in their window: `budget-opened` events follow in "
         "the same step.",
     )
+    takes_holds: bool = Field(
+        default=False,
+        description="Whether holds that are open at this moment stand against the budgets in `backfilled` too, from "
+        "here on. Absent in events of earlier programs.",
+    )
     author: str = Field(description="Person or process that applied it.")
     reason: str = Field(description="Why.")
     recovered_id: RecoveredId = None
+
+
+class OpenedHold(Payload):
+    """A hold that was open when a policy opened a budget, and stands against that budget too from then on."""
+
+    call_id: str = Field(description="Its call.")
+    hold: Count = Field(description="Number of the hold within the call.")
+    amount_nanousd: Amount = Field(description="What it held then, its extensions included, nano-dollars.")
 
 
 class BudgetOpened(Payload):
     """A budget that a policy adds or changes begins with what was spent before, in the step that applies the policy.
 
     `amount` is what was settled in the budget's window until then. It is no new spend: it counts in this budget alone.
+    Holds that are open stand against the budget from here on.
     """
 
     type: Literal["budget-opened"] = "budget-opened"
     policy_version: Annotated[int, Field(strict=True, ge=1)] = Field(description="The policy that defines the budget.")
+    hold_nanousd: Balance = Field(
+        default=0, ge=0, description="What `holds` held together. Absent: nothing, as in events of earlier programs."
+    )
+    holds: tuple[OpenedHold, ...] = Field(
+        default=(), description="Holds that were open: they are extended, settled and corrected in this budget too."
+    )
     budgets: tuple[BudgetStamp, ...] = Field(description="The budget, with its cap by the policy.")
 
 

@@ -80,6 +80,7 @@ class FoldModel:
             balance[1] -= payload.get("hold_nanousd", 0)
         elif kind in ("cost-adjusted", "budget-opened"):
             balance[0] += amount
+            balance[1] += payload.get("hold_nanousd", 0)  # Only of an opening.
         moves = kind in ("budget-reserved", "cost-recorded", "cost-adjusted", "budget-opened")
         if (stamped is None and moves) or (stamped is not None and stamped != sum(balance)):
             self.discrepancies.append((self.seq, name, "committed"))

@@ -436,11 +436,13 @@ class LedgerModel:
         return lots, paid
 
     def apply_policy(
-        self, *, in_force: int, version: int, openings: Sequence[tuple[str, int, int]] = (), counted: int | None = None
-    ) -> Answer:
+        self, *, in_force: int, version: int, openings: Sequence[tuple[str, int, int]] = (), counted: int | None = None,
+        held: Sequence[str] = (),
+    ) -> Answer:  # fmt: skip
         """A version replaces the one that its author has seen, or nothing; digests are those of the versions.
 
-        `openings` are (budget, spent, cap), counted up to event number `counted`.
+        `openings` are (budget, spent, cap), counted up to event number `counted`; `held` are open calls, whose holds
+        stand against these budgets too from then on.
         """
         if version == self.policy:
             return ("NEW", False)
@@ -451,8 +453,21 @@ class LedgerModel:
         self.policy = version
         self.events.append(ModelEvent("policy-applied", "", "", "", 0, 0, None, {}))
         for name, spent, cap in openings:
-            self._move([name], spent, 0)
-            stamps = {"budgets": [{"budget": name, "cap_nanousd": cap, "committed_nanousd": spent}]}
+            calls = {call_id: self.calls[call_id] for call_id in held}
+            amount = sum(call.amount for call in calls.values())
+            self._move([name], spent, amount)
+            stamps: dict[str, Any] = {
+                "budgets": [{"budget": name, "cap_nanousd": cap, "committed_nanousd": spent + amount}]
+            }
+            if calls:
+                stamps["hold_nanousd"] = amount
+                stamps["holds"] = [
+                    {"call_id": call_id, "hold": call.hold, "amount_nanousd": call.amount}
+                    for call_id, call in calls.items()
+                ]
+            for call in calls.values():
+                call.budgets = (*call.budgets, name)
+                call.places[call.hold] = (call.period, call.budgets)
             self.events.append(ModelEvent("budget-opened", "", "", "", 0, spent, None, stamps))
         return ("NEW", True)
 

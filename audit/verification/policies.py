@@ -8,13 +8,14 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import duckdb
 from pydantic import ValidationError
 
 from tollbook.audit.verification.findings import Findings
 from tollbook.inference.opening_balances import EVENT_TYPES, OpeningTally, SpentRow
+from tollbook.ledger.gate.policies import Opening
 from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import nanousd_from_usd
 from tollbook.schemas.policy import Policy, digest_of
@@ -22,9 +23,12 @@ from tollbook.schemas.problems import as_text, problems_of
 
 # What each budget was opened with, and the policy just before: both are of one step.
 _OPENED: Final = """
-    SELECT o.partition, p.seq, o.budget, nanousd(sum(o.amount_usd))::BIGINT, min(o.seq), arg_min(o.id, o.seq)
+    SELECT
+        o.partition, p.seq, o.budget, nanousd(sum(o.amount_usd))::BIGINT, nanousd(sum(o.hold_usd))::BIGINT,
+        list(o.holds), min(o.seq), arg_min(o.id, o.seq)
     FROM (
-        SELECT partition, seq, id, amount_usd, (payload->>'policy_version')::INTEGER AS version,
+        SELECT partition, seq, id, amount_usd, coalesce(hold_usd, 0) AS hold_usd, payload->>'holds' AS holds,
+            (payload->>'policy_version')::INTEGER AS version,
             unnest(from_json(payload->'budgets', '[{"budget": "VARCHAR"}]')).budget AS budget
         FROM events WHERE type = 'budget-opened'
     ) AS o
@@ -53,6 +57,7 @@ class AppliedPolicy:
     policy: Policy | None
     problem: str | None
     backfilled: tuple[str, ...] = ()
+    takes_holds: bool = False
     is_recovered: bool = False
 
 
@@ -60,7 +65,8 @@ def read_policies(cursor: duckdb.DuckDBPyConnection) -> list[AppliedPolicy]:
     """Return the policies of a projection, in order within each partition. Errors: duckdb.Error."""
     rows = cursor.execute(
         "SELECT p.partition, p.seq, p.id, p.version, p.digest, p.definitions, p.content, "
-        "coalesce(from_json(e.payload->'backfilled', '[\"VARCHAR\"]'), []), e.payload->>'recovered_id' IS NOT NULL "
+        "coalesce(from_json(e.payload->'backfilled', '[\"VARCHAR\"]'), []), "
+        "coalesce((e.payload->>'takes_holds')::BOOLEAN, false), e.payload->>'recovered_id' IS NOT NULL "
         "FROM policies AS p JOIN events AS e ON e.partition = p.partition AND e.seq = p.seq ORDER BY p.partition, p.seq"
     ).fetchall()
     return [_read(*row) for row in rows]
@@ -75,6 +81,7 @@ def _read(
     definitions: str,
     text: str,
     backfilled: list[str],
+    takes_holds: bool,
     is_recovered: bool,
 ) -> AppliedPolicy:
     content: Any = json.loads(text)
@@ -95,6 +102,7 @@ def _read(
         policy,
         problem,
         tuple(backfilled),
+        takes_holds,
         is_recovered,
     )
 
@@ -144,29 +152,55 @@ def check_openings(
         if not found and not each.backfilled:
             continue
         at_ms = EntryId.parse(each.entry_id).ms
-        tally = OpeningTally(each.policy, each.definitions, each.backfilled, at_ms)
+        tally = OpeningTally(each.policy, each.definitions, each.backfilled, at_ms, takes_holds=each.takes_holds)
         spent = cursor.execute(_SPENT, [each.partition, each.seq, tally.since_ms, list(EVENT_TYPES)]).fetchall()
         tally.add(SpentRow(*row) for row in spent)
-        expected = {opening.budget: opening.spent_nanousd for opening in tally.openings()}
+        expected = {opening.budget: opening for opening in tally.openings()}
         # An archive by itself may end within the step that applied the policy: openings are then in what follows.
         is_whole = last_other[each.partition] > each.seq
         for budget in sorted(expected.keys() | found.keys() if is_whole else found.keys()):
-            opened, given = found[budget][3] if budget in found else 0, expected.get(budget, 0)
-            if opened != given:  # audits G11
-                seq, entry_id = found[budget][4:] if budget in found else (each.seq, each.entry_id)
+            given = expected.get(budget, Opening(budget, 0, 0))
+            opened = _opening_of(found[budget]) if budget in found else _Opened(0, 0, ())
+            seq, entry_id = found[budget][6:] if budget in found else (each.seq, each.entry_id)
+            if problem := _difference(opened, given):  # audits G1 G11
                 findings.add(
                     "policy",
-                    f"{describe_budget(budget)}: begins with {opened} nano-dollars by policy {each.version}, "
-                    f"the events before give {given}",
+                    f"{describe_budget(budget)}: {problem.format(policy=each.version)}",
                     partition=each.partition,
                     seq=seq,
                     event_id=entry_id,
                 )
     known = {(each.partition, each.seq) for each in policies}
-    for partition, policy_seq, budget, _, seq, entry_id in rows:
+    for partition, policy_seq, budget, _, _, _, seq, entry_id in rows:
         if (partition, policy_seq) not in known and seq > trusted.get(partition, 0):  # audits G11
             problem = f"{describe_budget(budget)}: is opened by no policy"
             findings.add("policy", problem, partition=partition, seq=seq, event_id=entry_id)
+
+
+class _Opened(NamedTuple):
+    """What events say that a budget began with, in nano-dollars; `holds` are (call id, number, amount)."""
+
+    spent: int
+    held: int
+    holds: tuple[tuple[str, int, int], ...]
+
+
+def _opening_of(row: tuple[Any, ...]) -> _Opened:
+    holds = [hold for text in row[5] if text is not None for hold in json.loads(text)]
+    return _Opened(row[3], row[4], tuple((hold["call_id"], hold["hold"], hold["amount_nanousd"]) for hold in holds))
+
+
+def _difference(opened: _Opened, given: Opening) -> str:
+    """Return how an opening differs from the one that the events before give; '' where it does not."""
+    if opened.spent != given.spent_nanousd:
+        begun, spent = opened.spent, given.spent_nanousd
+        return f"begins with {begun} nano-dollars by policy {{policy}}, the events before give {spent}"
+    holds = sorted((hold.call_id, hold.hold, hold.amount_nanousd) for hold in given.holds)
+    if opened.held != (held := sum(amount for *_, amount in holds)):
+        return f"begins with holds of {opened.held} nano-dollars by policy {{policy}}, the events before give {held}"
+    if sorted(opened.holds) != holds:
+        return f"begins with {len(opened.holds)} holds by policy {{policy}}, the events before give {len(holds)} others"
+    return ""
 
 
 def policy_caps(policies: Sequence[AppliedPolicy]) -> Iterator[tuple[int, int, int, str, int]]:

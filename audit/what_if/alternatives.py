@@ -3,11 +3,13 @@
 Invariant: what is not changed keeps the recorded amount, to the nano-dollar.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tollbook.inference.budgets import calendar_of
+from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.prices.model_price import TOKENS_PER_MTOK, ModelPrice
 from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.policy import Policy, default_policy
@@ -34,8 +36,20 @@ class OtherRoute:
     fallbacks: tuple[str, ...] | None = None
     cheaper: str | None = None
     states_cheaper: bool = False
-    providers: tuple[str, ...] = ()
+    providers: tuple[str | None, ...] = ()
     cheaper_provider: str | None = None
+
+    def over(self, other: "OtherRoute") -> "OtherRoute":
+        """Return the route of both: what this one does not state is as the other has it."""
+        if self.states_cheaper:
+            return self
+        first = other.provider_at(0) if self.model is None else None
+        return replace(
+            other,
+            model=other.model if self.model is None else self.model,
+            fallbacks=other.fallbacks if self.fallbacks is None else self.fallbacks,
+            providers=(first, *(other.providers[1:] if self.fallbacks is None else ())),
+        )
 
     def provider_at(self, place: int) -> str | None:
         """Return the provider of the model at a place, from 0; None where it is not said."""
@@ -88,7 +102,10 @@ class Alternatives:
             plan_caps_nanousd={**self.plan_caps_nanousd, **other.plan_caps_nanousd},
             user_caps_nanousd={**self.user_caps_nanousd, **other.user_caps_nanousd},
             prices={**self.prices, **other.prices},
-            routes={**self.routes, **other.routes},
+            routes={
+                **self.routes,
+                **{name: route.over(self.routes.get(name, OtherRoute())) for name, route in other.routes.items()},
+            },
             policy=self.policy,
             changes_budgets=self.changes_budgets,
             repriced=self.repriced,
@@ -187,7 +204,8 @@ class Repricing:
     def price_instead(self, model: Target, asked: str, at_ms: int, *, provider: str | None = None) -> ModelPrice | None:
         """Return the price of `asked` in the place of the recorded `model`; None if it is not changed.
 
-        Without a `provider`, the recorded model is asked for where it was, another one at whichever provider has it.
+        Without a `provider`, the recorded model is asked for where it was; so is another one if it has a price there,
+        else at whichever provider has one.
         """
         if (found := self._prices.get(asked.lower())) is not None:
             return found
@@ -196,6 +214,9 @@ class Repricing:
             provider = model.provider
         if is_same and provider == model.provider and (provider, asked.lower()) not in self._repriced:
             return None
+        if provider is None:
+            with contextlib.suppress(PriceUnknown):
+                return self._price_of(asked, at_ms, model.provider)
         return self._price_of(asked, at_ms, provider)
 
 

@@ -9,6 +9,7 @@ from tollbook.audit.what_if.alternatives import Alternatives, BoundTokens, Recor
 from tollbook.audit.what_if.totals import Account
 from tollbook.inference.prices.model_price import ModelPrice
 from tollbook.schemas.money import MAX_NANOUSD
+from tollbook.schemas.routes import Target
 
 Verdict = Literal["fits", "wait", "denied"]
 
@@ -60,8 +61,8 @@ class Hold:
     """What would be tried in turn where its route has a cheaper model: the first model, then that one."""
     is_moved: bool = False
     """Whether it would have been held against other budgets, or others' caps, than it was."""
-    models: list[str] = field(default_factory=list[str])
-    """The models of its attempts as recorded, in their order."""
+    targets: list[Target] = field(default_factory=list[Target])
+    """The models of its attempts as recorded, in their order, each at its provider."""
     charged: int = 0
     other_charged: int = 0
     booked: int = 0
@@ -82,11 +83,11 @@ class Hold:
         """Its budgets."""
         return [name for name, _ in self.budgets]
 
-    def place_of(self, model: str) -> int:
-        """Return the place of a model among those that the call tried, from 0."""
-        if model not in self.models:
-            self.models.append(model)
-        return self.models.index(model)
+    def place_of(self, target: Target) -> int:
+        """Return the place of a model at its provider among those that the call tried, from 0."""
+        if target not in self.targets:
+            self.targets.append(target)
+        return self.targets.index(target)
 
     def take(self, choice: Choice) -> None:
         """Begin with this choice instead of the recorded model."""

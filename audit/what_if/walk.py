@@ -359,8 +359,18 @@ class _Partition:
         for stamp in event.payload["budgets"]:
             if self._other is None:  # Else it has been kept from the beginning on.
                 self._budgets.move([stamp["budget"]], settled=event.amount)
-            self._budgets.move_recorded([stamp["budget"]], settled=event.amount)
+                self._take_holds(event, stamp["budget"], stamp["cap_nanousd"])
+            held = event.payload.get("hold_nanousd", 0)
+            self._budgets.move_recorded([stamp["budget"]], settled=event.amount, held=held)
             self._caps.further[stamp["budget"]] = stamp["cap_nanousd"]
+
+    def _take_holds(self, event: _Event, budget: str, cap: int) -> None:
+        for held in event.payload.get("holds", ()):
+            hold = self._decisions.open.get((held["call_id"], held["hold"]))
+            if hold is not None:
+                hold.budgets = (*hold.budgets, (budget, cap))
+                if not hold.is_waiting:
+                    self._budgets.move([budget], held=hold.other_amount)
 
     def _move_recorded(self, event: _Event) -> None:
         match event.type:
@@ -399,7 +409,7 @@ class _Partition:
             first_price=price,
             choices=self._choices(event, tokens, price),
             is_moved=dict(against) != dict(budgets),
-            models=[bound["model"]],
+            targets=[_asked(bound)],
         )
 
     def _first_price(self, event: _Event) -> ModelPrice | None:
@@ -461,14 +471,14 @@ class _Partition:
 
     def _is_dropped(self, hold: Hold, event: _Event) -> bool:
         """Whether an attempt is a fallback that would not have been made; if so, the call ends before it."""
-        model = event.payload["bound"]["model"] if event.type == "budget-reserved" else event.payload["model"]
-        is_dropped = self._repricing.drops_fallback(hold.task_type, hold.place_of(model))
+        target = _asked(event.payload["bound"] if event.type == "budget-reserved" else event.payload)
+        is_dropped = self._repricing.drops_fallback(hold.task_type, hold.place_of(target))
         if is_dropped and hold.cut_from is None:
             self._decisions.cut(hold, event.attempt)
         return is_dropped
 
     def _price(self, hold: Hold, model: Target, at_ms: int) -> ModelPrice | None:
-        place = hold.place_of(model.model)
+        place = hold.place_of(model)
         if place == 0:
             return hold.first_price
         return self._repricing.price(model, at_ms, task_type=hold.task_type, place=place)

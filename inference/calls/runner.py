@@ -6,7 +6,7 @@ the next.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -44,6 +44,7 @@ from tollbook.ledger.errors import (
     PolicyChanged,
 )
 from tollbook.ledger.gate.ledger import Ledger
+from tollbook.ledger.gate.replies import BudgetsMismatch
 from tollbook.ledger.gate.requests import Adjusted, AdjustRequest, Denied, Waiting
 from tollbook.ledger.results import Results
 from tollbook.schemas.events import FallbackUsed
@@ -353,11 +354,17 @@ class CallRunner:
             try:
                 return await self._ledger.record(hold.record_request(extension_payload=payload))
             except PolicyChanged:  # G11
-                await self._policies.refresh()
-                policy = self._policies.of(call.user_id)
-                hold.budgets = policy.caps_of((budget.name for budget in hold.budgets), plan=call.plan)
-                hold.policy_version = policy.version
-                self._bound_next(call, hold, hold.bound.target)
+                await self._follow_policy(call, hold, [budget.name for budget in hold.budgets])
+            except BudgetsMismatch as exc:  # G1
+                await self._follow_policy(call, hold, exc.budgets)
+
+    async def _follow_policy(self, call: Call, hold: Hold, budgets: Sequence[str]) -> None:
+        """Go on by the policy in force; `budgets` are those that the hold stands against: it may have opened some."""
+        await self._policies.refresh()
+        policy = self._policies.of(call.user_id)
+        hold.budgets = policy.caps_of(budgets, plan=call.plan)
+        hold.policy_version = policy.version
+        self._bound_next(call, hold, hold.bound.target)
 
     def _bound_next(self, call: Call, hold: Hold, target: Target) -> None:
         hold.bound = bound_attempt(call, target, self._policies.of(call.user_id).prices, self._now_ms())

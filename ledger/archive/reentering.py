@@ -4,7 +4,7 @@ Each new event bears the id of the lost one (`recovered_id`), so a second run en
 the budgets and periods that the lost events charged. Open holds and refusals are not entered: they are declared lost.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from tollbook.ledger.errors import (
 from tollbook.ledger.gate.call_record import CallRecord
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
-from tollbook.ledger.gate.policies import Opened, Opening, PolicyRequest
+from tollbook.ledger.gate.policies import Opened, Opening, OpeningHold, PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AlreadySettled,
@@ -135,8 +135,10 @@ class LostSteps:
             case "policy-applied":
                 self.policies.append(row)
             case "budget-opened":
-                for stamp in BudgetOpened.model_validate(payload).budgets:
-                    opening = Opening(stamp.budget, row["amount"], stamp.cap_nanousd or 0)
+                opened = BudgetOpened.model_validate(payload)
+                for stamp in opened.budgets:
+                    holds = tuple(OpeningHold(each.call_id, each.hold, each.amount_nanousd) for each in opened.holds)
+                    opening = Opening(stamp.budget, row["amount"], stamp.cap_nanousd or 0, holds)
                     self.openings.setdefault(payload["policy_version"], []).append(opening)
             case kind if kind in _COMMANDS:
                 self.commands.append(row)
@@ -179,7 +181,7 @@ class Reentry:
         """Enter what is not entered yet. Errors: LedgerUnavailable; LedgerRefused."""
         for row in lost.policies:
             if row["id"] not in self._done:
-                await self._apply_policy(row, lost.openings)
+                await self._apply_policy(row, lost)
         for row in lost.commands:
             if row["id"] not in self._done:
                 await self._assign(row)
@@ -191,7 +193,7 @@ class Reentry:
             if row["id"] not in self._done:
                 await self._correct(row)
 
-    async def _apply_policy(self, row: Row, openings: Mapping[int, Sequence[Opening]]) -> None:
+    async def _apply_policy(self, row: Row, lost: LostSteps) -> None:
         """Put a lost policy in force again, with what its budgets began with, unless it was replaced since."""
         applied = PolicyApplied.model_validate(payload_object(row["payload"]))
         in_force = (await self._gate.policy()).version
@@ -203,10 +205,26 @@ class Reentry:
             version=applied.version,
             digest=applied.digest,
             payload=payload_json(applied.model_copy(update={"recovered_id": row["id"]})),
-            opened=Opened(tuple(openings.get(applied.version, ())), is_recovery=True),
+            opened=Opened(
+                tuple([await self._opening(opening, lost) for opening in lost.openings.get(applied.version, ())]),
+                is_recovery=True,
+            ),
         )
         await self._gate.apply_policy(request)
         self._count(0)
+
+    async def _opening(self, opening: Opening, lost: LostSteps) -> Opening:
+        """Return what a budget begins with now: a hold that was open then may have been settled since, or be lost."""
+        spent, holds = opening.spent_nanousd, list[OpeningHold]()
+        for each in opening.holds:
+            record = await self._gate.call_record(each.call_id)
+            if record is None or (each.call_id, each.hold) in lost.reserved:
+                continue  # What it cost is entered by itself, in the budgets that it was settled in.
+            if (settled := record.settled.get(each.hold)) is not None:
+                spent += settled.cost_nanousd
+            elif record.has_hold(each.hold):
+                holds.append(replace(each, amount_nanousd=record.hold.amount_nanousd))
+        return replace(opening, spent_nanousd=spent, holds=tuple(holds))
 
     async def book(self, charge: UnbookedCharge, *, is_held_anew: bool) -> bool:
         """Book a charge that was noted beside the ledger; return False where it is left to the workers' sweeper.

@@ -101,7 +101,8 @@ class Restorer:
         """Follow the balances, and compare them with what the gate has stamped."""
         kind, amount = row["type"], row["amount"]
         settled = amount if kind != "budget-reserved" else 0
-        held = amount if kind == "budget-reserved" else -payload.get("hold_nanousd", 0)
+        held = amount if kind == "budget-reserved" else payload.get("hold_nanousd", 0)
+        held = -held if kind == "cost-recorded" else held
         own = [row["committed"]] if row["user_id"] else []
         stamps = [*own, *(stamp["committed_nanousd"] for stamp in payload.get("budgets", ()))]
         for name, stamp in zip(names, stamps, strict=bool(names)):

@@ -60,7 +60,7 @@ from tollbook.ledger.logs import LazyLogger
 from tollbook.schemas.identifiers import partition_of
 
 T = TypeVar("T")
-HoldChange = TypeVar("HoldChange", AdjustRequest, ReleaseRequest)
+HoldChange = TypeVar("HoldChange", SettleRequest, AdjustRequest, ReleaseRequest)
 _log = LazyLogger(__name__)
 _STALE_TRIES = 3
 
@@ -139,13 +139,21 @@ class Ledger:
     async def record(self, request: RecordRequest) -> int | Denied | Waiting:
         """Record attempts and extend the hold; return the whole hold in nano-dollars, or why it was not extended.
 
-        Errors: CallUnknown if the hold is no longer open; PolicyChanged where it would be extended.
+        Errors: CallUnknown if the hold is no longer open; PolicyChanged where it would be extended; BudgetsMismatch
+        where it would be, and stands against other budgets: a policy opened one meanwhile.
         """
         if not request.extension_nanousd:
             # No cap is checked, so the projection need not answer.
-            unread = (EMPTY_BASELINE,) * len(request.budgets)
             gate = self.gate_of(request.user_id)
-            return await self._repeat(lambda: gate.record(request, unread), self._patience.settle_s)
+
+            async def record(recorded: RecordRequest) -> int | Denied | Waiting:
+                unread = (EMPTY_BASELINE,) * len(recorded.budgets)
+                return await self._repeat(lambda: gate.record(recorded, unread), self._patience.settle_s)
+
+            try:
+                return await record(request)
+            except BudgetsMismatch as exc:
+                return await record(replace(request, budgets=tuple(BudgetCap(name, 0) for name in exc.budgets)))
         return await self._with_baselines(
             request.user_id,
             lambda: [budget.name for budget in request.budgets],
@@ -184,9 +192,7 @@ class Ledger:
 
     async def settle_now(self, request: SettleRequest) -> Settled | AlreadySettled:
         """Settle where nothing is lost if it fails, as the hold of a dead run. Errors: CallUnknown; LedgerWentBack."""
-        return await self._without_baselines(
-            request.user_id, request.budgets, lambda gate, baselines: gate.settle(request, baselines)
-        )
+        return await self._where_it_stood(request, lambda gate, settled, baselines: gate.settle(settled, baselines))
 
     async def adjust(self, request: AdjustRequest) -> Adjusted:
         """Correct a settled hold to its true cost, in the budgets it stood against.
@@ -339,7 +345,11 @@ class Ledger:
     async def _where_it_stood(
         self, request: HoldChange, step: Callable[[Gate, HoldChange, Sequence[Baseline]], Awaitable[T]]
     ) -> T:
-        """Change a settled hold. The caller may know the budgets of the call's latest hold, of another period."""
+        """Settle a hold, or change a settled one.
+
+        The caller may know the budgets of the call's latest hold, of another period, or only those that the hold stood
+        against before a policy opened another one.
+        """
 
         async def change(changed: HoldChange) -> T:
             return await self._without_baselines(

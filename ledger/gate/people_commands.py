@@ -48,7 +48,12 @@ class PeopleCommands(GateFunctions):
         opened = request.opened or Opened()
         reply = await self._call(
             "apply_policy",
-            (self.keys.meta, self.keys.ledger, *(self.keys.tail(each.budget) for each in opened.openings)),
+            (
+                self.keys.meta,
+                self.keys.ledger,
+                *(self.keys.tail(each.budget) for each in opened.openings),
+                *(self.keys.call(hold.call_id) for each in opened.openings for hold in each.holds),
+            ),
             (
                 request.in_force,
                 request.version,
@@ -56,6 +61,11 @@ class PeopleCommands(GateFunctions):
                 request.payload,
                 opened.counted,
                 *(f"{each.spent_nanousd} {each.cap_nanousd} {each.budget}" for each in opened.openings),
+                *(
+                    f"{place} {hold.hold} {hold.amount_nanousd} {hold.call_id}"
+                    for place, each in enumerate(opened.openings, 1)
+                    for hold in each.holds
+                ),
             ),
         )
         match reply[0]:

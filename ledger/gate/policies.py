@@ -47,12 +47,25 @@ class PolicyRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class OpeningHold:
+    """A hold that is open when a budget is opened, with what it holds. Nano-dollars."""
+
+    call_id: str
+    hold: int
+    amount_nanousd: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opening:
-    """A budget that begins with what was spent before. Nano-dollars."""
+    """A budget that begins with what was spent before, and what is held. Nano-dollars.
+
+    `holds` stand against it from then on.
+    """
 
     budget: str
     spent_nanousd: int
     cap_nanousd: int
+    holds: tuple[OpeningHold, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,6 +230,13 @@ class GateLedger:
         read, policy = spent_reader(self.source), POLICIES[max(self._versions) % 2]
         await apply_policy(self._gates, policy, SIGNATURE, read_spent=read, backfills=True)
         await self._read_versions()
+        for call in self._open:
+            record = await self._gate(call.user).call_record(call.call_id)
+            assert record is not None
+            known = {budget.name for budget in call.budgets}
+            opened = [name for name in record.hold.budgets if name not in known]
+            assert all(name.startswith("wallet") for name in opened)
+            call.budgets += tuple(BudgetCap(name, WALLET_CAP) for name in opened)
 
     async def reserve(self, *, amount: int | None = None, is_final: bool = False) -> None:
         user, client = f"u{self._draw.randrange(4)}", self._draw.choice(CLIENTS)
@@ -396,7 +403,7 @@ class GateLedger:
     async def grant(self) -> None:
         """Credit of a client's balance; some of it is due at once."""
         number = next(self._numbers)
-        expires = self._draw.choice([0, 0, 1])
+        expires = self._draw.choice([0, 0, 1]) or int(not self._granted)  # The first of them in any case.
         await self._credit("credit-granted", f"credit-{number}", self._draw.randrange(1, CAP // 4), expires)
         if expires:
             await self._credit("credit-expired", f"credit-{number}", 0, expires)

@@ -1,5 +1,7 @@
 """What if another policy had been in force: its budgets, prices and routes, on ledgers of the running system."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -7,12 +9,13 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.archive.gate_ledger import GateLedger, gate_ledger
-from tests.archive.what_if_ledgers import MODEL, Script, decide, table_of
+from tests.archive.what_if_ledgers import MODEL, OTHER, Script, decide, table_of
 from tests.calling import COMPLETION_TOKENS, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.integration.test_policies import put_in_force, run
 from tests.quick import first_quick
-from tollbook.audit.what_if import Alternatives, Outcome, WhatIf
+from tollbook.audit.what_if import Alternatives, OtherRoute, Outcome, WhatIf
 from tollbook.audit.what_if.assumptions import assumptions
+from tollbook.cli.what_if import read_alternatives
 from tollbook.inference.prepaid import Credit, Prepaid
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.ledger.signature import Signature
@@ -239,3 +242,79 @@ def test_an_attempt_is_priced_at_its_provider(other: Policy, costs: int) -> None
     walk = WhatIf(Alternatives.of_policy(other, in_force), catalogue.price_anywhere)
     walk.fold(table_of(at_providers().entries))
     assert walk.finish().total().other_spent_nanousd == costs
+
+
+def fallen_back() -> Script:
+    """A call that the default provider failed, and whose fallback is the same model at `own`."""
+    usage = {"prompt_tokens": PROMPT, "completion_tokens": COMPLETION}
+    script = Script().hold("c0", 500_000_000).called("c0", 20, usage=usage)
+    return script.called("c0", 30, usage=usage, provider="own", attempt=2).settle("c0", 50)
+
+
+def at_own(prompt: int, completion: int) -> Policy:
+    return priced(own=(prompt, completion), fallback=[{"provider": "own", "model": MODEL}])
+
+
+@pytest.mark.parametrize(
+    ("changed", "costs"),
+    [
+        (Alternatives(), 20 + 30),
+        (Alternatives.of_policy(at_own(3, 4), at_own(2, 2)), 20 + PROMPT * 3_000 + COMPLETION * 4_000),
+        (Alternatives.of_policy(priced(own=(2, 2)), at_own(2, 2)), 20),
+        (read_alternatives(fallbacks=["score_post=none"]), 20),
+    ],
+    ids=["nothing", "the other provider's price", "a policy without the fallback", "no fallback"],
+)
+def test_a_fallback_to_the_same_model_at_another_provider_is_one(changed: Alternatives, costs: int) -> None:
+    catalogue = PriceCatalogue.of_policy(changed.policy or at_own(2, 2), provider="openrouter")
+    walk = WhatIf(changed, catalogue.price_anywhere)
+    walk.fold(table_of(fallen_back().entries))
+    assert walk.finish().total().other_spent_nanousd == costs
+
+
+def test_options_leave_what_they_do_not_name_as_the_other_policy_has_it() -> None:
+    of_policy = OtherRoute(
+        "m/a", ("m/b", "m/c"), "m/d", states_cheaper=True, providers=("own", "default", "own"), cheaper_provider="own"
+    )
+    base = Alternatives(routes={"score_post": of_policy})
+
+    def route(*routes: str, fallbacks: Sequence[str] = ()) -> OtherRoute:
+        return base.with_changes(read_alternatives(routes=routes, fallbacks=fallbacks)).routes["score_post"]
+
+    assert route(fallbacks=["score_post=none"]) == replace(of_policy, fallbacks=(), providers=("own",))
+    assert route(fallbacks=["score_post=m/e"]) == replace(of_policy, fallbacks=("m/e",), providers=("own",))
+    assert route("score_post=m/e") == replace(of_policy, model="m/e", providers=(None, "default", "own"))
+    assert route("score_post=m/e,m/f") == replace(of_policy, model="m/e", fallbacks=("m/f",), providers=(None,))
+
+
+def test_another_model_of_a_route_has_its_price_where_the_attempt_was_made() -> None:
+    """Two providers have it, at different prices."""
+    prices = {OTHER: {"prompt": 7, "completion": 8}}
+    policy = priced(own=(2, 2))
+    providers = {
+        "own": policy.providers["own"].model_copy(update={"prices": default_policy({"prices": prices}).prices})
+    }
+    dear = default_policy({"prices": {OTHER: {"prompt": 1, "completion": 1}}}).prices
+    policy = policy.model_copy(update={"providers": providers, "prices": dear})
+    walk = WhatIf(
+        read_alternatives(routes=[f"score_post={OTHER}"]),
+        PriceCatalogue.of_policy(policy, provider="openrouter").price_anywhere,
+    )
+    walk.fold(table_of(at_providers().entries))
+    costs = PROMPT * 1_000 + COMPLETION * 1_000 + PROMPT * 7_000 + COMPLETION * 8_000
+    assert walk.finish().total().other_spent_nanousd == costs
+
+
+def test_a_short_name_is_also_another_providers_model_of_that_id() -> None:
+    usage = {"prompt_tokens": PROMPT, "completion_tokens": COMPLETION}
+    script, both = Script(), list[dict[str, Any]]()
+    both += [{"model": "openai/gpt-4o-mini"}, {"model": "gpt-4o-mini", "provider": "own"}]
+    for number, asked in enumerate(both):
+        script.hold(f"c{number}", 50_000_000, **asked).called(f"c{number}", 20, usage=usage, **asked)
+        script.settle(f"c{number}", 20)
+    own = priced(own=(2, 2), provider="own", model="gpt-4o-mini")
+    walk = WhatIf(read_alternatives(prices=["gpt-4o-mini=3,4"], policy=own), PriceCatalogue().price_anywhere)
+    walk.fold(table_of(script.entries))
+    assert walk.finish().total().other_spent_nanousd == 2 * (PROMPT * 3_000 + COMPLETION * 4_000)
+
+    assert read_alternatives(routes=["score_post=gpt-4o-mini"], policy=own).routes["score_post"].model == "gpt-4o-mini"

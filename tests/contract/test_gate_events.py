@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.gate_bench import open_bench
 from tollbook.ledger.gate.gate import Gate
-from tollbook.ledger.gate.policies import Opened, Opening, PolicyRequest
+from tollbook.ledger.gate.policies import Opened, Opening, OpeningHold, PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
@@ -98,6 +98,8 @@ FILES: Final = (
     "budget-opened",
     "key-created",
     "key-revoked",
+    "policy-applied.holds",
+    "budget-opened.holds",
 )
 
 
@@ -254,6 +256,23 @@ async def _write_every_event(gate: Gate, first: ModelCalled = TIMEOUT) -> None:
         )
     )
     await _write_keys(gate)
+    renamed = monthly.model_copy(
+        update={
+            "version": 5,
+            "content": content | {"budgets": [team_week | {"name": "squad-week"}]},
+            "definitions": {"squad-week": 5},
+            "backfilled": ("squad-week",),
+            "takes_holds": True,
+            "reason": "by squad",
+        }
+    )
+    held = (OpeningHold("generation-3-0", 1, HOLD_NANOUSD),)
+    opening = Opening("squad-week~5:red:2026-W48", 10_000_000_000, 20_000_000_000, held)
+    await gate.apply_policy(
+        PolicyRequest(
+            in_force=4, version=5, digest=renamed.digest, payload=payload_json(renamed), opened=Opened((opening,))
+        )
+    )
 
 
 async def _write_keys(gate: Gate) -> None:

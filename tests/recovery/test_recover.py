@@ -8,12 +8,13 @@ import json
 import random
 import shutil
 import socket
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import duckdb
 import pytest
@@ -353,6 +354,28 @@ async def folded(restored: Restored, name: str) -> dict[str, int]:
         store.close()
 
 
+def costs(store: Store) -> dict[tuple[str, int], list[tuple[int, tuple[str, ...]]]]:
+    """What each hold cost, event by event, with the further budgets that it was booked in."""
+    found = defaultdict[tuple[str, int], list[tuple[int, tuple[str, ...]]]](list)
+    for row in store.query(
+        "SELECT call_id, hold, nanousd(amount_usd) AS amount, payload FROM events "
+        "WHERE type IN ('cost-recorded', 'cost-adjusted')"
+    ):
+        budgets = tuple(stamp["budget"] for stamp in json.loads(row["payload"]).get("budgets", ()))
+        found[row["call_id"], row["hold"]].append((row["amount"], budgets))
+    return found
+
+
+async def payloads_of(restored: Restored, kind: str) -> list[tuple[str, dict[str, Any]]]:
+    """Call and payload of each event of a type on the stream as it is."""
+    return [
+        (fields[b"call_id"].decode(), json.loads(fields[b"payload"]))
+        for keys in restored.made.keys
+        for _, fields in cast("Any", await restored.redis.xrange(keys.ledger))
+        if fields[b"type"] == kind.encode()
+    ]
+
+
 async def go_on(restored: Restored, steps: int) -> None:
     """Let calls go on, by processes that know nothing of the loss; they use ids of lost calls again."""
     other = Ledger(restored.redis, restored.settings.data_dir / "other", 77, partitions=len(restored.made.keys))
@@ -373,13 +396,19 @@ async def test_lost_charges_are_entered_again_beside_newer_calls(
     async with restored_ledger(redis, url, tmp_path, seed, partitions=partitions, is_trimmed=False) as restored:
         common = await folded(restored, "common.duckdb")
         known = Store.open(restored.settings.projection_path, LEDGER, partitions)
-        lost = spent(known)
+        lost, lost_costs = spent(known), costs(known)
         known.close()
+        kept = {(call_id, payload["hold"]) for call_id, payload in await payloads_of(restored, "budget-reserved")}
         await go_on(restored, 40)
         newer = await folded(restored, "newer.duckdb")
-        expected = {
-            name: newer.get(name, 0) + lost.get(name, 0) - common.get(name, 0) for name in {*newer, *lost, *common}
-        }
+        expected = Counter(
+            {name: newer.get(name, 0) + lost.get(name, 0) - common.get(name, 0) for name in {*newer, *lost, *common}}
+        )
+        # A hold that is not lost, and against a budget that was opened since, is settled in it too.
+        for _, opened in await payloads_of(restored, "budget-opened"):
+            budget = opened["budgets"][0]["budget"]
+            for key in kept & {(held["call_id"], held["hold"]) for held in opened.get("holds", ())}:
+                expected[budget] += sum(amount for amount, budgets in lost_costs[key] if budget not in budgets)
 
         report = await restored.recover()
 
@@ -463,6 +492,57 @@ async def test_beside_newer_events_a_lost_policy_comes_into_force_again_unless_i
         head = await state_of(redis_client)
         assert (await restored.recover()).is_whole
         assert await state_of(redis_client) == head
+        await restored.check()
+    finally:
+        await made.pipeline.aclose()
+
+
+@pytest.mark.slow
+async def test_beside_newer_events_a_lost_opening_has_the_holds_that_are_open_still(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """Lost: policy 2, which opened a budget while two calls were open. One of them was settled since."""
+    made = Ledger(redis_client, tmp_path, 1)
+    await made.begin()
+    await made.apply_policy()
+    for call_id in ("open", "over"):
+        await made._reserve(call_id, "u1", "acme", 1_000, is_final=True)
+    still_open, over = made._open
+    older = await take_backup(redis_client)
+    await made.apply_policy()
+    await made.fold()
+    newer = await take_backup(redis_client)
+    made.store.close()
+    (tmp_path / "data").mkdir()
+    shutil.copy(tmp_path / "live.duckdb", tmp_path / "data" / "tollbook.duckdb")
+    settings = Settings(
+        redis_url=server_url, namespace="gate-ledger", data_dir=tmp_path / "data", archive_dir=tmp_path / "archive",
+        allow_unsynced=True,
+    )  # fmt: skip
+    await put_back(redis_client, older)
+    restored = Restored(made, settings, newer)
+    gate = restored.gate("u1")
+
+    async def settle(call_id: str, cost: int) -> None:
+        record = await gate.call_record(call_id)
+        assert record is not None
+        await gate.settle(
+            SettleRequest(
+                call_id=call_id, user_id="u1", hold=1, cost_nanousd=cost, assumed_nanousd=0, attempt=1, is_final=True,
+                payload=payload_json(CostRecorded(basis="reported", outcome="done")), budgets=record.hold.budgets,
+            )
+        )  # fmt: skip
+
+    try:
+        await settle(over.call_id, 30)
+        await restored.recover()
+        (payload,) = [
+            payload for _, payload in await payloads_of(restored, "budget-opened")
+            if payload["budgets"][0]["budget"] == "wallet~2:acme,u1:total"
+        ]  # fmt: skip
+        assert payload["holds"] == [{"call_id": still_open.call_id, "hold": 1, "amount_nanousd": 1_000}]
+        assert payload["budgets"][0]["committed_nanousd"] == 30 + 1_000
+        await settle(still_open.call_id, 400)
         await restored.check()
     finally:
         await made.pipeline.aclose()

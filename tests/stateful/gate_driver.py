@@ -48,7 +48,7 @@ from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 # Stamped by the Redis clock; checked on its own.
 _CLOCK_STAMPS = ("deadline_ms",)
 _GATE_STAMPS = ("hold", "cap_nanousd", "budgets", "budget", "settled_nanousd", "held_nanousd", "reason",
-                "hold_nanousd", "overage_nanousd", "assumed_nanousd", "fraction", "cause")  # fmt: skip
+                "hold_nanousd", "holds", "overage_nanousd", "assumed_nanousd", "fraction", "cause")  # fmt: skip
 
 
 class GateDriver:

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from tests.model import AlertRules, Answer, LedgerModel, ModelBaseline, ModelCall, ModelEvent
 from tests.stateful.gate_driver import GateDriver, event_of
-from tollbook.ledger.gate.policies import Opened, Opening, PolicyRequest
+from tollbook.ledger.gate.policies import Opened, Opening, OpeningHold, PolicyRequest
 from tollbook.ledger.gate.requests import (
     AdjustRequest,
     AssignRequest,
@@ -103,6 +103,8 @@ class StreamFold:
         own = f"user:{event['user']}:{event['period']}"
         settled = amount if kind in ("cost-recorded", "cost-adjusted", "budget-opened") else 0
         held = amount if kind == "budget-reserved" else -stamps.get("hold_nanousd", 0)
+        if kind == "budget-opened":
+            held = -held
         balances = dict(self.history[-1])
         if settled or held:
             further = [extra["budget"] for extra in stamps.get("budgets", ())]
@@ -377,15 +379,21 @@ class GateMachine(RuleBasedStateMachine):
     def apply_policy(self, step: int, lag: int, spent: int, behind: int) -> None:
         """A new version, the one in force again, or an older one; by somebody who may not have heard of the last.
 
-        It may open a budget with what was spent before, counted up to the newest event or not.
+        It may open a budget with what was spent before, counted up to the newest event or not, and with the holds that
+        are open, or some of them.
         """
         version, in_force = max(1, self.model.policy + step), max(0, self.model.policy - lag)
         openings = ((f"opened~{version}:all:2026-11", spent, 10),) if spent > 6 else ()
         counted = max(0, self._head - behind) if openings else None
-        predicted = self.model.apply_policy(in_force=in_force, version=version, openings=openings, counted=counted)
+        is_open = {call_id: call for call_id, call in self.model.calls.items() if call.state == "open"}
+        held = list(is_open)[spent % 2 :] if openings else []
+        holds = tuple(OpeningHold(call_id, is_open[call_id].hold, is_open[call_id].amount) for call_id in held)
+        predicted = self.model.apply_policy(
+            in_force=in_force, version=version, openings=openings, counted=counted, held=held
+        )
         request = PolicyRequest(
             in_force=in_force, version=version, digest=f"digest-{version}", payload=policy_payload(version),
-            opened=Opened(tuple(Opening(*opening) for opening in openings), counted, NEVER_DUE),
+            opened=Opened(tuple(Opening(*opening, holds) for opening in openings), counted, NEVER_DUE),
         )  # fmt: skip
         if openings and predicted == ("NEW", True):
             self.opened = openings[0][0]

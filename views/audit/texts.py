@@ -201,9 +201,10 @@ def event_text(event: Event) -> tuple[str, list[str]]:
             return f"policy {payload.version} in force", [f"digest {payload.digest}", signature_text(payload)]
         case BudgetOpened() as payload:
             (stamp,) = payload.budgets
-            return f"opened by policy {payload.policy_version}: {describe_budget(stamp.budget)}", [
-                f"{exact_usd(event.amount)} was spent in it before"
-            ]
+            details = [f"{exact_usd(event.amount)} was spent in it before"]
+            if payload.holds:
+                details.append(f"{exact_usd(payload.hold_nanousd)} is held by open calls: {len(payload.holds):,}")
+            return f"opened by policy {payload.policy_version}: {describe_budget(stamp.budget)}", details
         case KeyCreated() as payload:
             return f"key {printable(payload.key_id)} created", [*_bounds_of_key(payload), signature_text(payload)]
         case KeyRevoked() as payload:

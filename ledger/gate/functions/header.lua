@@ -33,7 +33,7 @@ Keys, all with the hash tag of one partition:
                    3 marks of recorded attempt events (m1 f1 x2), so that a repeat adds none; while a hold is open,
                      "g1=provider=id" is the provider's id of attempt 1, once its reply has begun
                    4 the denial, "budget settled held cap amount reason"
-                   5.. the budgets of the hold
+                   5.. the budgets of the hold; those that a policy opened while it was open are the last
   result    string the task's result as JSON
   credits   hash   budget -> its credit; "budget lots" -> what its credits have left, see `read_lots`
   alerts    hash   "budget fraction" -> id of the event that raised this alert

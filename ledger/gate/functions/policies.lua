@@ -1,13 +1,36 @@
 -- The policy in force.
 
+-- The calls whose holds are open while budgets are opened, by key: from then on, these stand against the budgets too.
+-- Each argument from `at` on is "place hold amount call", place that of the budget; return also each budget's holds as JSON.
+local function read_opened_holds(keys, args, at, opened)
+  local calls, tails = {}, #opened
+  for i = at, #args do
+    local key = keys[i - at + 3 + tails]
+    local place, hold, amount, call_id = string.match(args[i], '^(%d+) (%d+) (%d+) (.+)$')
+    local budget = opened[tonumber(place)]
+    calls[key] = calls[key] or read_call(key)
+    local call = calls[key]
+    if not budget or not call or call.state ~= 'open' or text(call.hold) ~= hold or text(call.amount) ~= amount then -- G1
+      bug('not an open hold: ' .. args[i])
+    end
+    call.opened = call.opened or call.budgets
+    call.opened = call.opened .. '\n' .. budget.name
+    budget.held = budget.held + call.amount
+    budget.holds[#budget.holds + 1] = '{"call_id":' .. cjson.encode(call_id) .. ',"hold":' .. hold ..
+      ',"amount_nanousd":' .. amount .. '}'
+  end
+  return calls
+end
+
 --[[ apply_policy: put a policy in force, from this step on. Versions only grow; a caller that has read another version
-than the one in force changes nothing. Budgets that the policy defines may begin with what was spent before: the caller
-has counted it up to the newest event.
-KEYS meta ledger, then the tail of each budget that is opened
+than the one in force changes nothing. Budgets that the policy defines may begin with what was spent before, and with the
+holds that are open: the caller has counted both up to the newest event.
+KEYS meta ledger, then the tail of each budget that is opened, then the call of each hold
 ARGS 1 ledger_id 2 version in force, as the caller has read it 3 version 4 digest 5 payload
      6 "seq until": number of the newest event that the caller has counted, and when the first of the windows that it
        counted in ends, in ms ('': neither matters; `recovered`: nor does it that calls are stopped)
-     7.. "spent cap name" of each budget that is opened
+     7.. "spent cap name" of each budget that is opened, then of each hold that is open and counts in one
+       "place hold amount call", place that of the budget, from 1
 OK id | EXISTS newest (this version is in force) | MOVED version | BEHIND seq | STOPPED reason ]]
 local function apply_policy(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -26,23 +49,34 @@ local function apply_policy(keys, args)
   if counted and (int(counted) ~= meta.seq or now_ms() >= int(til)) then -- G1
     return { 'BEHIND', text(meta.seq) }
   end
-  local opened = {}
-  for i = 7, #args do
-    local spent, cap, name = string.match(args[i], '^(%d+) (%d+) (%l[%w_~-]*:.*)$')
-    if not spent or redis.call('EXISTS', keys[i - 4]) == 1 then
-      bug('not a budget to open: ' .. args[i])
+  local opened, at = {}, 7
+  while at <= #args do
+    local spent, cap, name = string.match(args[at], '^(%d+) (%d+) (%l[%w_~-]*:.*)$')
+    if not spent then
+      break
+    elseif redis.call('EXISTS', keys[at - 4]) == 1 then
+      bug('not a budget to open: ' .. args[at])
     end
-    opened[i - 6] = { tail = keys[i - 4], spent = amount_of(spent), cap = amount_of(cap), name = name }
+    opened[at - 6] = { tail = keys[at - 4], spent = amount_of(spent), cap = amount_of(cap), name = name, held = 0, holds = {} }
+    at = at + 1
   end
+  local calls = read_opened_holds(keys, args, at, opened)
   local id = append(meta, keys[2], 'policy-applied', '', '', '', '0', 0, '', args[5])
   redis.call('HSET', keys[1], 'policy_version', version, 'policy_digest', args[4], 'policy', args[5]) -- G11
   alert_rules[keys[1]] = nil
   for _, budget in ipairs(opened) do
-    local spent = text(budget.spent)
+    local held = ''
+    if #budget.holds > 0 then
+      held = '"hold_nanousd":' .. text(budget.held) .. ',"holds":[' .. table.concat(budget.holds, ',') .. '],'
+    end
     local event = append(meta, keys[2], 'budget-opened', '', '', '', '0', budget.spent, '', '{"policy_version":' ..
-      version .. ',"budgets":[{"budget":' .. cjson.encode(budget.name) .. ',"cap_nanousd":' .. text(budget.cap) ..
-      ',"committed_nanousd":' .. spent .. '}]}')
-    push(budget.tail, event, budget.spent, 0, { s = 0, h = 0 })
+      version .. ',' .. held .. '"budgets":[{"budget":' .. cjson.encode(budget.name) .. ',"cap_nanousd":' ..
+      text(budget.cap) .. ',"committed_nanousd":' .. text(budget.spent + budget.held) .. '}]}')
+    push(budget.tail, event, budget.spent, budget.held, { s = 0, h = 0 })
+  end
+  for key, call in pairs(calls) do -- G1
+    move_call(call, call.period, call.opened)
+    write_call(key, call)
   end
   return { 'OK', id }
 end

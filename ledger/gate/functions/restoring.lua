@@ -110,11 +110,24 @@ APPLY['credit-expired'] = APPLY['plan-assigned']
 APPLY['key-created'] = APPLY['plan-assigned']
 APPLY['key-revoked'] = APPLY['plan-assigned']
 
+-- Open holds stand against a budget that is opened, from then on.
+local function open_budget(meta, p)
+  for _, held in ipairs(p.holds or {}) do
+    local key = beside(meta, 'call:' .. held.call_id)
+    local call = read_call(key)
+    if call and call.state == 'open' and call.hold == held.hold then -- G1
+      move_call(call, call.period, call.budgets .. '\n' .. p.budgets[1].budget)
+      write_call(key, call)
+    end
+  end
+end
+
 -- Put back what one event moved: money in the tails, the hold, the account, the record of the call.
 local function apply(meta, keys, event, ttl)
   local p, kind = event.p, event.type
   local ds = (kind == 'cost-recorded' or kind == 'cost-adjusted' or kind == 'budget-opened') and event.amount or 0
-  local dh = kind == 'budget-reserved' and event.amount or kind == 'cost-recorded' and -(p.hold_nanousd or 0) or 0
+  local dh = kind == 'budget-reserved' and event.amount or kind == 'cost-recorded' and -(p.hold_nanousd or 0) or
+    kind == 'budget-opened' and p.hold_nanousd or 0
   for i, tail in ipairs(event.tails) do
     local newest = redis.call('LINDEX', tail, -1)
     push(tail, event.id, ds, dh, newest and balance_after(newest) or event.baselines[i])
@@ -140,6 +153,8 @@ local function apply(meta, keys, event, ttl)
   elseif kind == 'policy-applied' then
     redis.call('HSET', keys[1], 'policy_version', text(p.version), 'policy_digest', p.digest, 'policy', event.values[10]) -- G11
     alert_rules[keys[1]] = nil
+  elseif kind == 'budget-opened' then
+    open_budget(meta, p)
   elseif kind == 'key-created' then
     write_key(beside(meta, 'keys'), event.id, p.hash, p.key_id, event.values[10])
   elseif kind == 'key-revoked' then

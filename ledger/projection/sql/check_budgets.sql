@@ -16,7 +16,7 @@ WITH moves AS (
     SELECT
         further.budget, partition,
         sum(amount_usd) FILTER (type <> 'budget-reserved'),
-        sum(CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -hold_usd END),
+        sum(CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -hold_usd WHEN 'budget-opened' THEN hold_usd END),
         arg_max(coalesce(usd(further.cap_nanousd), 0), seq) FILTER (type IN ('budget-reserved', 'budget-opened')),
         max(seq)
     FROM (

@@ -15,7 +15,7 @@ COMMENT ON COLUMN events.amount_usd IS 'Amount held, spent or corrected; a corre
 COMMENT ON COLUMN events.committed_usd IS 'Settled spend and open holds of the user in the period after the event, as the gate stamped it, in dollars.';
 COMMENT ON COLUMN events.kind IS 'budget-reserved: hold, or extension of an open hold.';
 COMMENT ON COLUMN events.hold IS 'Number of the hold within its call.';
-COMMENT ON COLUMN events.hold_usd IS 'cost-recorded: the hold that is freed.';
+COMMENT ON COLUMN events.hold_usd IS 'cost-recorded: the hold that is freed. budget-opened: what open holds hold in the budget.';
 COMMENT ON COLUMN events.cap_usd IS 'Cap in force, as the gate stamped it; plan-assigned: the new cap.';
 COMMENT ON COLUMN events.budget IS 'budget-denied: the budget that refused.';
 COMMENT ON COLUMN events.task_type IS 'Type of the task.';

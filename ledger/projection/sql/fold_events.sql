@@ -18,7 +18,7 @@ SELECT
     CASE WHEN type IN ('plan-assigned', 'plan-cleared', 'credit-granted', 'credit-revoked', 'budget-denied', 'segment-sealed',
             'ledger-recovered', 'policy-applied', 'credit-expired', 'alert-raised', 'budget-opened', 'key-created', 'key-revoked') THEN hold
         ELSE coalesce(hold, 0) END AS hold,
-    CASE WHEN type = 'cost-recorded' THEN usd(coalesce(hold_nanousd, 0)) END AS hold_usd,
+    CASE type WHEN 'cost-recorded' THEN usd(coalesce(hold_nanousd, 0)) WHEN 'budget-opened' THEN usd(hold_nanousd) END AS hold_usd,
     usd(cap_nanousd) AS cap_usd,
     budget,
     task_type,

@@ -28,7 +28,12 @@ moved AS (
         CASE WHEN type IN ('budget-reserved', 'budget-opened') THEN coalesce(cap_usd, 0) END AS cap,
         type IN ('budget-reserved', 'cost-recorded', 'cost-adjusted', 'budget-opened') AS is_move,
         CASE WHEN type IN ('cost-recorded', 'cost-adjusted', 'budget-opened') THEN amount_usd ELSE 0 END AS settled,
-        CASE type WHEN 'budget-reserved' THEN amount_usd WHEN 'cost-recorded' THEN -hold_usd ELSE 0 END AS held
+        CASE type
+            WHEN 'budget-reserved' THEN amount_usd
+            WHEN 'cost-recorded' THEN -hold_usd
+            WHEN 'budget-opened' THEN coalesce(hold_usd, 0)
+            ELSE 0
+        END AS held
     FROM named
 ),
 totals AS (
