@@ -50,7 +50,8 @@ def _number_schema(**limits: int) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "number", **limits}, text]}, mode="validation")
 
 
-def _not_endless(value: Decimal) -> Decimal:
+def not_endless(value: Decimal) -> Decimal:
+    """Return a number of few decimal places. Errors: ValueError."""
     # It is written out in full, so that 1e-999999999 would be a text of a gigabyte.
     if cast("int", value.as_tuple().exponent) < -_MAX_PLACES:
         raise ValueError(f"must have at most {_MAX_PLACES} decimal places")
@@ -62,7 +63,7 @@ Usd = Annotated[
     Decimal,
     BeforeValidator(not_bool),
     Field(ge=0, le=MAX_CAP_USD, allow_inf_nan=False),
-    AfterValidator(_not_endless),
+    AfterValidator(not_endless),
     Expected(f"dollars from 0 to {MAX_CAP_USD}"),
     _AsText,
     _number_schema(minimum=0, maximum=MAX_CAP_USD),
@@ -72,7 +73,7 @@ UsdPerMtok = Annotated[
     Decimal,
     BeforeValidator(not_bool),
     Field(ge=0, le=MAX_USD_PER_MTOK, allow_inf_nan=False),
-    AfterValidator(_not_endless),
+    AfterValidator(not_endless),
     Expected(f"dollars from 0 to {MAX_USD_PER_MTOK}"),
     _AsText,
     _number_schema(minimum=0, maximum=MAX_USD_PER_MTOK),
@@ -243,7 +244,8 @@ def _each(value: object) -> object:
     return (cast("object", value),) if isinstance(value, Mapping | PriceRule) else value
 
 
-def _differ_in_days(rules: tuple[PriceRule, ...]) -> tuple[PriceRule, ...]:
+def by_day(rules: tuple[PriceRule, ...]) -> tuple[PriceRule, ...]:
+    """Return the prices of a model in the order of their days. Errors: ValueError, also for two of one day."""
     # By the days, not their texts: 20261201 and 2026-W49-2 are both the 1st of December.
     if not rules or len({rule.starts_ms for rule in rules}) != len(rules):
         raise ValueError("must have one price or more, each with another 'from' day")
@@ -253,7 +255,7 @@ def _differ_in_days(rules: tuple[PriceRule, ...]) -> tuple[PriceRule, ...]:
 Prices = Annotated[
     tuple[PriceRule, ...],
     BeforeValidator(_each, json_schema_input_type=PriceRule | list[PriceRule]),
-    AfterValidator(_differ_in_days),
+    AfterValidator(by_day),
 ]
 
 
