@@ -42,11 +42,14 @@ def grant(
 ) -> int:  # fmt: skip
     """Grant credit to a budget; return the exit code. Errors: typer.BadParameter; as `run_signed`."""
     from tollbook.inference.prepaid import Credit
+    from tollbook.ledger.clock import now_ms
 
     if amount is None:
         raise typer.BadParameter("missing: dollars, for example 50", param_hint="--usd")
     amount_nanousd = check_amount(amount, "--usd", "grant")
     expires_ms = None if expires is None else parse_since(expires, "--expires")
+    if expires_ms is not None and expires_ms <= now_ms():
+        raise typer.BadParameter(f"{expires} is over: a credit must expire in the future", param_hint="--expires")
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
         confirm(f"credit {credit_id} of {usd(amount_nanousd)} for budget {budget}", amount_nanousd, yes=yes)

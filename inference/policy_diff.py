@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, cast
 
-from tollbook.schemas.policy import Policy
+from tollbook.schemas.policy import Policy, PriceRule
 
 # Singular of the tables, in the order in which their changes are told.
 _TABLES: Final = {
@@ -27,6 +27,9 @@ _FIELDS: Final = {
     "default_plan": "plan of tasks that name none",
     "user_ids": "users' ids",
 }
+_DOLLARS: Final = frozenset({"cap_usd", "users", "caps", *PriceRule.model_fields} - {"starts"})
+_PARAMS: Final = "params"
+"""What is in it is the provider's, and no amount whatever its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Change:
             return f"{subject}: removed, was {_shown(table, self.before)}"
         if len(rest) == 1:
             return f"{subject}: {_shown(table, self.before)} -> {_shown(table, self.after)}"
-        field = "cap_usd" if rest[1:-1] == ["caps"] else rest[-1]
+        field = "cap_usd" if rest[1:-1] == ["caps"] else _PARAMS if _PARAMS in rest[1:] else rest[-1]
         if rest[1:-1] == ["prices"]:
             return f"{subject}: price of {rest[-1]} {_shown('prices', self.before)} -> {_shown('prices', self.after)}"
         names = " of ".join(_name(name) for name in reversed(rest[1:]))
@@ -100,7 +103,7 @@ def _shown(field: str, value: Any) -> str:
         case Mapping():
             entries = cast("Mapping[str, Any]", value)
             shown = [
-                f"{_name(name)} {_shown(field if field == 'caps' else name, each)}"
+                f"{_name(name)} {_shown(field if field in ('caps', _PARAMS) else name, each)}"
                 for name, each in entries.items()
                 if each not in ([], {})
             ]
@@ -110,7 +113,7 @@ def _shown(field: str, value: Any) -> str:
             if field == "by":
                 return " and ".join(items) or "all together"
             return "; ".join(items) if field == "prices" else ", ".join(items) or "none"
-        case str() if field in ("cap_usd", "users", "caps", "prompt", "completion", "cached", "cache_write", "request"):
+        case str() if field in _DOLLARS:
             return f"${Decimal(value):f}"
         case str() if not value.isprintable() or not value:
             return repr(value)

@@ -8,13 +8,22 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, cast
 
 from pydantic import ValidationError
 
 from tollbook.inference.errors import SettingsError
+from tollbook.inference.policy_mistakes import mistakes_in
+from tollbook.inference.toml_lines import (
+    MAX_DEPTH,
+    Place,
+    line_of_depth,
+    lines_of,
+    places_in,
+    read_toml,
+    syntax_problem,
+)
 from tollbook.ledger.packaged import packaged_text
 from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.problems import as_text, located_problems
@@ -29,8 +38,6 @@ _SECRET_VALUE: Final = re.compile(
     r"|^https?://[^/\s]*@|^https://hooks\.slack\.com/"
 )
 _KEPT_OUT: Final = "put it into an environment variable, and name that here"
-
-Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +62,13 @@ def read_policy_file(path: Path) -> PolicyFile:
     """Read a policy file. Errors: SettingsError, one line for each problem: `tollbook.toml:12: ...`."""
     text = _read(path)
     try:
-        said = tomllib.loads(text, parse_float=Decimal)
+        said = read_toml(text)
     except tomllib.TOMLDecodeError as exc:
-        raise SettingsError([_syntax_problem(path, text, str(exc))]) from None
-    except (ValueError, RecursionError):  # A date that is none; brackets in brackets without end.
-        raise SettingsError([f"{path}: is not valid TOML"]) from None
-    lines: dict[Place, int] = {}
-    for place, line in _lines_of(text):
-        lines.setdefault(place, line)
+        line, what = syntax_problem(text, exc)
+        raise SettingsError([f"{path}:{line}: {what}"]) from None
+    if (line := line_of_depth(text, said)) is not None:
+        raise SettingsError([f"{path}:{line}: is nested more than {MAX_DEPTH} deep"])
+    lines = lines_of(text)
     secrets = [
         f"{path}:{_line(lines, place)}: '{_words(place)}' looks like a secret, which a policy must not hold: {hint}"
         for place, hint in _secrets_in(said)
@@ -70,9 +76,12 @@ def read_policy_file(path: Path) -> PolicyFile:
     if secrets:
         raise SettingsError(secrets)
     try:
-        return PolicyFile(path, said, default_policy(said))
+        policy = default_policy(said)
     except ValidationError as exc:
         raise SettingsError(_problems(path, exc, lines)) from None
+    if mistakes := [f"{path}:{_line(lines, place) or 1}: {sentence}" for place, sentence in mistakes_in(policy)]:
+        raise SettingsError(mistakes)
+    return PolicyFile(path, said, policy)
 
 
 def policy_template() -> str:
@@ -92,9 +101,11 @@ def policy_schema() -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)  # Not more: /dev/zero is a file too.
+        if len(content) > MAX_FILE_BYTES:
             raise SettingsError([f"{path}: must have at most {MAX_FILE_BYTES} bytes"])
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except OSError as exc:
         raise SettingsError([f"{path}: the policy file cannot be read: {exc.strerror or exc}"]) from exc
     except UnicodeDecodeError as exc:
@@ -102,118 +113,8 @@ def _read(path: Path) -> str:
         raise SettingsError([f"{path}:{line}: is not UTF-8"]) from None
 
 
-def _syntax_problem(path: Path, text: str, problem: str) -> str:
-    """Say what tomllib found, and where."""
-    found = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", problem, re.DOTALL)
-    if found is None:
-        return f"{path}: {problem}"
-    what = found[1][:1].lower() + found[1][1:]
-    line = int(found[2]) if found[2] else max(1, len(text.rstrip().splitlines()))
-    if found[1] == "Cannot overwrite a value":
-        # tomllib is past the value when it finds that the key has one.
-        line = next((number for number, _ in _broken_statements(text)), line)
-        what = "this key or table stands in the file before"
-    elif found[1].startswith("Cannot declare"):
-        what = "this table stands in the file before"
-    return f"{path}:{line}: {what}"
-
-
-def _broken_statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the statements with which the text up to there is no longer TOML."""
-    lines = text.splitlines(keepends=True)
-    for number, statement in _statements(text):
-        try:
-            tomllib.loads("".join(lines[: number - 1 + statement.count("\n")]))
-        except tomllib.TOMLDecodeError:
-            yield number, statement
-
-
-def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the statements of TOML text, each with the number of its first line: headers, and keys with their values.
-
-    tomllib knows no lines. But a statement ends at the first line end where it is valid by itself, since it goes on
-    only within brackets or quotes.
-    """
-    begin, statement = 0, ""
-    for number, line in enumerate(text.splitlines(keepends=True), start=1):
-        if not statement and (not line.strip() or line.lstrip().startswith("#")):
-            continue
-        begin = begin if statement else number
-        statement += line
-        if _is_whole(statement):
-            yield begin, statement
-            statement = ""
-
-
-def _is_whole(statement: str) -> bool:
-    try:
-        tomllib.loads(statement)
-    except tomllib.TOMLDecodeError:
-        return False
-    return True
-
-
-def _lines_of(text: str) -> Iterator[tuple[Place, int]]:
-    """Yield the line of each table, key and list item of TOML text; what stands in one statement has its first line."""
-    table: Place = ()
-    lengths: dict[Place, int] = {}
-    for line, statement in _statements(text):
-        found = tomllib.loads(statement)
-        if statement.lstrip().startswith("["):
-            names = _names_of_header(found)
-            is_list = statement.lstrip().startswith("[[")
-            table = _in_lists(names[:-1] if is_list else names, lengths)
-            for length in range(1, len(table)):
-                yield table[:length], line
-            if is_list:
-                table = (*table, names[-1])
-                lengths[table] = lengths.get(table, 0) + 1
-                yield table, line
-                table = (*table, lengths[table] - 1)
-            yield table, line
-        else:
-            for place in _places_in(found):
-                yield (*table, *place), line
-
-
-def _names_of_header(found: Mapping[str, Any]) -> tuple[str, ...]:
-    names: list[str] = []
-    inner: object = found
-    while inner:
-        if isinstance(inner, list):
-            inner = cast("list[object]", inner)[0]
-        else:
-            ((name, inner),) = cast("Mapping[str, object]", inner).items()
-            names.append(name)
-    return tuple(names)
-
-
-def _in_lists(names: tuple[str, ...], lengths: Mapping[Place, int]) -> Place:
-    """Return where a header leads: a name of a list of tables means its last table so far."""
-    place: Place = ()
-    for name in names:
-        place = (*place, name)
-        if place in lengths:
-            place = (*place, lengths[place] - 1)
-    return place
-
-
-def _places_in(value: object) -> Iterator[Place]:
-    """Yield the place of everything inside a table or a list."""
-    for name, inner in _items_of(value):
-        yield (name,)
-        for place in _places_in(inner):
-            yield (name, *place)
-
-
-def _items_of(value: object) -> list[tuple[str | int, object]]:
-    if isinstance(value, Mapping):
-        return list(cast("Mapping[str | int, object]", value).items())
-    return list(enumerate(cast("list[object]", value))) if isinstance(value, list) else []
-
-
 def _secrets_in(said: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
-    for place in _places_in(said):
+    for place in places_in(said):
         value: Any = said
         for part in place:
             value = value[part]

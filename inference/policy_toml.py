@@ -26,7 +26,7 @@ def policy_toml(policy: Policy) -> str:
                 lines += ["", f"[[{name}]]", *_entries(rule)]
         elif all(isinstance(each, Mapping) for each in value.values()) and value:
             for entry, table in value.items():
-                lines += ["", f"[{name}.{_key(entry)}]", *_entries(table)]
+                lines += ["", f"[{name}.{_key(entry)}]", *_entries(table, keeps_empty=name == "plans")]
         elif value:
             lines += ["", f"[{name}]", *(f"{_key(entry)} = {_value(name, each)}" for entry, each in value.items())]
     return "\n".join(lines).lstrip() + "\n"
@@ -36,12 +36,18 @@ def _is_plain(name: str, value: object) -> bool:
     return not isinstance(value, Mapping) and name not in _LISTS
 
 
-def _entries(table: Mapping[str, Any]) -> list[str]:
-    return [f"{_key(name)} = {_value(name, value)}" for name, value in table.items() if value not in ([], {})]
+def _entries(table: Mapping[str, Any], *, keeps_empty: bool = False) -> list[str]:
+    """Return the lines of a table. Empty lists are those of its defaults, but for a plan, whose default is none."""
+    found = [(name, value) for name, value in table.items() if keeps_empty or value not in ([], {})]
+    return [f"{_key(name)} = {_value(name, value)}" for name, value in found]
 
 
 def _key(name: str) -> str:
-    return name if _BARE.match(name) else json.dumps(name, ensure_ascii=False)
+    return name if _BARE.match(name) else _text(name)
+
+
+def _text(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # Which JSON allows as it is.
 
 
 def _value(field: str, value: object) -> str:
@@ -51,7 +57,7 @@ def _value(field: str, value: object) -> str:
         case str() if field in _MONEY:
             return value  # Dollars and fractions are numbers in the file, and exact.
         case str():
-            return json.dumps(value, ensure_ascii=False)
+            return _text(value)
         case Mapping():
             pairs = [
                 f"{_key(name)} = {_value(_inner(field, name), each)}"
@@ -65,7 +71,8 @@ def _value(field: str, value: object) -> str:
 
 
 def _inner(field: str, name: str) -> str:
-    return field if field in ("caps", "users") else name
+    # What is in params is the provider's, whatever its name.
+    return field if field in ("caps", "users", "params") else name
 
 
 def _items(value: Mapping[Any, Any]) -> list[tuple[str, Any]]:

@@ -30,7 +30,8 @@ def _split_url(value: str) -> SplitResult:
         raise ValueError("is not a valid address") from None
 
 
-def _base_url(value: str) -> str:
+def check_base_url(value: str) -> str:
+    """Return the address of a provider's API, without a slash at its end. Errors: ValueError."""
     parts = _split_url(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http or https address such as https://openrouter.ai/api/v1")
@@ -108,7 +109,7 @@ def _webhook_secret(value: SecretStr) -> SecretStr:
 
 
 RedisUrl = Annotated[str, AfterValidator(check_address)]
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
+BaseUrl = Annotated[str, AfterValidator(check_base_url)]
 ApiKey = Annotated[SecretStr, AfterValidator(check_api_key)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 KeepSeconds = Annotated[float | None, BeforeValidator(_seconds_or_off)]

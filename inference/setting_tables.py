@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, check_nanousd, nanousd_from_usd
-from tollbook.schemas.policy_rules import MAX_USD_PER_MTOK, PriceRule
+from tollbook.schemas.policy_rules import MAX_USD_PER_MTOK, PriceRule, by_day, not_endless
 from tollbook.schemas.problems import shown, unknown_name
 from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS
 
@@ -131,10 +131,10 @@ def _prices(value: object) -> dict[str, tuple[PriceRule, ...]]:
             raise ValueError(f"{shown(model)} must be {MODEL_ID_WORDS}")
         entries = cast(list[object], entry) if isinstance(entry, list) else [entry]
         dated = [each if isinstance(each, PriceRule) else _price(model, each) for each in entries]
-        starts = [each.starts for each in dated]
-        if not dated or len(set(starts)) != len(starts):
-            raise ValueError(f"{model!r} must have one price or more, each with another 'from' day")
-        prices[model] = tuple(sorted(dated, key=lambda each: each.starts or ""))
+        try:
+            prices[model] = by_day(tuple(dated))
+        except ValueError as exc:
+            raise ValueError(f"{model!r} {exc}") from None
     return prices
 
 
@@ -173,7 +173,10 @@ def _usd(value: object, subject: str, maximum: int) -> Decimal:
         dollars = None
     if dollars is None or dollars > maximum:
         raise ValueError(f"{subject}must be dollars from 0 to {maximum}, not {shown(value)}")
-    return dollars
+    try:
+        return not_endless(dollars)
+    except ValueError as exc:
+        raise ValueError(f"{subject}{exc}") from None
 
 
 def _object(value: object, subject: str = "") -> dict[str, Any]:

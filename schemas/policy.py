@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Final, Literal, Self, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tollbook.schemas.identifiers import Identifier, is_hashed_id, normalise_id
 from tollbook.schemas.money import nanousd_from_usd
@@ -30,6 +30,7 @@ from tollbook.schemas.policy_rules import (
     Rule,
     StreamRule,
     Usd,
+    not_bool,
 )
 from tollbook.schemas.problems import did_you_mean, shown, unknown_name
 from tollbook.schemas.routes import DEFAULT_PROVIDER, EMBEDDINGS, ModelAt, Route
@@ -74,7 +75,7 @@ class Policy(Rule):
 
     timezone: str = "UTC"
     """Name of the time zone in which days, weeks and months begin, such as Europe/Berlin."""
-    month_starts_on: Annotated[int, Field(ge=1, le=28)] = 1
+    month_starts_on: Annotated[int, Field(ge=1, le=28), BeforeValidator(not_bool)] = 1
     """First day of a billing period."""
     week_starts_on: WeekStart = "monday"
     """First day of a week: monday or sunday."""

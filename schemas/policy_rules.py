@@ -6,6 +6,7 @@ Amounts are dollars, as people write them; whoever compares balances takes them 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from math import inf
 from typing import Annotated, Final, Literal, Self, cast
 
 from pydantic import (
@@ -32,9 +33,11 @@ from tollbook.schemas.windows import WindowKind
 MAX_CAP_USD: Final = MAX_NANOUSD // NANOUSD_PER_USD
 # A bound is tokens times price; this limit keeps it far below the largest amount that the ledger can hold.
 MAX_USD_PER_MTOK: Final = 10_000
+_MAX_PLACES: Final = 100
 
 
-def _not_bool(value: object) -> object:
+def not_bool(value: object) -> object:
+    """Return a value that is no bool. Errors: ValueError."""
     # To Python, and so to pydantic, true is the number 1.
     if isinstance(value, bool):
         raise ValueError(f"must be a number, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
@@ -47,11 +50,20 @@ def _number_schema(**limits: int) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "number", **limits}, text]}, mode="validation")
 
 
+def not_endless(value: Decimal) -> Decimal:
+    """Return a number of few decimal places. Errors: ValueError."""
+    # It is written out in full, so that 1e-999999999 would be a text of a gigabyte.
+    if cast("int", value.as_tuple().exponent) < -_MAX_PLACES:
+        raise ValueError(f"must have at most {_MAX_PLACES} decimal places")
+    return value
+
+
 _AsText = PlainSerializer(lambda number: f"{number.normalize():f}", return_type=str, when_used="json")
 Usd = Annotated[
     Decimal,
-    BeforeValidator(_not_bool),
+    BeforeValidator(not_bool),
     Field(ge=0, le=MAX_CAP_USD, allow_inf_nan=False),
+    AfterValidator(not_endless),
     Expected(f"dollars from 0 to {MAX_CAP_USD}"),
     _AsText,
     _number_schema(minimum=0, maximum=MAX_CAP_USD),
@@ -59,15 +71,16 @@ Usd = Annotated[
 """Dollars; in JSON a string, since a JSON number is a float to most readers."""
 UsdPerMtok = Annotated[
     Decimal,
-    BeforeValidator(_not_bool),
+    BeforeValidator(not_bool),
     Field(ge=0, le=MAX_USD_PER_MTOK, allow_inf_nan=False),
+    AfterValidator(not_endless),
     Expected(f"dollars from 0 to {MAX_USD_PER_MTOK}"),
     _AsText,
     _number_schema(minimum=0, maximum=MAX_USD_PER_MTOK),
 ]
 Fraction = Annotated[
     Decimal,
-    BeforeValidator(_not_bool),
+    BeforeValidator(not_bool),
     Field(gt=0, le=10, allow_inf_nan=False, decimal_places=4),
     Expected("a fraction of the cap, greater than 0 and at most 10, such as 0.8"),
     _AsText,
@@ -104,7 +117,7 @@ class PlanRule(Rule):
 class StreamRule(Rule):
     """A task stream."""
 
-    concurrency: Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=10_000)] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=10_000), BeforeValidator(not_bool)] | None = None
     """Concurrent calls per worker; absent: TOLLBOOK_CONCURRENCY, which also wins over it for a stream it names."""
 
 
@@ -209,7 +222,7 @@ class PriceRule(Rule):
         return round(datetime.combine(date.fromisoformat(self.starts), time.min, UTC).timestamp()) * 1000
 
 
-TokenLimit = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=1_000_000)]
+TokenLimit = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(not_bool)]
 
 
 class ModelRule(Rule):
@@ -234,16 +247,18 @@ def _each(value: object) -> object:
     return (cast("object", value),) if isinstance(value, Mapping | PriceRule) else value
 
 
-def _differ_in_days(rules: tuple[PriceRule, ...]) -> tuple[PriceRule, ...]:
-    if not rules or len({rule.starts for rule in rules}) != len(rules):
+def by_day(rules: tuple[PriceRule, ...]) -> tuple[PriceRule, ...]:
+    """Return the prices of a model in the order of their days. Errors: ValueError, also for two of one day."""
+    # By the days, not their texts: 20261201 and 2026-W49-2 are both the 1st of December.
+    if not rules or len({rule.starts_ms for rule in rules}) != len(rules):
         raise ValueError("must have one price or more, each with another 'from' day")
-    return tuple(sorted(rules, key=lambda rule: rule.starts or ""))
+    return tuple(sorted(rules, key=lambda rule: -inf if rule.starts_ms is None else rule.starts_ms))
 
 
 Prices = Annotated[
     tuple[PriceRule, ...],
     BeforeValidator(_each, json_schema_input_type=PriceRule | list[PriceRule]),
-    AfterValidator(_differ_in_days),
+    AfterValidator(by_day),
 ]
 
 
@@ -315,7 +330,7 @@ class ProviderRule(Rule):
 class GatewayRule(Rule):
     """Calls that name a model and no task type of the policy, as clients of the HTTP gateway make them."""
 
-    max_tokens: Annotated[int, BeforeValidator(_not_bool), Field(ge=1, le=200_000)] = 4_096
+    max_tokens: Annotated[int, Field(ge=1, le=200_000), BeforeValidator(not_bool)] = 4_096
     """Maximum completion tokens of such a call that says nothing of it."""
 
 
@@ -326,7 +341,7 @@ class AlertRule(Rule):
     """Environment variable that holds the webhook's address."""
     apprise_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds addresses for Slack, e-mail and the like, as Apprise takes them."""
-    projector_behind_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 60.0
+    projector_behind_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), BeforeValidator(not_bool)] = 60.0
     """An alert is raised when the projector is further behind, seconds."""
     assumed_share: Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)] = Decimal("0.1")
     """An alert is raised when a larger part of the month's spend is assumed."""

@@ -197,7 +197,8 @@ def _sentence_of_name(error: ErrorDetails, table: _Place) -> str:
 
 
 def _fields(place: _Place) -> list[str]:
-    return [name for model in alternatives_of(place.annotation)[0] if is_model(model) for name in model.model_fields]
+    models = [kind for kind in alternatives_of(place.annotation)[0] if is_model(kind)]
+    return [field.alias or name for model in models for name, field in model.model_fields.items()]
 
 
 def _but(place: _Place, value: object) -> str:

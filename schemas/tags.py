@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Annotated, Final, cast
 
 from pydantic import BeforeValidator
@@ -47,14 +48,22 @@ def _tag_name(name: object) -> str:
 
 def _tag_value(name: str, value: object) -> str:
     read = id_text(value)
-    if isinstance(read, float):
-        read = f"{read:g}"
+    if isinstance(read, float) and isfinite(read):  # What is missing in a table is often NaN, and no value.
+        read = _float_text(read)
     if not isinstance(read, str):
         raise ValueError(f"must have a text or a number under {name!r}, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
     try:
         return check_id(read)
     except ValueError as exc:
         raise ValueError(f"has a value under {name!r} that {exc}") from None
+
+
+def _float_text(number: float) -> str:
+    """Return the shortest text that is this very number: a whole one has the text that it has as an integer."""
+    short = f"{number:g}"
+    if float(short) == number:
+        return short
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 Tags = Annotated[dict[str, str], BeforeValidator(_tags)]

@@ -7,9 +7,10 @@ windows of one kind never share a label.
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Final, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from tollbook.schemas.identifiers import Window
+from tollbook.schemas.problems import did_you_mean, shown
 
 WindowKind = Literal["day", "week", "month", "total"]
 WeekStart = Literal["monday", "sunday"]
@@ -25,9 +26,10 @@ def find_zone(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
+        hint = did_you_mean(name, available_timezones())
         raise ValueError(
-            f"{name!r} is no known time zone such as 'Europe/Berlin' (systems without a time zone database need the "
-            "package tzdata)"
+            f"{shown(name)} is no known time zone such as 'Europe/Berlin' (systems without a time zone database need "
+            f"the package tzdata){hint}"
         ) from None
 
 

@@ -89,10 +89,11 @@ def alert_of(row: dict[str, Any]) -> Alert:
     # The first refusal raises the alert of the whole cap too, before it is spent.
     is_refusal = fraction == 1 and (settled < cap or not cap)
     said = "A call was refused" if is_refusal else f"{share} % is spent"
+    spent, limit = (format_usd(each, places=None) for each in (settled, cap))
     return Alert(
         id=row["id"],
         kind="budget",
-        text=f"{said}: {describe_budget(row['budget'])}, {format_usd(settled)} of {format_usd(cap)}.",
+        text=f"{said}: {describe_budget(row['budget'])}, {spent} of {limit}.",
         at_ms=row["at_ms"],
         budget=row["name"].partition("~")[0],
         value=row["value"],

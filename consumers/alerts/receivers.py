@@ -3,6 +3,7 @@
 A receiver takes an alert or says why not. Addresses hold secrets, so no message names one (G10).
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -21,6 +22,8 @@ from tollbook.schemas.policy import AlertRule
 _WEBHOOK: Final = "webhook"
 _APPRISE: Final = "apprise"
 _TIMEOUT_S: Final = 10.0
+# Of a delivery in all: the one above is for each byte, and a receiver may send them one by one.
+_LIMIT_S: Final = 30.0
 _MAX_PAUSE_S: Final = 3600.0
 
 
@@ -94,6 +97,7 @@ class Webhook:
     key: bytes
     http: httpx.AsyncClient
     now_s: Callable[[], float] = time.time
+    limit_s: float = _LIMIT_S
     name: str = _WEBHOOK
 
     @classmethod
@@ -119,11 +123,14 @@ class Webhook:
             "webhook-timestamp": str(timestamp_s),
             "webhook-signature": sign(self.key, alert.id, timestamp_s, body),
         }
+        request = self.http.build_request(
+            "POST", self.url.get_secret_value(), content=body, headers=headers, timeout=_TIMEOUT_S
+        )
         try:
-            reply = await self.http.post(
-                self.url.get_secret_value(), content=body, headers=headers, timeout=_TIMEOUT_S, follow_redirects=False
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            async with asyncio.timeout(self.limit_s):
+                reply = await self.http.send(request, stream=True, follow_redirects=False)
+                await reply.aclose()  # Unread: the status says all, and a body may have no end.
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as exc:
             raise NotDelivered(f"no answer ({type(exc).__name__})") from None
         if not reply.is_success:
             raise NotDelivered(f"HTTP {reply.status_code}", pause_s=_pause_of(reply))

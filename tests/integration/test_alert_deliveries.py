@@ -5,6 +5,7 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -201,6 +202,7 @@ async def _has_delivered(queue: AlertQueue) -> bool:
         ("1", "40", "40", "100 % is spent: budget team-week of red, week 2026-W48, $40.00 of $40.00."),
         ("1", "39", "40", "A call was refused: budget team-week of red, week 2026-W48, $39.00 of $40.00."),
         ("1", "0", "0", "A call was refused: budget team-week of red, week 2026-W48, $0.00 of $0.00."),
+        ("0.5", "0.0009", "0.001", "50 % is spent: budget team-week of red, week 2026-W48, $0.0009 of $0.001."),
     ],
 )
 def test_an_alert_says_what_happened(fraction: str, settled: str, cap: str, text: str) -> None:
@@ -268,6 +270,43 @@ async def test_a_webhook_without_answer_is_told_without_its_address() -> None:
         with pytest.raises(NotDelivered) as told:
             await Webhook.of("http://127.0.0.1:9/token-abc", SecretStr(SECRET), http).deliver(alert(1))
     assert str(told.value) == "no answer (ConnectError)"
+
+
+async def test_a_webhook_whose_answer_has_no_end_holds_back_nothing() -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n"
+    closed = asyncio.Event()
+
+    async def send_on(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            writer.write(answer)
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0)
+        closed.set()
+
+    async with await asyncio.start_server(send_on, "127.0.0.1", 0) as server, httpx.AsyncClient() as http:
+        port = server.sockets[0].getsockname()[1]
+        webhook = Webhook.of(f"http://127.0.0.1:{port}/hook", SecretStr(SECRET), http)
+        async with asyncio.timeout(10):
+            await webhook.deliver(alert(1))
+            await closed.wait()
+
+
+async def test_a_webhook_that_sends_its_answer_byte_by_byte_is_given_up() -> None:
+    is_over = asyncio.Event()
+
+    async def never_answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
+        await is_over.wait()
+        writer.close()
+
+    async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server, httpx.AsyncClient() as http:
+        port = server.sockets[0].getsockname()[1]
+        webhook = replace(Webhook.of(f"http://127.0.0.1:{port}/hook", SecretStr(SECRET), http), limit_s=0.1)
+        with pytest.raises(NotDelivered, match=r"no answer \(TimeoutError\)"):
+            await webhook.deliver(alert(1))
+        is_over.set()
 
 
 async def test_apprise_reaches_its_addresses() -> None:

@@ -243,6 +243,10 @@ async def test_commands_know_budgets_credits_and_alerts(redis_client: Redis, ser
             (["--budget", "prepayd", "--value", "acme", "--usd", "5", "--id", "x"], "did you mean 'prepaid'"),
             (["--budget", "prepaid", "--usd", "5", "--id", "x"], "give a value"),
             (["--budget", "prepaid", "--value", "acme", "--usd", "5"], "--id"),
+            (
+                ["--budget", "prepaid", "--value", "acme", "--usd", "5", "--id", "x", "--expires", "2020-01-01"],
+                "--expires: 2020-01-01 is over: a credit must expire in the future",
+            ),
             (["u1", "5", "--budget", "prepaid", "--id", "x"], "not with --budget"),
             (["u1", "5", "--reason", "r", "--id", "x"], "only with --budget"),
             (["u1", "5"], "--reason"),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 from tollbook.inference.errors import SettingsError, UnknownStream
 from tollbook.inference.policy_file import policy_schema, policy_template, read_policy_file
@@ -109,6 +110,7 @@ def test_the_content_of_a_policy_is_read_as_the_same_policy() -> None:
 
 PROVIDER = '[providers.x]\nbase_url = "https://x"\n'
 OPENAI = 'dialect = "openai"\n'
+BUDGET = '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n'
 
 
 @pytest.mark.parametrize(
@@ -236,11 +238,100 @@ OPENAI = 'dialect = "openai"\n'
             "tollbook.toml:1: 'tasks.a' the fallback is the model itself, m",
         ),
         ('[alerts]\nwebhook_env = "a b"\n', "tollbook.toml:2: 'alerts.webhook_env' must be the name of an environment"),
+        ("[alerts]\nprojector_behind_s = true\n", "tollbook.toml:2: 'alerts.projector_behind_s' must be a number, not"),
+        ("month_starts_on = true\n", "tollbook.toml:1: 'month_starts_on' must be a number, not true"),
+        ("\n[plans.x]\ncap_usd = 1e9999999999999999999999\n", "tollbook.toml:3: number of too many digits"),
+        (f"\nmonth_starts_on = {'1' * 5000}\n", "tollbook.toml:2: number of too many digits"),
+        ("[plans.x]\ncap_usd = 1e-999999999\n", "tollbook.toml:2: 'plans.x.cap_usd' must have at most 100 decimal pl"),
+        ("\na = " + "[" * 20_000, "tollbook.toml:2: nested too deep"),
+        ("\n\na" + ".a" * 3_000 + " = 1\n", "tollbook.toml:3: is nested more than 100 deep"),
+        ("\n[a" + ".a" * 3_000 + "]\n", "tollbook.toml:2: is nested more than 100 deep"),
+        # Characters that end a line to Python, and not in TOML.
+        ('# a\u2028b\u0085\n\ntimezon = "UTC"\n', "tollbook.toml:3: unknown field 'timezon'; did you mean 'timezone'?"),
+        ('x = "a\u2028b"\nx = 1\n', "tollbook.toml:2: this key or table stands in the file before"),
+        ('timezone = """UTC\n# ["""\n[plans.x]\ncap_usd = -1\n', "tollbook.toml:4: 'plans.x.cap_usd' must be dollars"),
+        ('timezone = "Europe/Berln"\n', "; did you mean 'Europe/Berlin'?"),
+        (f'timezone = "{"a" * 5000}"\n', "'timezone' a text of 5000 characters is no known time zone"),
+        (
+            '\ntimezone = "localtime"\n',
+            "tollbook.toml:2: 'timezone' must be a zone such as 'Europe/Berlin', not 'localt",
+        ),
+        ("[prices.m]\nprompt = 1\nzzz = 1\n", "web_search, request, from"),
+        (
+            BUDGET + 'by = ["user_id"]\n',
+            "tollbook.toml:5: 'budgets[0].by' has 'user_id', a field of tasks that is no tag; did",
+        ),
+        (
+            BUDGET + 'by = ["prompt"]\n',
+            "tollbook.toml:5: 'budgets[0].by' has 'prompt', a field of tasks that",
+        ),
+        (BUDGET + 'by = ["team", "team"]\n', "tollbook.toml:5: 'budgets[0].by' has team twice"),
+        (BUDGET + "alerts = [0.5, 0.50]\n", "tollbook.toml:5: 'budgets[0].alerts' has 0.50 twice"),
+        ("[plans.x]\ncap_usd = 1\nalerts = [1, 1.0]\n", "tollbook.toml:3: 'plans.x.alerts' has 1.0 twice"),
+        (
+            BUDGET + 'by = ["plan"]\n[budgets.caps]\ntrail = 2\n',
+            "tollbook.toml:7: 'budgets[0].caps' has an unknown plan 'trail'; did you mean 'trial'?",
+        ),
+        (
+            BUDGET + 'by = ["team", "task"]\n[budgets.caps]\n"red,score" = 2\n',
+            "tollbook.toml:7: 'budgets[0].caps' has an unknown task type 'score'",
+        ),
+        (
+            '[providers.x]\ndialect = "openai"\nbase_url = "https://[::1/v1"\n',
+            "tollbook.toml:3: 'providers.x.base_url' is not a valid address",
+        ),
+        (
+            '[providers.x]\ndialect = "openai"\nbase_url = "https://a:99999/v1"\n',
+            "tollbook.toml:3: 'providers.x.base_url' must have a port from 1 to 65535, or none",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_with_file_and_line(tmp_path: Path, text: str | bytes, problem: str) -> None:
     lines = problems(tmp_path, text)
     assert len([line for line in lines if problem in line]) == 1, lines
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "budgets = [\n" + 400 * '  { name = "x", window = "day", cap_usd = 1 },\n' + "]\n",
+        "[users]\n" + "".join(f"u{number} = 1\n" for number in range(1_000)) + "u1 = 2\n",
+    ],
+    ids=["a list of many lines", "a key of many that stands twice"],
+)
+def test_the_time_for_a_file_does_not_grow_with_its_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    read: list[int] = []
+    loads = tomllib.loads
+
+    def counted(part: str, **options: Any) -> dict[str, Any]:
+        read.append(len(part))
+        return loads(part, **options)
+
+    monkeypatch.setattr(tomllib, "loads", counted)
+    problems(tmp_path, text)
+    assert sum(read) < 20 * len(text)
+
+
+def test_a_file_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(SettingsError, match="must have at most 2000000 bytes"):
+        read_policy_file(Path("/dev/zero"))
+
+
+def test_a_policy_of_a_ledger_is_read_although_a_file_may_no_longer_say_it() -> None:
+    budget = {"name": "x", "by": ["user_id"], "window": "day", "cap_usd": "1", "alerts": ["0.5", "0.5"]}
+    content = default_policy().content() | {"timezone": "Factory", "budgets": [budget]}
+    assert type(default_policy()).model_validate(content).budgets[0].by == ("user_id",)
+
+
+def test_prices_stand_in_the_order_of_their_days_however_these_are_written() -> None:
+    days = ["20261203", "2026-12-02", "2026-W49-2", None]
+    rules = [{"prompt": 1, "completion": 1} | ({} if day is None else {"from": day}) for day in days]
+    assert [rule.starts for rule in default_policy({"prices": {"m": rules}}).prices["m"]] == days[::-1]
+    same = [{"prompt": number, "completion": 1, "from": day} for number, day in enumerate(["20261201", "2026-12-01"])]
+    with pytest.raises(ValidationError, match="each with another 'from' day"):
+        default_policy({"prices": {"m": same}})
 
 
 def test_all_mistakes_are_told_in_the_order_of_their_lines(tmp_path: Path) -> None:
@@ -320,7 +411,8 @@ def test_examples_are_as_the_schema_for_editors_says(text: str, tmp_path: Path) 
     [
         {"plan": {}}, {"plans": {"x": {}}}, {"plans": {"x": {"cap_usd": -1}}}, {"tasks": {"a": {"model": "a/b"}}},
         {"tasks": {"a": {"model": "a/b", "max_tokens": 1, "fallbak": "x"}}}, {"budgets": [{"name": "x"}]},
-        {"streams": {"Emails": {}}}, {"month_starts_on": 29},
+        {"streams": {"Emails": {}}}, {"month_starts_on": 29}, {"streams": {"x": {"concurrency": 0}}},
+        {"gateway": {"max_tokens": 0}}, {"models": {"m": {"image_tokens": 0}}}, {"alerts": {"projector_behind_s": 0}},
     ],
 )  # fmt: skip
 def test_mistakes_are_against_the_schema(wrong: Mapping[str, Any]) -> None:

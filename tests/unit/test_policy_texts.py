@@ -49,7 +49,27 @@ EVERYTHING: Final[dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("policy", [default_policy(), default_policy(EVERYTHING)], ids=["defaults", "everything"])
+# Names as of amounts, what JSON leaves as it is and TOML does not, and an empty list that is not the default.
+ODD: Final[dict[str, Any]] = {
+    "plans": {"silent": {"cap_usd": 1, "alerts": []}},
+    "tasks": {
+        "odd": {
+            "model": "a/b",
+            "max_tokens": 1,
+            "params": {
+                "stop": ["\x7f", "\n"],
+                "response_format": {"prompt": "a", "users": {"x": "b"}, "alerts": ["c"]},
+            },
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [default_policy(), default_policy(EVERYTHING), default_policy(ODD)],
+    ids=["defaults", "everything", "odd"],
+)
 def test_a_policy_written_as_a_file_is_the_same_policy(policy: Policy, tmp_path: Path) -> None:
     file = tmp_path / "tollbook.toml"
     file.write_text(policy_toml(policy))
@@ -63,6 +83,10 @@ def test_a_policy_written_as_a_file_is_the_same_policy(policy: Policy, tmp_path:
         ({"plans": {"trial": {"cap_usd": 3}}}, ["plan trial: cap $5 -> $3"]),
         ({"plans": {"pro": {"cap_usd": Decimal("99.5")}}}, ["plan pro: new, cap $99.5"]),
         ({"users": {"u42": 8}}, ["user u42: new, $8"]),
+        (
+            {"prices": {"m": {"prompt": 1, "completion": 1, "audio": "2.50"}}},
+            ["price of m: new, prompt $1, completion $1, audio $2.5, request $0"],
+        ),
         ({"budgets": [TEAM]}, ["budget team-week: new, by team, window week, cap $20"]),
         ({"timezone": "Asia/Tokyo"}, ["time zone: UTC -> Asia/Tokyo"]),
         ({"streams": {"emails": {}}}, ["stream emails: new, without settings of its own"]),
@@ -118,3 +142,16 @@ def test_a_changed_budget_is_told_by_what_changes() -> None:
     assert [each.text for each in policy_changes(after, default_policy())] == [
         "budget team-week: removed, was by team, window month, cap $30, caps red $40",
     ]
+
+
+def test_parameters_with_names_of_amounts_are_told_as_they_are() -> None:
+    def policy(word: str) -> Policy:
+        params = {"response_format": {"prompt": word, "caps": {"x": word}}}
+        return default_policy({"tasks": {"t": {"model": "a/b", "max_tokens": 1, "params": params}}})
+
+    assert [change.text for change in policy_changes(policy("short"), policy("long"))] == [
+        "task type t: prompt of response_format of params short -> long",
+        "task type t: x of caps of response_format of params short -> long",
+    ]
+    (new,) = policy_changes(default_policy(), policy("short"))
+    assert new.text == "task type t: new, model a/b, max_tokens 1, params response_format prompt short, caps x short"

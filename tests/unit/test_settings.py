@@ -156,6 +156,18 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             "'from' of 'm' must be a day in UTC such as '2026-12-01', not 'soon'",
         ),
         ("TOLLBOOK_PRICES", '{"m": []}', "'m' must have one price or more, each with another 'from' day"),
+        (
+            "TOLLBOOK_PRICES",
+            '{"m": [{"prompt": 1, "completion": 1, "from": "2026-12-01"},'
+            ' {"prompt": 2, "completion": 1, "from": "20261201"}]}',
+            "'m' must have one price or more, each with another 'from' day",
+        ),
+        (
+            "TOLLBOOK_PRICES",
+            '{"m": {"prompt": 1e-400, "completion": 1}}',
+            "'prompt' of 'm' must have at most 100 decimal places",
+        ),
+        ("TOLLBOOK_CAPS", '{"users": {"u1": 1e-400}}', "'u1' must have at most 100 decimal places"),
         ("TOLLBOOK_PRICES", '{"a b": {"prompt": 1, "completion": 1}}', "'a b' must be a model id such as"),
         ("TOLLBOOK_ROUTES", '{"ping": {}}', "TOLLBOOK_ROUTES: 'ping' calls no model and has no route"),
         (

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tollbook.ledger import keys
 from tollbook.ledger.keys import Keys
@@ -303,6 +304,28 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
 @pytest.mark.parametrize("name", ["replies", "tollbook-replies", "app:results", "worker:7", "a:tasks", "generations"])
 def test_any_other_stream_is_one_for_replies(name: str) -> None:
     assert task_from_fields({**SCORE, "reply_to": name}).reply_to == name
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (42, "42"),
+        (42.0, "42"),
+        (0.5, "0.5"),
+        (1234567.0, "1234567"),
+        (1234568.0, "1234568"),
+        (0.12345678, "0.12345678"),
+    ],
+)
+def test_numbers_that_differ_are_tags_that_differ(value: float, text: str) -> None:
+    """Else two cost centers would share a balance."""
+    assert Task.model_validate({**SCORE, "tags": {"cost_center": value}}).tags == {"cost_center": text}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_is_no_tag(value: float) -> None:
+    with pytest.raises(ValidationError, match="must have a text or a number under 'team', not"):
+        Task.model_validate({**SCORE, "tags": {"team": value}})
 
 
 def test_fields_that_a_budget_names_are_tags() -> None:
