@@ -70,7 +70,9 @@ def _answered(subject: str, bucket: str, host: str, exc: ClientError) -> Excepti
     if status in _DENIED:
         return ArchiveRefused(
             f"{subject}: access is denied ({code}): "
-            + _ADVICE.get(code, "check the credentials, and that they may list, get and put there")
+            + _ADVICE.get(
+                code, "check the credentials, and that they may list, get and put there, for `recover` also delete"
+            )
         )
     if code in _ELSEWHERE or status in (301, 307):
         return ArchiveRefused(f"the bucket {bucket} is in another region: set AWS_REGION to its region")
@@ -86,8 +88,8 @@ def _answered(subject: str, bucket: str, host: str, exc: ClientError) -> Excepti
 
 def _redirected(host: str, status: int) -> ArchiveRefused:
     return ArchiveRefused(
-        f"{host} sends requests to another address (status {status}): set AWS_ENDPOINT_URL to the address of the object "
-        "store itself, with https:// where it wants TLS"
+        f"{host} sends requests to another address (status {status}): set AWS_ENDPOINT_URL to the address of the "
+        "object store itself, with https:// where it wants TLS"
     )
 
 

@@ -1,8 +1,10 @@
 """An archive in an object store that fails: nothing is lost or trimmed, and a line says what is wrong (G7, G8, G10)."""
 
 import asyncio
+import contextlib
 import logging
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from redis.asyncio import Redis
 from tests.archive.test_sealing import KEYS, LEDGER, NEVER, Archiving, seal_all
 from tests.object_store import KEY, SECRET, Fault, ObjectStore
 from tests.quick import first_quick
+from tollbook.audit.reader import AuditReader, Selection
 from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.manifests import ArchiveDamaged
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.sealing import SealingSettings
@@ -163,6 +167,23 @@ async def test_a_changed_or_missing_object_is_named_and_nothing_is_trimmed(
         await sealer.trim()
 
 
+@pytest.mark.parametrize("is_missing", [False, True])
+async def test_an_audit_names_the_object_that_it_cannot_read(
+    archiving: Archiving, bucket: ObjectStore, is_missing: bool
+) -> None:
+    """Not the copy on this machine, which is gone when the message is read."""
+    await seal_all(archiving.sealer())
+    half = bucket.get(f"{SECOND}.parquet")[:5_000]
+    bucket.delete(f"{SECOND}.parquet")
+    if not is_missing:
+        bucket.put(f"{SECOND}.parquet", half)
+    reader = AuditReader(LedgerSource.of_archive(Archive(bucket.storage())))
+    named = f"^{bucket.url}/{SECOND}.parquet: cannot be read "
+    with contextlib.closing(reader), pytest.raises(ArchiveDamaged, match=named) as told:
+        await reader.events(Selection())
+    assert tempfile.gettempdir() not in str(told.value)
+
+
 @pytest.mark.slow
 async def test_while_the_oldest_segment_stays_the_store_is_not_asked(archiving: Archiving, bucket: ObjectStore) -> None:
     sealer = archiving.sealer(SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=10**9, keep_events=10**9))
@@ -228,10 +249,14 @@ async def test_the_sealer_waits_for_a_store_and_goes_on(archiving: Archiving, bu
     ("fault", "said"),
     [
         ("403 AccessDenied", "access is denied (AccessDenied): check the credentials"),
+        ("403 AccessDenied", "that they may list, get and put there, for `recover` also delete"),
         ("403 InvalidAccessKeyId", "access is denied (InvalidAccessKeyId)"),
         ("400 ExpiredToken", "refuses it (ExpiredToken, status 400)"),
         ("400 ExpiredToken", "the session has ended: get new credentials"),
-        ("403 RequestTimeTooSkewed", "access is denied (RequestTimeTooSkewed): this machine's clock is not the store's"),
+        (
+            "403 RequestTimeTooSkewed",
+            "(RequestTimeTooSkewed): this machine's clock is not the store's",
+        ),
         ("301 PermanentRedirect", "127.0.0.1 sends requests to another address (status 301): set AWS_ENDPOINT_URL to"),
         ("302 Found", "127.0.0.1 sends requests to another address (status 302)"),
         ("307 TemporaryRedirect", "127.0.0.1 sends requests to another address (status 307)"),

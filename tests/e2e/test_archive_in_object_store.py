@@ -47,6 +47,20 @@ def settings_of(bucket: ObjectStore) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+async def test_the_demo_writes_nothing_where_the_user_s_own_system_does(tmp_path: Path, bucket: ObjectStore) -> None:
+    """Its settings are those of the shell, in which a system may be configured that analysts and auditors read."""
+    variables = {
+        "TOLLBOOK_ARCHIVE_URL": bucket.url,
+        "TOLLBOOK_SEGMENT_EVENTS": "100",
+        "TOLLBOOK_PUBLISH_URL": f"{bucket.url}/tollbook.duckdb",
+        "TOLLBOOK_MIN_REPLICAS": "1",
+    }
+    finished = await run_cli("demo", "--tasks", "100", cwd=tmp_path, env=variables, timeout_s=60)
+    assert finished.code == 0, finished
+    assert bucket.names() == []
+
+
+@pytest.mark.slow
 async def test_a_system_lives_with_its_archive_in_an_object_store(
     redis_client: Redis, server_url: str, tmp_path: Path, bucket: ObjectStore
 ) -> None:
