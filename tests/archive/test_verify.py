@@ -115,8 +115,9 @@ async def test_an_archive_alone_need_not_have_what_a_certificate_of_then_found_o
     (part,) = json.loads(kept.read_text())["partitions"]
     assert 0 < part["sealed_events"] < part["events"]
     alone = LedgerSource.of_archive(books.archive)
-    for option in ("against", "since"):
-        verdict = await verify(alone, Options(tmp_path / option, **{option: str(kept)}))
+    trusting = Options(tmp_path / "since", since=str(kept)), Options(tmp_path / "against", against=str(kept))
+    for options in trusting:
+        verdict = await verify(alone, options)
         assert verdict.findings == []
         (note,) = (note for note in verdict.notes if "certificate" in note)
         assert f"up to event {part['events']}, which was not sealed yet" in note
