@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from redis.asyncio import Redis
 
 from tests.archive.test_sealing import KEYS, LEDGER, NEVER, Archiving, seal_all
-from tests.object_store import KEY, SECRET, Fault, ObjectStore
+from tests.object_store import KEY, SECRET, Fault, ObjectStore, file_with
 from tests.quick import first_quick
 from tollbook.audit.reader import AuditReader, Selection
 from tollbook.ledger.archive import chain
@@ -150,6 +151,19 @@ async def test_a_file_of_other_events_is_neither_replaced_nor_trimmed(
         await sealer.seal()
     assert await sealer.trim() == 0
     assert (bucket.names(), bucket.get(f"{FIRST}.parquet")) == ([f"{FIRST}.parquet"], content)
+
+
+@pytest.mark.parametrize("table", [None, {"seq": []}, {"name": ["another program's"]}], ids=["no", "empty", "other"])
+async def test_a_file_of_another_program_is_named_as_one_of_other_events(
+    archiving: Archiving, bucket: ObjectStore, tmp_path: Path, table: dict[str, list[str]] | None
+) -> None:
+    path = file_with(tmp_path, b"hello")
+    if table is not None:
+        pq.write_table(pa.table(table), path)
+    bucket.put(f"{FIRST}.parquet", path.read_bytes())
+    with pytest.raises(ArchiveDamaged, match=f"{FIRST}.parquet: was written before and is not what the ledger has now"):
+        await archiving.sealer().seal()
+    assert (bucket.names(), bucket.get(f"{FIRST}.parquet")) == ([f"{FIRST}.parquet"], path.read_bytes())
 
 
 async def test_a_changed_or_missing_object_is_named_and_nothing_is_trimmed(
