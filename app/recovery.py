@@ -100,6 +100,8 @@ class Report:
     partitions: list[PartitionReport]
     has_copies: bool
     """Whether there is a DuckDB file or a segment of the archive to compare with."""
+    has_projection: bool
+    """Whether there is a DuckDB file: without it, events that were not sealed cannot be compared."""
     is_applied: bool = False
     moved_aside: list[str] = field(default_factory=list[str])
 
@@ -165,7 +167,7 @@ class Recovery:
             unknown = None if loss.events else await self._unknown(keys)
             partitions.append(PartitionReport(loss, summary, unbooked, unknown=unknown))
         has_copies = known.projection is not None or any(known.segments(keys.partition) for keys in self._handle.keys)
-        return Report(known.ledger_id, partitions, has_copies)
+        return Report(known.ledger_id, partitions, has_copies, known.projection is not None)
 
     async def _unknown(self, keys: Keys) -> EntryId | None:
         """Return what the projector that stopped calls had folded, if it is gone and was not declared lost."""

@@ -6,7 +6,7 @@ events are kept. Missing events are always reported.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -165,15 +165,16 @@ class AuditReader:
         condition, parameters = selection.condition()
         # The order of files and rows is the ledger's, and DuckDB keeps it by default.
         sql = f"SELECT * FROM read_parquet(?, hive_partitioning = false) WHERE {condition}"  # noqa: S608 - built above.
-        files = archive.storage.files(wanted)
+        files, names, opened = archive.storage.files(wanted), iter(wanted), dict[str, str]()
         try:
             while (paths := await asyncio.to_thread(next, files, None)) is not None:
+                opened = {str(path): archive.storage.located(name) for path, name in zip(paths, names, strict=False)}
                 found = await asyncio.to_thread(self._open, sql, [[str(path) for path in paths], *parameters])
                 while (batch := await asyncio.to_thread(_next_batch, found)) is not None:
                     if batch.num_rows:
                         yield pa.Table.from_batches([batch])
         except (duckdb.Error, pa.ArrowException, OSError) as exc:
-            raise ArchiveDamaged(archive.place, f"cannot be read ({exc})") from exc
+            raise _damage(exc, opened, archive.place) from exc
         finally:
             await asyncio.to_thread(files.close)
 
@@ -213,6 +214,16 @@ class AuditReader:
         cursor = self._duckdb.cursor()
         cursor.register("page", events)
         return cursor.execute(f"SELECT * FROM page WHERE {condition}", parameters).to_arrow_table()  # noqa: S608
+
+
+def _damage(exc: Exception, opened: Mapping[str, str], archive: str) -> ArchiveDamaged:
+    """Return what is wrong with the archive, by what people call its files: `opened` has these by local path."""
+    if isinstance(exc, OSError) and exc.filename:
+        return ArchiveDamaged(opened.get(str(exc.filename), str(exc.filename)), f"cannot be read ({exc.strerror})")
+    for path, name in opened.items():
+        if path in str(exc):
+            return ArchiveDamaged(name, f"cannot be read ({str(exc).replace(path, name)})")
+    return ArchiveDamaged(archive, f"cannot be read ({exc})")
 
 
 def _next_batch(batches: pa.RecordBatchReader) -> pa.RecordBatch | None:

@@ -61,6 +61,7 @@ def _document(report: "Report") -> dict[str, Any]:
         "is_whole": report.is_whole,
         "is_applied": report.is_applied,
         "has_copies": report.has_copies,
+        "has_projection": report.has_projection,
         "partitions": [_partition_document(partition) for partition in report.partitions],
         "moved_aside": report.moved_aside,
     }
@@ -109,7 +110,14 @@ def _print(report: "Report") -> None:
     if not report.has_copies:
         printer.text(
             "There is neither a DuckDB file nor an archive of this ledger here, so nothing can be compared. Run this "
-            "where the projector's files are: TOLLBOOK_DATA_DIR, TOLLBOOK_ARCHIVE_DIR or --projection names them."
+            "where the projector's files are: TOLLBOOK_DATA_DIR, TOLLBOOK_ARCHIVE_DIR, TOLLBOOK_ARCHIVE_URL or "
+            "--projection names them."
+        )
+    elif not report.has_projection:
+        printer.text(
+            "There is no DuckDB file of this ledger here, so only what is sealed in the archive was compared. Newer "
+            "events may be lost too: if a projector's file is left anywhere, run this there first, or name it with "
+            "--projection."
         )
     for partition in report.partitions:
         if partition.unknown:
@@ -121,7 +129,8 @@ def _print(report: "Report") -> None:
     if report.is_whole and not report.is_in_order:
         return
     if report.is_whole:
-        printer.text(f"Nothing is lost: ledger {report.ledger_id} has every event that DuckDB and the archive have.")
+        copies = "DuckDB and the archive have" if report.has_projection else "the archive has"
+        printer.text(f"Nothing is lost: ledger {report.ledger_id} has every event that {copies}.")
         return
     for partition in report.partitions:
         if partition.is_whole:

@@ -75,8 +75,13 @@ async def run_demo(options: DemoOptions, progress: Progress) -> Report:
             # The provider's book is by the name that it is told: so it can be held against the ledger's users.
             provider_user="plain",
             env_file=None,
+            # Everything is here: no archive or published copy of a system of the user's is written to.
             redis_url=None,
             data_dir=options.data_dir,
+            archive_dir=None,
+            archive_url=None,
+            publish_url=None,
+            min_replicas=0,
             openrouter_base_url=f"{base_url}/api/v1",
             dialect="openrouter",
             openrouter_api_key=None,

@@ -87,10 +87,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The head of a partition's chain after an event, in hexadecimal; `seq` 0 is the beginning."""
+    """The head of a partition's chain after an event, in hexadecimal; `seq` 0 is the beginning.
+
+    `is_sealed`: the event was in a segment when the head was noted, so an archive must have it.
+    """
 
     seq: int
     head: str
+    is_sealed: bool
 
 
 @dataclass(slots=True)
@@ -133,9 +137,10 @@ def _points(path: Path, ledger_id: str) -> Iterator[tuple[int, Point]]:
         if document["certificate"] != CERTIFICATE or document["ledger_id"] != ledger_id:
             raise NotTrusted(f"{path} is the certificate of another ledger or format")
         for each in document["partitions"]:
-            for seq, head in ((each["sealed_events"], each["sealed_head"]), (each["events"], each["head"])):
+            sealed = int(each["sealed_events"])
+            for seq, head in ((sealed, each["sealed_head"]), (int(each["events"]), each["head"])):
                 if head is not None:
-                    yield each["partition"], Point(int(seq), str(head))
+                    yield each["partition"], Point(seq, str(head), is_sealed=seq <= sealed)
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise NotTrusted(f"{path} is neither a certificate nor a head of 64 hexadecimal digits ({exc})") from exc
 

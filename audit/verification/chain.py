@@ -56,7 +56,7 @@ class Chain:
         self.stated_head: bytes | None = None
         """The head that a manifest states, where that is not the computed one."""
         self.skip_until = trust.skip_until.get(partition, 0)
-        self._points = {point.seq: point.head for point in trust.points.get(partition, [])}
+        self._points = trust.points.get(partition, [])
         self._wanted = trust.heads
         self._compare_trusted(0, [self.head], None)
 
@@ -98,16 +98,26 @@ class Chain:
         self.head = head
         self._compare_trusted(self.seq, [head], segment)
 
-    def end(self) -> None:
-        """Report the trusted heads that were not reached."""
-        for seq in sorted(seq for seq in self._points if seq > self.seq):
-            problem = f"the ledger ends at event {self.seq}, before the trusted head"
-            self.findings.add("trust", problem, partition=self.partition, seq=seq)
+    def end(self, *, has_stream: bool) -> None:
+        """Report the trusted heads that were not reached.
+
+        Without the stream, one of an event that was on the stream alone is a note: no archive need have it yet.
+        """
+        not_reached = {point.seq: point for point in self._points if point.seq > self.seq}
+        for seq, point in sorted(not_reached.items()):
+            if has_stream or point.is_sealed:
+                problem = f"the ledger ends at event {self.seq}, before the trusted head"
+                self.findings.add("trust", problem, partition=self.partition, seq=seq)
+            else:
+                self.findings.notes.append(
+                    f"partition-{self.partition}: the certificate goes up to event {seq}, which was not sealed yet; "
+                    f"the archive ends at event {self.seq}"
+                )
 
     def _compare_trusted(self, first_seq: int, heads: list[bytes], segment: str | None) -> None:
         if self._wanted:
             self._wanted.difference_update(head.hex() for head in heads)
-        for seq, head in self._points.items():
+        for seq, head in {point.seq: point.head for point in self._points}.items():
             if first_seq <= seq < first_seq + len(heads) and heads[seq - first_seq].hex() != head:
                 problem = "the head of the chain here is not the trusted one: what is before it was rewritten"
                 self.findings.add("trust", problem, partition=self.partition, segment=segment, seq=seq)

@@ -151,7 +151,7 @@ class _PartitionWalk:
 
     async def finish(self, open_holds: list[dict[str, Any]]) -> int:
         """Check the end of the partition; return how many of the gate's balances were compared."""
-        self._chain.end()
+        self._chain.end(has_stream=self._source.redis is not None)
         end = None if self._stream is None else self._stream.end
         if self._is_open:
             sealed_seq = None if end is None else end.sealed_seq

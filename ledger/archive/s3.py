@@ -25,7 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.loaders import create_loader
 
 from tollbook.ledger.archive.s3_address import split_s3_url
-from tollbook.ledger.archive.s3_errors import status_of, translated
+from tollbook.ledger.archive.s3_errors import refuse_redirect, status_of, translated
 from tollbook.ledger.archive.storage_errors import ArchiveRefused
 
 _T = TypeVar("_T")
@@ -84,6 +84,7 @@ class S3Storage:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._host = urlsplit(str(client.meta.endpoint_url)).hostname or "the object store"
+        client.meta.events.register("needs-retry.s3.HeadBucket", self._refuse_redirect)
         self._lock = threading.Lock()
         # Manifests by name, each with the version that was listed: an object that is changed gets another one.
         self._versions: dict[str, str] = {}
@@ -263,6 +264,10 @@ class S3Storage:
                     if number == _TRIES:
                         raise
         raise AssertionError("the last try returns or raises")
+
+    def _refuse_redirect(self, response: Any, **_: Any) -> None:
+        # Only the library asks for a bucket.
+        refuse_redirect(self._host, response)
 
     def _translated(self, subject: str) -> AbstractContextManager[None]:
         return translated(subject, bucket=self._bucket, host=self._host)

@@ -19,6 +19,12 @@ _DENIED: Final = frozenset({401, 403})
 _ELSEWHERE: Final = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 _WAIT: Final = frozenset({408, 409, 429})
 _NOT_IMPLEMENTED: Final = 501
+_REDIRECTS: Final = frozenset({301, 302, 307, 308})
+_ADVICE: Final = {
+    "RequestTimeTooSkewed": "this machine's clock is not the store's: set it right",
+    "ExpiredToken": "the session has ended: get new credentials",
+}
+"""What to do, where the code says more than that access is denied."""
 
 
 @contextmanager
@@ -37,6 +43,18 @@ def translated(subject: str, *, bucket: str, host: str) -> Generator[None]:
         raise ArchiveUnavailable(f"{subject}: {host} gave no answer ({type(exc).__name__})") from None
 
 
+def refuse_redirect(host: str, response: Any) -> None:
+    """Refuse an answer that leads elsewhere and names no region, such as that of a proxy which wants TLS.
+
+    The library asks for the bucket's region where it is sent elsewhere. An answer that does so again without naming it
+    has it ask without end (botocore 1.44, November 2026). Errors: ArchiveRefused.
+    """
+    if response is None or response[0].status_code not in _REDIRECTS:
+        return
+    if "x-amz-bucket-region" not in response[1]["ResponseMetadata"]["HTTPHeaders"]:
+        raise _redirected(host, response[0].status_code)
+
+
 def status_of(exc: ClientError) -> int:
     """Return the HTTP status of an answer."""
     metadata: Any = exc.response.get("ResponseMetadata", {})
@@ -51,15 +69,28 @@ def _answered(subject: str, bucket: str, host: str, exc: ClientError) -> Excepti
         return FileNotFoundError(errno.ENOENT, "there is no such object", subject)
     if status in _DENIED:
         return ArchiveRefused(
-            f"{subject}: access is denied ({code}): check the credentials, and that they may list, get and put there"
+            f"{subject}: access is denied ({code}): "
+            + _ADVICE.get(
+                code, "check the credentials, and that they may list, get and put there, for `recover` also delete"
+            )
         )
     if code in _ELSEWHERE or status in (301, 307):
         return ArchiveRefused(f"the bucket {bucket} is in another region: set AWS_REGION to its region")
+    if status in _REDIRECTS:
+        return _redirected(host, status)
     if status == _NOT_IMPLEMENTED:
         return ArchiveRefused(f"{subject}: {host} does not know what was asked of it ({code})")
     if status >= 500 or status in _WAIT or code == "RequestTimeout":
         return ArchiveUnavailable(f"{subject}: {host} cannot serve now ({code}, status {status})")
-    return ArchiveRefused(f"{subject}: {host} refuses it ({code}, status {status})")
+    advice = f": {_ADVICE[code]}" if code in _ADVICE else ""
+    return ArchiveRefused(f"{subject}: {host} refuses it ({code}, status {status}){advice}")
+
+
+def _redirected(host: str, status: int) -> ArchiveRefused:
+    return ArchiveRefused(
+        f"{host} sends requests to another address (status {status}): set AWS_ENDPOINT_URL to the address of the "
+        "object store itself, with https:// where it wants TLS"
+    )
 
 
 def _code_of(exc: ClientError) -> str:

@@ -222,7 +222,14 @@ class Archive:
         """
         name = parquet_name(stem)
         with self.storage.file(name) as path:
-            found = pa.concat_tables(read_batches(path, self.storage.located(name), _ROW_GROUP))
+            try:
+                found = pa.concat_tables(read_batches(path, self.storage.located(name), _ROW_GROUP))
+            except (
+                ArchiveDamaged,
+                pa.ArrowException,
+                KeyError,
+            ) as exc:  # No table, an empty one, one of other columns.
+                raise self._differs(name) from exc
             if not found.equals(events):  # G7
                 raise self._differs(name)
             return file_sha256(path), path.stat().st_size

@@ -1,19 +1,24 @@
 """An archive in an object store that fails: nothing is lost or trimmed, and a line says what is wrong (G7, G8, G10)."""
 
 import asyncio
+import contextlib
 import logging
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from redis.asyncio import Redis
 
 from tests.archive.test_sealing import KEYS, LEDGER, NEVER, Archiving, seal_all
-from tests.object_store import KEY, SECRET, Fault, ObjectStore
+from tests.object_store import KEY, SECRET, Fault, ObjectStore, file_with
 from tests.quick import first_quick
+from tollbook.audit.reader import AuditReader, Selection
 from tollbook.ledger.archive import chain
+from tollbook.ledger.archive.history import LedgerSource
 from tollbook.ledger.archive.manifests import ArchiveDamaged
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.archive.sealing import SealingSettings
@@ -148,6 +153,19 @@ async def test_a_file_of_other_events_is_neither_replaced_nor_trimmed(
     assert (bucket.names(), bucket.get(f"{FIRST}.parquet")) == ([f"{FIRST}.parquet"], content)
 
 
+@pytest.mark.parametrize("table", [None, {"seq": []}, {"name": ["another program's"]}], ids=["no", "empty", "other"])
+async def test_a_file_of_another_program_is_named_as_one_of_other_events(
+    archiving: Archiving, bucket: ObjectStore, tmp_path: Path, table: dict[str, list[str]] | None
+) -> None:
+    path = file_with(tmp_path, b"hello")
+    if table is not None:
+        pq.write_table(pa.table(table), path)
+    bucket.put(f"{FIRST}.parquet", path.read_bytes())
+    with pytest.raises(ArchiveDamaged, match=f"{FIRST}.parquet: was written before and is not what the ledger has now"):
+        await archiving.sealer().seal()
+    assert (bucket.names(), bucket.get(f"{FIRST}.parquet")) == ([f"{FIRST}.parquet"], path.read_bytes())
+
+
 async def test_a_changed_or_missing_object_is_named_and_nothing_is_trimmed(
     archiving: Archiving, bucket: ObjectStore
 ) -> None:
@@ -161,6 +179,23 @@ async def test_a_changed_or_missing_object_is_named_and_nothing_is_trimmed(
     bucket.delete(f"{FIRST}.parquet")
     with pytest.raises(ArchiveDamaged, match=f"{bucket.url}/{FIRST}.parquet: cannot be read .there is no such object"):
         await sealer.trim()
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+async def test_an_audit_names_the_object_that_it_cannot_read(
+    archiving: Archiving, bucket: ObjectStore, is_missing: bool
+) -> None:
+    """Not the copy on this machine, which is gone when the message is read."""
+    await seal_all(archiving.sealer())
+    half = bucket.get(f"{SECOND}.parquet")[:5_000]
+    bucket.delete(f"{SECOND}.parquet")
+    if not is_missing:
+        bucket.put(f"{SECOND}.parquet", half)
+    reader = AuditReader(LedgerSource.of_archive(Archive(bucket.storage())))
+    named = f"^{bucket.url}/{SECOND}.parquet: cannot be read "
+    with contextlib.closing(reader), pytest.raises(ArchiveDamaged, match=named) as told:
+        await reader.events(Selection())
+    assert tempfile.gettempdir() not in str(told.value)
 
 
 @pytest.mark.slow
@@ -228,8 +263,18 @@ async def test_the_sealer_waits_for_a_store_and_goes_on(archiving: Archiving, bu
     ("fault", "said"),
     [
         ("403 AccessDenied", "access is denied (AccessDenied): check the credentials"),
+        ("403 AccessDenied", "that they may list, get and put there, for `recover` also delete"),
         ("403 InvalidAccessKeyId", "access is denied (InvalidAccessKeyId)"),
         ("400 ExpiredToken", "refuses it (ExpiredToken, status 400)"),
+        ("400 ExpiredToken", "the session has ended: get new credentials"),
+        (
+            "403 RequestTimeTooSkewed",
+            "(RequestTimeTooSkewed): this machine's clock is not the store's",
+        ),
+        ("301 PermanentRedirect", "127.0.0.1 sends requests to another address (status 301): set AWS_ENDPOINT_URL to"),
+        ("302 Found", "127.0.0.1 sends requests to another address (status 302)"),
+        ("307 TemporaryRedirect", "127.0.0.1 sends requests to another address (status 307)"),
+        ("308 Moved", "127.0.0.1 sends requests to another address (status 308)"),
         ("404 NoSuchBucket", "there is no bucket tests-"),
         ("400 IllegalLocationConstraintException", "is in another region: set AWS_REGION"),
         ("501 NotImplemented", "does not know what was asked of it (NotImplemented)"),

@@ -107,6 +107,29 @@ async def test_what_a_certificate_covers_need_not_be_checked_again(books: GateLe
 
 
 @pytest.mark.slow
+async def test_an_archive_alone_need_not_have_what_a_certificate_of_then_found_on_the_stream(
+    books: GateLedger, tmp_path: Path
+) -> None:
+    kept = tmp_path / "certificate.json"
+    kept.write_text(json.dumps((await verdict_of(books, tmp_path)).certificate()))
+    (part,) = json.loads(kept.read_text())["partitions"]
+    assert 0 < part["sealed_events"] < part["events"]
+    alone = LedgerSource.of_archive(books.archive)
+    trusting = Options(tmp_path / "since", since=str(kept)), Options(tmp_path / "against", against=str(kept))
+    for options in trusting:
+        verdict = await verify(alone, options)
+        assert verdict.findings == []
+        (note,) = (note for note in verdict.notes if "certificate" in note)
+        assert f"up to event {part['events']}, which was not sealed yet" in note
+        assert f"the archive ends at event {part['sealed_events']}" in note
+    newest = books.archive.segments(0)[-1].manifest.segment
+    for ending in ("json", "parquet"):
+        (directory_of(books.archive) / f"{newest}.{ending}").unlink()
+    (finding,) = (await verify(alone, Options(tmp_path / "shorter", against=str(kept)))).findings
+    assert (finding.kind, finding.seq) == ("trust", part["sealed_events"]), "what was sealed then must be there"
+
+
+@pytest.mark.slow
 async def test_a_certificate_binds_what_was_not_sealed_then(books: GateLedger, tmp_path: Path) -> None:
     kept = tmp_path / "certificate.json"
     kept.write_text(json.dumps((await verdict_of(books, tmp_path)).certificate()))

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tollbook.inference.settings import load_settings
+
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 NODES = tuple(f"node{number}" for number in range(1, 7))
 OURS = ("projector", "standby", "worker", "gateway1", "gateway2", "cli")
@@ -85,3 +87,18 @@ def test_a_unit_runs_as_a_user_of_its_own_with_time_to_stop(unit: Path) -> None:
     assert service["ExecStart"].startswith("/opt/tollbook/bin/tollbook ")
     assert int(service["TimeoutStopSec"]) >= 60
     assert service["ProtectSystem"] == "strict"
+
+
+@pytest.mark.parametrize("path", [DEPLOY / "compose.yaml", DEPLOY.parent / "compose.yaml"], ids=["deploy", "small"])
+def test_who_makes_calls_has_time_to_settle_them_and_keeps_what_could_not_be_booked(path: Path) -> None:
+    """Without the setting a process ends within 15 s, however long its container may take."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    callers = [each for each in document["services"].values() if each.get("command") in (["worker"], ["gateway"])]
+    assert len(callers) >= 2
+    for service in callers:
+        grace_s = int(service["environment"]["TOLLBOOK_STOP_GRACE_S"])
+        assert load_settings(env_file=None).attempt_timeout_s <= grace_s < int(service["stop_grace_period"][:-1])
+        (volume,) = service["volumes"]
+        name, place = volume.split(":")
+        assert name in document["volumes"]
+        assert place == "/data"
