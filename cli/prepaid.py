@@ -48,15 +48,16 @@ def grant(
         raise typer.BadParameter("missing: dollars, for example 50", param_hint="--usd")
     amount_nanousd = check_amount(amount, "--usd", "grant")
     expires_ms = None if expires is None else parse_since(expires, "--expires")
-    if expires_ms is not None and expires_ms <= now_ms():
-        raise typer.BadParameter(f"{expires} is over: a credit must expire in the future", param_hint="--expires")
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
-        confirm(f"credit {credit_id} of {usd(amount_nanousd)} for budget {budget}", amount_nanousd, yes=yes)
+        credit = Credit(budget, value, credit_id, expires_ms)
+        is_over = expires_ms is not None and expires_ms <= now_ms()
         try:
-            done = await administration.prepaid.grant(
-                Credit(budget, value, credit_id, expires_ms), amount_nanousd, signature
-            )
+            # One that was granted before it expired may be repeated.
+            if is_over and not await administration.prepaid.is_granted(credit):
+                raise typer.BadParameter(f"{expires} is over: a credit must expire later", param_hint="--expires")
+            confirm(f"credit {credit_id} of {usd(amount_nanousd)} for budget {budget}", amount_nanousd, yes=yes)
+            done = await administration.prepaid.grant(credit, amount_nanousd, signature)
         except ValueError as exc:
             raise typer.BadParameter(str(exc), param_hint="--budget") from None
         return _document(budget, value, credit_id, amount_nanousd, is_new=done.is_new)

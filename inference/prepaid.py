@@ -49,7 +49,12 @@ class Prepaid:
             author=signature.author,
             reason=signature.reason,
         )
-        return await self._change(credit, payload, amount_nanousd, f"credit {credit.credit_id}")
+        return await self._change(credit, payload, amount_nanousd, _grant_id(credit))
+
+    async def is_granted(self, credit: Credit) -> bool:
+        """Whether a credit of this id was granted, by the gate's own record."""
+        _, user_id = await self._owned(credit)
+        return await self._ledger.gate_of(user_id).call_record(_grant_id(credit)) is not None
 
     async def revoke(self, credit: Credit, signature: Signature, *, amount_nanousd: int = 0) -> CreditChange:
         """Take back a part of a credit; without an amount, whatever is left of it.
@@ -64,11 +69,7 @@ class Prepaid:
         self, credit: Credit, payload: CreditGranted | CreditRevoked, amount_nanousd: int, command_id: str
     ) -> CreditChange:
         check_id(credit.credit_id)
-        # The policy of any partition will do: each has the same versions, and the gate says if this one is old.
-        policy = self._policies.newest
-        value = await self._user_ids.value_of(policy.policy.budgets, credit.budget, credit.value)  # G10
-        credit = replace(credit, value=value)
-        user_id = policy.budgets.prepaid_user(credit.budget, credit.value)
+        credit, user_id = await self._owned(credit)
 
         async def change(policy: PolicyInForce) -> CreditChange:
             key = policy.budgets.prepaid_key(credit.budget, credit.value)
@@ -91,6 +92,17 @@ class Prepaid:
             return await self._policies.decide(user_id, change)
         except IdempotencyConflict as exc:
             raise IdempotencyConflict(credit.credit_id, kind="credit id") from exc
+
+    async def _owned(self, credit: Credit) -> tuple[Credit, str]:
+        """Return a credit with its value as the ledger has it, and the user whose partition has its budget."""
+        # The policy of any partition will do: each has the same versions, and the gate says if this one is old.
+        policy = self._policies.newest
+        value = await self._user_ids.value_of(policy.policy.budgets, credit.budget, credit.value)  # G10
+        return replace(credit, value=value), policy.budgets.prepaid_user(credit.budget, value)
+
+
+def _grant_id(credit: Credit) -> str:
+    return f"credit {credit.credit_id}"
 
 
 def expiry_request(

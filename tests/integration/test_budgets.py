@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,7 @@ async def test_commands_know_budgets_credits_and_alerts(redis_client: Redis, ser
             (["--budget", "prepaid", "--value", "acme", "--usd", "5"], "--id"),
             (
                 ["--budget", "prepaid", "--value", "acme", "--usd", "5", "--id", "x", "--expires", "2020-01-01"],
-                "--expires: 2020-01-01 is over: a credit must expire in the future",
+                "--expires: 2020-01-01 is over: a credit must expire later",
             ),
             (["u1", "5", "--budget", "prepaid", "--id", "x"], "not with --budget"),
             (["u1", "5", "--reason", "r", "--id", "x"], "only with --budget"),
@@ -254,3 +255,8 @@ async def test_commands_know_budgets_credits_and_alerts(redis_client: Redis, ser
             refused = await run_cli("credit", "grant", *wrong, cwd=tmp_path, env=env)
             assert refused.code == 2
             assert word in refused.stderr
+        # A command that is repeated after the credit's end has nothing to do.
+        over = Credit("prepaid", "acme", "over", int(datetime(2020, 1, 1, tzinfo=UTC).timestamp() * 1000))
+        administration = Administration(calling.runtime.ledger, calling.runtime.policies, calling.runtime.user_ids)
+        await administration.prepaid.grant(over, 5_000_000_000, SHOP)
+        assert (await cli(*grant[:-1], "over", "--expires", "2020-01-01", "--json")).json()["is_new"] is False
