@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from tollbook.inference.calls.call import RunId
 from tollbook.inference.deltas import OnDelta
 from tollbook.inference.direct_calls import make_call
 from tollbook.inference.runtime import InferenceRuntime
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.observability.gateway_counts import GatewayCounts
 from tollbook.schemas.json_text import with_whole_text
@@ -257,7 +258,14 @@ class Calls:
     async def _no_answer(self, result: InferenceResult, name: CallName) -> Problem:
         """Return why a call has no answer. Where a retry may help, it must not find this result again."""
         problem = problem_of_result(result, resets_at=self._resets_at(result))
-        if problem.should_retry is None and not result.cost_usd:  # G4
+        if problem.should_retry is None and result.user_id is not None:
+            try:
+                # The result does not say what an earlier run of the call has cost, or is assumed to.
+                has_cost = bool(await self._runtime.ledger.settled_cost(result.user_id, result.task_id))
+            except LedgerUnavailable:
+                return problem  # A retry finds this very call.
+            if has_cost:
+                return replace(problem, should_retry=False)  # G4
             await self._once.came_to_nothing(name)
         return problem
 

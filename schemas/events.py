@@ -456,7 +456,9 @@ class BudgetOpened(Payload):
     type: Literal["budget-opened"] = "budget-opened"
     policy_version: Annotated[int, Field(strict=True, ge=1)] = Field(description="The policy that defines the budget.")
     hold_nanousd: Balance = Field(
-        default=0, ge=0, description="What `holds` held together. Absent: nothing, as in events of earlier programs."
+        default=0,
+        ge=0,
+        description="What `holds` held together, nano-dollars. Absent: nothing, as in earlier events.",
     )
     holds: tuple[OpenedHold, ...] = Field(
         default=(), description="Holds that were open: they are extended, settled and corrected in this budget too."

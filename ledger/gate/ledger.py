@@ -207,6 +207,12 @@ class Ledger:
         record = await self._repeat(lambda: gate.call_record(call_id), self._patience.settle_s)
         return record.settled.get(hold) if record else None
 
+    async def settled_cost(self, user_id: str, call_id: str) -> int:
+        """Return what the settled holds of a call stand at together, nano-dollars."""
+        gate = self.gate_of(user_id)
+        record = await self._repeat(lambda: gate.call_record(call_id), self._patience.settle_s)
+        return sum(hold.cost_nanousd for hold in record.settled.values()) if record else 0
+
     async def release(self, request: ReleaseRequest) -> Released:
         """Give back what an attempt was assumed to cost, in the budgets that its hold stood against, once.
 

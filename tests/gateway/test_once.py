@@ -132,18 +132,39 @@ async def test_a_named_stream_is_finished_although_its_client_left(
 @pytest.mark.slow
 async def test_a_hold_that_this_gateway_left_behind_keeps_nobody_waiting(served: Served) -> None:
     """G2: no request of it makes that call any more, and it is no other gateway's."""
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
-    call_id = f"gw-{_digest('key-1', 'a')}"
-    task, _ = task_of(body, body, call_id=call_id, key=api_key(), headers={}, policy=served.runtime.rules)
-    policy = served.runtime.policies.of("u1")
-    call = Call.of_task(task, call_id=call_id, run_id=RunId(served.runtime.name, "gone"), policy=policy)
-    assert (await served.runtime.reservations.acquire(call, WaitLimits(hold_wait_s=0))).hold is not None
+    call_id = await hold_of_a_run_that_is_gone(served)
 
     reply = await served.chat("Hello", headers={"idempotency-key": "a"})
 
     assert reply.status_code == 200, reply.text
     outcomes = [event.payload for event in await served.calling.events(call_id) if event.type == "cost-recorded"]
     assert [each.outcome for each in outcomes if isinstance(each, CostRecorded)] == ["taken_over", "done"]
+
+
+async def test_a_try_that_failed_after_another_run_may_have_paid_is_not_made_again(served: Served) -> None:
+    """G4: a gateway was killed in mid-call, and who took the call over could not reach the provider."""
+    call_id = await hold_of_a_run_that_is_gone(served)
+    served.calling.script("http_500", "http_500")
+
+    failed = await served.chat("Hello", headers={"idempotency-key": "a"})
+    requests = served.calling.provider.requests
+    again = await served.chat("Hello", headers={"idempotency-key": "a"})
+
+    assert (failed.status_code, failed.headers["x-should-retry"]) == (502, "false")
+    assert (again.status_code, again.json()) == (502, failed.json())
+    assert served.calling.provider.requests == requests
+    assert [event.call_id for event in await served.calling.events() if event.type == "cost-recorded"] == [call_id] * 2
+
+
+async def hold_of_a_run_that_is_gone(served: Served) -> str:
+    """Hold money for the call that its client named `a`, by a run that this gateway does not have; return its id."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+    call_id = f"gw-{_digest('key-1', 'a')}"
+    task, _ = task_of(body, body, call_id=call_id, key=api_key(), headers={}, policy=served.runtime.rules)
+    policy = served.runtime.policies.of("u1")
+    call = Call.of_task(task, call_id=call_id, run_id=RunId(served.runtime.name, "gone"), policy=policy)
+    assert (await served.runtime.reservations.acquire(call, WaitLimits(hold_wait_s=0))).hold is not None
+    return call_id
 
 
 async def test_a_gateway_that_stops_keeps_its_calls_for_retries_and_takes_no_more(
