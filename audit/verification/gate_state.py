@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tollbook.audit.verification.api_keys import KeyValue, changed_keys
+from tollbook.audit.verification.credit_lots import CreditChanged, changed_lots
 from tollbook.audit.verification.findings import MAX_SHOWN_PER_RULE, Findings, Kind
 from tollbook.audit.verification.refold import Refold
 from tollbook.audit.verification.stream import StreamEnd
@@ -32,6 +33,7 @@ _STATES: Final = {"closed": "over", "settled": "over"}
 _FIELDS: Final = {"plan": "the plan", "cap_nanousd": "the cap"}
 
 _KEY_EVENTS: Final = ("key-created", "key-revoked")
+_LOTS: Final = " lots"
 
 Accounts = dict[tuple[str, str], str]
 """By user and field: what is assigned to the user."""
@@ -43,6 +45,8 @@ class GateState:
 
     partition: int
     accounts: Accounts
+    lots: dict[str, str]
+    """By budget, what its credits have left, in lines."""
     tails: pa.Table
     records: pa.Table
     holds: pa.Table
@@ -86,6 +90,7 @@ class GateState:
         return cls(
             keys.partition,
             accounts,
+            await _read_lots(redis, keys),
             _table(tails, "budget", "id", "entry"),
             _table(
                 records, "call_id", "user_id", "state", "hold", "held", "settled", "attempts", integers=("hold", "held")
@@ -124,6 +129,7 @@ class GateState:
                 if partition == self.partition
             }
             keys = [KeyValue(*row) for row in refold.rows("key_values", given)]
+            credit_changes = [CreditChanged(*row) for row in refold.rows("credit_changes", given)]
             marks = given | {"ms": self.watermark.ms, "n": self.watermark.seq}
             tails = [
                 f"{describe_budget(budget)}: the gate has {_balance(found)}, the events give {_balance(value)} "
@@ -140,6 +146,8 @@ class GateState:
                 for call_id, user_id, found, value in refold.rows("verify_deadlines", given)
             ]
         accounts = changed_accounts(self.accounts, values, without=self._later("user"))
+        if "" not in self._later("user"):
+            accounts += changed_lots(self.lots, credit_changes)
         api_keys = changed_keys(self.keys, keys, without=self._later("key"))
         records += [f"{key} in Redis is not as the gate writes it ({why})" for key, why in self.unreadable]
         policies = self._policy_problems(refold.newest_policy(self.partition))
@@ -178,7 +186,12 @@ async def read_accounts(redis: Redis, keys: Keys, unreadable: list[tuple[str, st
         accounts |= {(user_id, name): value for name, value in _pairs(fields)}
     credits_ = _pairs(await cast("Any", redis).hgetall(keys.credits))
     # Of a budget, without a user.
-    return accounts | {("", name): value for name, value in credits_ if not name.endswith(" lots")}
+    return accounts | {("", name): value for name, value in credits_ if not name.endswith(_LOTS)}
+
+
+async def _read_lots(redis: Redis, keys: Keys) -> dict[str, str]:
+    fields = _pairs(await cast("Any", redis).hgetall(keys.credits))
+    return {name.removesuffix(_LOTS): value for name, value in fields if name.endswith(_LOTS)}
 
 
 def changed_accounts(found: Accounts, given: Accounts, *, without: Collection[str]) -> list[str]:

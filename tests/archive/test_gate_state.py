@@ -69,6 +69,12 @@ async def take_credits(books: GateLedger, command: Any) -> None:
     await command("DEL", books.keys[0].account("u1"))
 
 
+async def raise_what_a_credit_has_left(books: GateLedger, command: Any) -> None:
+    found: Any = await books.redis.hgetall(books.keys[0].credits)
+    name, value = next((name, value.decode()) for name, value in found.items() if name.endswith(b" lots"))
+    await command("HSET", books.keys[0].credits, name, f"{value}\nfound 5 5 0")
+
+
 async def lower_balance(books: GateLedger, command: Any) -> None:
     key = await newest_tail(books)
     place = (await command("LINDEX", key, -1)).decode().rsplit(" ", 2)[0]
@@ -180,6 +186,7 @@ CHANGES: Final[dict[Callable[[GateLedger, Any], Awaitable[None]], str]] = {
     raise_cap_of_nobody: r"account: user stranger: the cap is \$900\.00 in Redis, none by the events",
     give_credit: r"account: user u3: the credit of .* is \$7\.00 in Redis, (none|\$[\d.]+) by the events",
     take_credits: r"account: user u1: the cap is none in Redis, \$0\.\d+ by the events",
+    raise_what_a_credit_has_left: r"account: budget .*: what its credits have left is '.*found 5 5 0' in Redis, '.*'",
     lower_balance: r"hold: user u\d, .*: the gate has \$0\.000000001 settled and \$0\.000000002 held .*, the events",
     change_an_older_entry: r"hold: user u\d, period .* the gate has .*, the events give .* after event",
     delete_tail: r"hold: user u\d, period .*: the gate has nothing, the events give",
