@@ -40,8 +40,17 @@ _ACCOUNTS: Final = """
     WHERE type = 'credit-granted' AND budget IS NULL
     GROUP BY user_id, period
 """
-_CREDITS: Final = """
-    SELECT budget, sum(nanousd(amount_usd))::VARCHAR AS value FROM events
+_CREDITS: Final = r"""
+    -- Grants alone, of budgets from which nothing is spent: nothing of them is used.
+    SELECT budget AS field, sum(nanousd(amount_usd))::VARCHAR AS value
+    FROM events
+    WHERE type = 'credit-granted' AND budget IS NOT NULL
+    GROUP BY budget
+    UNION ALL
+    SELECT
+        budget || ' lots',
+        '0' || string_agg(format(E'\n{0} {1} {1} 0', payload->>'credit', nanousd(amount_usd)), '' ORDER BY seq)
+    FROM events
     WHERE type = 'credit-granted' AND budget IS NOT NULL
     GROUP BY budget
 """
@@ -146,7 +155,7 @@ async def put_gate_state(redis: Redis, keys: Keys, store: Store) -> None:
     for row in await asyncio.to_thread(store.query, _ACCOUNTS):
         pipe.execute_command("HSET", keys.account(row["user_id"]), row["field"], row["value"])
     for row in await asyncio.to_thread(store.query, _CREDITS):
-        pipe.execute_command("HSET", keys.credits, row["budget"], row["value"])
+        pipe.execute_command("HSET", keys.credits, row["field"], row["value"])
     for row in await asyncio.to_thread(store.query, _TAILS):
         pipe.execute_command("RPUSH", keys.tail(row["budget"]), row["entry"])
     for row in await asyncio.to_thread(store.query, _OPEN):

@@ -5,6 +5,7 @@ before the others; a correction gives back in the opposite order. Each change is
 moment, so the events alone give what is left.
 """
 
+from bisect import insort_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
@@ -47,8 +48,8 @@ class _Lots:
         spend = max(0, event.settled - event.cap)
         self._use(spend)
         if event.type == "credit-granted":
-            self.lots.append(_Lot(event.credit, event.change, event.change, event.expires_ms))
-            self.lots.sort(key=lambda lot: lot.expires_ms or inf)
+            granted = _Lot(event.credit, event.change, event.change, event.expires_ms)
+            insort_right(self.lots, granted, key=lambda lot: lot.expires_ms or inf)
             return event.change
         lot = next((lot for lot in self.lots if lot.credit == event.credit), None)
         if lot is None:
@@ -67,7 +68,9 @@ class _Lots:
 
     def _use(self, spend: int) -> None:
         rest = spend - self.used
-        for lot in list(self.lots if rest > 0 else reversed(self.lots)):
+        for lot in self.lots if rest > 0 else reversed(self.lots):
+            if not rest:
+                break
             part = min(rest, lot.left) if rest > 0 else max(rest, lot.left - lot.amount)
             lot.left, self.used, rest = lot.left - part, self.used + part, rest - part
 
