@@ -29,7 +29,7 @@ from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-# Small folds take a sixth of a processor, at most, but where that would keep events waiting for longer.
+# After a small fold: so many times as long as it took, so that others have the processor; but no longer than that.
 _PAUSE_FOLDS: Final = 5
 _MAX_PAUSE_S: Final = 0.5
 _log = structlog.get_logger(__name__)
