@@ -184,10 +184,11 @@ class ClusterServers:
         return replica
 
     async def promoted(self, replica: Node) -> None:
-        """Return once a replica is a primary."""
+        """Return once a replica is a primary, and every living node has heard of it."""
 
         async def is_promoted() -> bool:
-            return (await replica.info("replication"))["role"] == "master"
+            owners = [[primary[1] for _, _, primary, *_ in await node.ask("CLUSTER", "SLOTS")] for node in self.alive]
+            return all(replica.port in ports for ports in owners)
 
         await wait_until(is_promoted, what="a promoted replica")
 

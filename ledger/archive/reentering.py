@@ -446,7 +446,7 @@ class Reentry:
             content_hash=content_hash,
             key_id=model.key_id,
             payload=payload_json(unstamped.model_copy(update={"at_ms": 0})),  # The gate says when.
-            after_ms=max(0, model.at_ms - await self._gate.now_ms()),
+            not_before_ms=model.at_ms,
         )
         return (await self._gate.revoke_key(request)).is_new
 

@@ -150,7 +150,7 @@ class PeopleCommands(GateFunctions):
 
     async def revoke_key(self, request: RevokeKeyRequest) -> KeyRevocation:
         """Let a key end. Errors: IdempotencyConflict; KeyUnknown; KeyAlreadyRevoked."""
-        reply = await self._change_key("revoke_key", request, request.after_ms)
+        reply = await self._change_key("revoke_key", request, request.after_ms, request.not_before_ms)
         match reply[0]:
             case b"OK":
                 return KeyRevocation(int(reply[2]), is_new=True)
@@ -169,7 +169,7 @@ class PeopleCommands(GateFunctions):
         return {field.decode(): value.decode(errors="replace") for field, value in found.items()}
 
     async def _change_key(
-        self, name: str, request: CreateKeyRequest | RevokeKeyRequest, argument: str | int
+        self, name: str, request: CreateKeyRequest | RevokeKeyRequest, argument: str | int, *further: int
     ) -> list[bytes]:
         keys = self.keys
         return await self._call(
@@ -182,6 +182,7 @@ class PeopleCommands(GateFunctions):
                 argument,
                 self._idempotency_ttl_s,
                 request.payload,
+                *further,
             ),
         )
 

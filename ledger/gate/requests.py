@@ -254,13 +254,17 @@ class CreateKeyRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokeKeyRequest:
-    """Let a key of the gateway be accepted no more after so many milliseconds; `command_id` is the idempotency key."""
+    """Let a key of the gateway be accepted no more after so many milliseconds; `command_id` is the idempotency key.
+
+    It is accepted until `not_before_ms` at least, in ms by the clock of Redis.
+    """
 
     command_id: str
     content_hash: str
     key_id: str
     payload: str
     after_ms: int = 0
+    not_before_ms: int = 0
 
 
 KeyCreation = Literal["created", "before", "other"]

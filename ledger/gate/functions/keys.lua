@@ -44,7 +44,7 @@ end
 --[[ revoke_key: let a key of the gateway be accepted no more, now or after a time. A key that is to end later can still
 be revoked at once, not the other way round.
 KEYS meta ledger call keys
-ARGS 1 ledger_id 2 command id 3 content hash 4 key id 5 after so many ms 6 command ttl s 7 payload
+ARGS 1 ledger_id 2 command id 3 content hash 4 key id 5 after so many ms 6 command ttl s 7 payload 8 not before this ms
 OK id from-ms | EXISTS from-ms|'' newest | CONFLICT | UNKNOWN | REVOKED from-ms ]]
 local function revoke_key(keys, args)
   local meta, refusal = read_meta(keys[1], keys[2], args[1])
@@ -63,7 +63,7 @@ local function revoke_key(keys, args)
   elseif not hash then
     return { 'UNKNOWN' }
   end
-  local at_ms = now_ms() + math.max(0, after_ms)
+  local at_ms = math.max(now_ms() + math.max(0, after_ms), int(args[8]))
   if before_ms and before_ms <= at_ms then
     return { 'REVOKED', text(before_ms) }
   end
