@@ -27,7 +27,6 @@ from tollbook.consumers.published_copy import published_copy
 from tollbook.consumers.sealers import build_sealers
 from tollbook.consumers.standby import Standby
 from tollbook.inference.archive_place import archive_of
-from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.process_name import process_name
 from tollbook.inference.runtime import LedgerHandle, build_gates
 from tollbook.inference.settings import Settings
@@ -184,8 +183,8 @@ class ProjectionService:
         await AlertTidying(gates, keep_s=self._settings.idempotency_ttl_s).run()
 
     async def _expire_credits(self) -> None:
-        policies = await CurrentPolicy.of_ledger(self._handle.pipeline, self._handle.keys)
-        await CreditExpiry(build_gates(self._handle, self._settings), policies, lambda: self.store).run()
+        gates = build_gates(self._handle, self._settings)
+        await CreditExpiry(gates, self._handle.policies, lambda: self.store).run()
 
     async def catch_up(self) -> None:
         """Fold what the last calls wrote, so that DuckDB shows it after the stop; the next start folds what is left."""
