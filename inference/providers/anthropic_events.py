@@ -1,7 +1,7 @@
-"""The events of Anthropic's Messages (November 2026), as chunks of a chat completion.
+"""Converting the events of Anthropic's Messages (November 2026) to chunks of a chat completion.
 
-`message_start`, `content_block_start`, `content_block_delta`, `content_block_stop`, `message_delta`, `message_stop`,
-`error`; a `ping`, and what was added since, says nothing.
+The events are `message_start`, `content_block_start`, `content_block_delta`, `content_block_stop`, `message_delta`,
+`message_stop` and `error`. A `ping`, and event types added later, are ignored.
 """
 
 import json
@@ -22,10 +22,10 @@ class MessageEvents:
         self._usage: dict[str, Any] = {}
         self._calls: dict[object, _Call] = {}
         self._details: dict[object, int] = {}
-        """By the index of a block that is reasoning, its place among these."""
+        """By the index of a reasoning block, its number among the reasoning blocks."""
 
     def chunk(self, event: Any) -> Any:
-        """Return an event as a chunk, or `[DONE]`; what is no event of Anthropic's is returned as it is."""
+        """Return an event as a chunk, or `[DONE]`; an event that is not Anthropic's is returned unchanged."""
         table = as_table(event)
         kind = table.get("type")
         if not isinstance(kind, str) or not kind.startswith(_KINDS):
@@ -82,11 +82,11 @@ class MessageEvents:
 
     def _end_block(self, index: object) -> dict[str, Any]:
         call = self._calls.get(index)
-        # The input of a tool without parameters comes in no part.
+        # The input of a tool without parameters comes in no delta.
         return {} if call is None or call.has_input else call.go_on(json.dumps(call.given or {}, ensure_ascii=False))
 
     def _end_message(self, delta: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
-        """Return the end, with the usage. That of the start alone would not count what was generated since (G3)."""
+        """Return the last chunk, with the merged usage: the usage at the start lacks what was generated since (G3)."""
         reason = delta.get("stop_reason")
         for name, value in usage.items():
             old = self._usage.get(name)
