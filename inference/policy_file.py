@@ -37,7 +37,7 @@ _SECRET_VALUE: Final = re.compile(
     r"^(sk|pk|rk|tb)-[A-Za-z0-9_-]{8,}|^(ghp|gho|xox[abpr]|AKIA|AIza)[A-Za-z0-9_-]{8,}|^(whsec|gsk)_|^Bearer\s"
     r"|^https?://[^/\s]*@|^https://hooks\.slack\.com/"
 )
-_SECRET_ADVICE: Final = "put it into an environment variable, and name the variable here"
+_ADVICE: Final = "put it into an environment variable, and name the variable here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _secrets_in(content: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
         name = next(part for part in reversed(place) if isinstance(part, str)).lower().replace("-", "_")
         is_model_parameter = place[0] == "tasks" and len(place) > 2 and place[2] == "params"
         if _SECRET_VALUE.match(value) or (_SECRET_NAME.search(name) and not is_model_parameter):
-            yield place, f"{_SECRET_ADVICE}: {_env_field(place)}"
+            yield place, f"{_ADVICE}: {_env_field(place)}"
 
 
 def _dotted(place: Place) -> str:

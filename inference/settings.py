@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     retry_after_max_s: float = _seconds(
         "TOLLBOOK_RETRY_AFTER_MAX_S",
         20.0,
-        "maximum Retry-After of a provider that is waited for; with a longer one, there is no retry",
+        "longest Retry-After of a provider after which the same model is retried",
         ge=0,
         le=600,
     )

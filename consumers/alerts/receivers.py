@@ -28,7 +28,7 @@ _MAX_PAUSE_S: Final = 3600.0
 
 
 class NotDelivered(Exception):
-    """A receiver did not take an alert. The text says why; `pause_s` is the pause that the receiver asked for, or None."""
+    """A receiver did not take an alert. The text says why; `pause_s` is the pause that it asked for, or None."""
 
     def __init__(self, why: str, *, pause_s: float | None = None) -> None:
         super().__init__(why)

@@ -321,7 +321,7 @@ def _charge(report: UsageReport) -> ChargeStatus:
 
 
 def _error_in(document: dict[str, Any], answer: Answer) -> object:
-    """Return the error of a reply with status 200, or None. A message beside an answer, such as `success`, is no error."""
+    """Return the error of a reply with status 200, or None. A message beside an answer is none: it says `success`."""
     for error in (first_table(document.get("choices")).get("error"), document.get("error")):
         if says_error(error):
             return error
