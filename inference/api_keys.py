@@ -30,8 +30,8 @@ from tollbook.schemas.routes import resolve_model
 SECRET_BYTES: Final = 32
 KEY_ID_BYTES: Final = 6
 # How long a key is cached, so the longest time until every process sees a revocation.
-_KEPT_S: Final = 2.0
-_MAX_KEPT: Final = 1_000
+_CACHE_S: Final = 2.0
+_MAX_CACHED: Final = 1_000
 _SECRET: Final = re.compile(r"tb-[A-Za-z0-9_-]{43}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _log = LazyLogger(__name__)
@@ -88,7 +88,7 @@ class IssuedKey:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _CachedKey:
     """A cached key, when it ends by the clock of Redis, and how far that clock is ahead of this process's."""
 
     key: ApiKey
@@ -122,7 +122,7 @@ class ApiKeys:
         self._pipeline = pipeline
         self._name = keys.api_keys
         self._monotonic = monotonic
-        self._kept: dict[str, _Kept] = {}
+        self._cached: dict[str, _CachedKey] = {}
 
     async def find(self, secret: str) -> ApiKey | None:
         """Return what a key is bound to; None if it is unknown, revoked or expired.
@@ -133,14 +133,14 @@ class ApiKeys:
 
     async def find_by_hash(self, digest: str) -> ApiKey | None:
         """Do as `find`, but by the key's hash, for a client that has shown its key before."""
-        kept = self._kept.get(digest)
-        if kept is None or self._monotonic() - kept.read_s >= _KEPT_S:
-            self._kept.pop(digest, None)
-            kept = await self._read(digest)
-        if kept is None:
+        cached = self._cached.get(digest)
+        if cached is None or self._monotonic() - cached.read_s >= _CACHE_S:
+            self._cached.pop(digest, None)
+            cached = await self._read(digest)
+        if cached is None:
             return None
-        now_ms = self._monotonic() * 1000 + kept.ahead_ms
-        return kept.key if kept.ends_ms is None or now_ms < kept.ends_ms else None
+        now_ms = self._monotonic() * 1000 + cached.ahead_ms
+        return cached.key if cached.ends_ms is None or now_ms < cached.ends_ms else None
 
     async def list(self) -> tuple[IssuedKey, ...]:
         """Return every key that was ever created, oldest first."""
@@ -152,7 +152,7 @@ class ApiKeys:
         """Return the time by the clock of Redis, in milliseconds since the epoch."""
         return await self._pipeline.now_ms(self._name)
 
-    async def _read(self, digest: str) -> _Kept | None:
+    async def _read(self, digest: str) -> _CachedKey | None:
         begun_s = self._monotonic()
         # In one batch. Redis reads its clock after `begun_s`, so that a key ends slightly too early, never too late.
         with translating_redis_errors():
@@ -166,11 +166,11 @@ class ApiKeys:
         ends_ms = min(ends, default=None)
         if ends_ms is not None and ends_ms <= now_ms:
             return None
-        kept = _Kept(_api_key(entry.created), ends_ms, now_ms - begun_s * 1000, begun_s)
-        if len(self._kept) >= _MAX_KEPT:
-            del self._kept[next(iter(self._kept))]
-        self._kept[digest] = kept
-        return kept
+        cached = _CachedKey(_api_key(entry.created), ends_ms, now_ms - begun_s * 1000, begun_s)
+        if len(self._cached) >= _MAX_CACHED:
+            del self._cached[next(iter(self._cached))]
+        self._cached[digest] = cached
+        return cached
 
 
 def is_secret(text: str) -> bool:

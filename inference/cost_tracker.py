@@ -76,7 +76,7 @@ class CostTracker:
         Errors: PlanLimitReached, with the amounts in `data`; `is_temporary` if only open holds leave too little.
         """
         estimate = _money(estimated_cost_usd)
-        summary, balance, budget = await self._look(user_id, plan)
+        summary, balance, budget = await self._read_balance(user_id, plan)
         settled_after = balance.settled_nanousd + max(estimate, 1)
         if settled_after + balance.held_nanousd > balance.cap_nanousd:
             raise PlanLimitReached(
@@ -166,24 +166,24 @@ class CostTracker:
 
     async def get_usage_summary(self, user_id: str, plan: str | None = None) -> UsageSummary:
         """Return the user's billing period as the gate sees it now: exact, even if the projector lags behind."""
-        summary, _, _ = await self._look(user_id, plan)
+        summary, _, _ = await self._read_balance(user_id, plan)
         return summary
 
-    async def _look(self, user_id: str, plan: str | None) -> tuple[UsageSummary, Balance, str]:
+    async def _read_balance(self, user_id: str, plan: str | None) -> tuple[UsageSummary, Balance, str]:
         """Return the user's period, its balance, and the name of its budget."""
         user_id = _id(user_id, "user_id")
         async with using_runtime(self._runtime) as runtime:
-            kept = runtime.user_ids.on_ledger(user_id)
+            stored_id = runtime.user_ids.on_ledger(user_id)
 
-            async def look(policy: PolicyInForce) -> tuple[str, str, str, Balance]:
+            async def read(policy: PolicyInForce) -> tuple[str, str, str, Balance]:
                 chosen = _plan(plan, policy)
-                window, budgets = policy.budgets_at(now_ms(), {"user": kept, "plan": chosen})
+                window, budgets = policy.budgets_at(now_ms(), {"user": stored_id, "plan": chosen})
                 balance, *_ = await runtime.ledger.balance(
-                    user_id=kept, period=window.name, budgets=budgets[:1], policy_version=policy.version
+                    user_id=stored_id, period=window.name, budgets=budgets[:1], policy_version=policy.version
                 )
                 return chosen, window.name, budgets[0].name, balance
 
-            chosen, period, budget, balance = await runtime.policies.decide(kept, look)
+            chosen, period, budget, balance = await runtime.policies.decide(stored_id, read)
         summary = UsageSummary(
             user_id=user_id,
             period=period,

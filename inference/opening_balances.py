@@ -58,7 +58,7 @@ class OpeningTally:
         """The start of the earliest window; earlier events are not needed."""
         self.until_ms: Final = min((window.end_ms for window in windows.values()), default=now_ms)
         """The end of the window that ends first."""
-        self._places: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._budgets_of_hold: dict[tuple[str, int], tuple[str, ...]] = {}
         self._spent: Counter[str] = Counter()
         self._held: dict[tuple[str, int], int] = {}
 
@@ -71,7 +71,7 @@ class OpeningTally:
             key = (row.call_id, payload.get("hold", 0))
             if row.type == "budget-reserved":
                 if payload.get("kind", "hold") == "hold":
-                    self._place(key, row, payload)
+                    self._assign_budgets(key, row, payload)
                     self._held[key] = 0
                 if key in self._held:
                     self._held[key] += row.amount
@@ -79,8 +79,8 @@ class OpeningTally:
             if row.type == "cost-recorded":
                 self._held.pop(key, None)
                 if not key[1]:
-                    self._place(key, row, payload)
-            for budget in self._places.get(key, ()):
+                    self._assign_budgets(key, row, payload)
+            for budget in self._budgets_of_hold.get(key, ()):
                 self._spent[budget] += row.amount
 
     def openings(self) -> tuple[Opening, ...]:
@@ -96,11 +96,11 @@ class OpeningTally:
         """Return the open holds, by the budgets that they count in from now on."""
         holds = defaultdict[str, list[OpeningHold]](list)
         for key, amount in self._held.items() if self._takes_holds else ():
-            for budget in self._places.get(key, ()):
+            for budget in self._budgets_of_hold.get(key, ()):
                 holds[budget].append(OpeningHold(*key, amount))
         return holds
 
-    def _place(self, key: tuple[str, int], row: SpentRow, payload: Mapping[str, Any]) -> None:
+    def _assign_budgets(self, key: tuple[str, int], row: SpentRow, payload: Mapping[str, Any]) -> None:
         attributes = attributes_of(row.user_id, payload)
         places = tuple(
             budget.name
@@ -108,7 +108,7 @@ class OpeningTally:
             if self._labels.get(split_budget_name(budget.name)[0]) == split_budget_name(budget.name)[2]
         )
         if places:
-            self._places[key] = places
+            self._budgets_of_hold[key] = places
 
 
 def attributes_of(user_id: str, payload: Mapping[str, Any]) -> dict[str, str]:

@@ -151,7 +151,7 @@ class _Merge:
                 continue
             cap_usd = usd_from_nanousd(cap_nanousd)
             if cap_usd != plans[name].cap_usd:
-                self._refuse_where_said("TOLLBOOK_CAPS", f"the cap of plan {name!r}", "plans", name, "cap_usd")
+                self._refuse_if_in_file("TOLLBOOK_CAPS", f"the cap of plan {name!r}", "plans", name, "cap_usd")
             plans[name] = {**dict(plans[name]), "cap_usd": cap_usd}
         return plans
 
@@ -174,7 +174,7 @@ class _Merge:
         for name, fields in overrides.items():
             for field in fields:
                 if getattr(routes[name], field) != getattr(before[name], field):
-                    self._refuse_where_said("TOLLBOOK_ROUTES", f"{field!r} of {name!r}", "tasks", name, field)
+                    self._refuse_if_in_file("TOLLBOOK_ROUTES", f"{field!r} of {name!r}", "tasks", name, field)
         return dict(routes)
 
     def _prices(self, given: Mapping[str, tuple[PriceRule, ...]]) -> dict[str, Any]:
@@ -202,9 +202,9 @@ class _Merge:
             rule = self._file.policy.streams.get(stream)
             if rule is not None and rule.concurrency != calls:
                 subject = f"the concurrency of stream {stream!r}"
-                self._refuse_where_said("TOLLBOOK_CONCURRENCY", subject, "streams", stream, "concurrency")
+                self._refuse_if_in_file("TOLLBOOK_CONCURRENCY", subject, "streams", stream, "concurrency")
 
-    def _refuse_where_said(self, setting: str, subject: str, *place: str) -> None:
+    def _refuse_if_in_file(self, setting: str, subject: str, *place: str) -> None:
         if self._file.says(*place):
             self._refuse(setting, subject)
 

@@ -34,11 +34,11 @@ class UsageService:
         Errors: PlanLimitReached; PriceUnknown.
         """
         async with using_runtime() as runtime:
-            policies, kept = runtime.policies, runtime.user_ids.on_ledger(user_id)
-            await policies.read_by(kept, lambda policy: _check_action(action, policy.policy))
+            policies, stored_id = runtime.policies, runtime.user_ids.on_ledger(user_id)
+            await policies.read_by(stored_id, lambda policy: _check_action(action, policy.policy))
             if action == PING:
                 return await self.get_usage_for_user(user_id, plan)
-            policy = policies.of(kept)
+            policy = policies.of(stored_id)
             route = policy.policy.tasks[action]
             prices = policy.prices.at(route.first.provider)
             price, count = prices.price(route.model, now_ms()), prices.models.counter(route.model)

@@ -90,12 +90,12 @@ def alert_of(row: dict[str, Any]) -> Alert:
     share = f"{100 * fraction:.4f}".rstrip("0").rstrip(".")
     # The first refused call also raises the alert for 100 %, even if less is spent.
     is_refusal = fraction == 1 and (settled < cap or not cap)
-    said = "A call was refused" if is_refusal else f"{share} % is spent"
+    summary = "A call was refused" if is_refusal else f"{share} % is spent"
     spent, limit = (format_usd(each, places=None) for each in (settled, cap))
     return Alert(
         id=row["id"],
         kind="budget",
-        text=f"{said}: {describe_budget(row['budget'])}, {spent} of {limit}.",
+        text=f"{summary}: {describe_budget(row['budget'])}, {spent} of {limit}.",
         at_ms=row["at_ms"],
         budget=row["name"].partition("~")[0],
         value=row["value"],

@@ -187,10 +187,10 @@ class Reservations:
         try:
             with self._observer.reserving(first.amount_nanousd) as record_outcome:
                 cheaper = self._cheaper(call, first, policy)
-                reply = await self._ask(call, policy, first, is_final=is_final, is_trial=cheaper is not None)
+                reply = await self._ask_gate(call, policy, first, is_final=is_final, is_trial=cheaper is not None)
                 if cheaper is not None and (isinstance(reply, Waiting) or _is_of_cheaper(call, reply, first)):
                     call, first = cheaper
-                    reply = await self._ask(call, policy, first, is_final=is_final)
+                    reply = await self._ask_gate(call, policy, first, is_final=is_final)
                 record_outcome(reply)
         except asyncio.CancelledError:  # G2
             await cleanup_shielded(call.call_id, self._earlier_runs.release_unsent(call))
@@ -219,7 +219,7 @@ class Reservations:
             case Waiting() | OpenCall():
                 return reply
 
-    async def _ask(
+    async def _ask_gate(
         self, call: Call, policy: PolicyInForce, first: Bound, *, is_final: bool, is_trial: bool = False
     ) -> ReserveReply:
         return await self._ledger.reserve(

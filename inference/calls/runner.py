@@ -133,7 +133,7 @@ class CallRunner:
         """
         run = _Run(call, hold, DeltaRelay(on_delta) if on_delta is not None else None, failure=give_up)
         try:
-            await self._ask(run)
+            await self._make_attempts(run)
             result = self._result(run, is_given_up=give_up is not None)
             if run.reply is not None and run.relay is not None:
                 await run.relay.finish(run.reply)
@@ -141,7 +141,7 @@ class CallRunner:
             raise
         except (asyncio.CancelledError, Exception) as exc:  # G2 G3
             # A request may be in flight. Neither a cancellation nor our own fault may leave a phantom hold behind.
-            await cleanup_shielded(call.call_id, self._leave(run))
+            await cleanup_shielded(call.call_id, self._settle_cancelled(run))
             if isinstance(exc, ReaderFailed):
                 raise exc.reason from None
             raise
@@ -149,7 +149,7 @@ class CallRunner:
         reason = run.reply.error if run.reply is not None else run.failure
         return await complete_shielded(self._settle(hold, result, reason=reason))  # G3 G4
 
-    async def _ask(self, run: "_Run") -> None:
+    async def _make_attempts(self, run: "_Run") -> None:
         """Make attempts until there is a reply, or nothing more to try."""
         hold = run.hold
         if run.failure is None and hold.shortage_nanousd:  # G1
@@ -380,7 +380,7 @@ class CallRunner:
         # If another run has ended the call meanwhile, that run's result is the task's.
         return await self._results.get_of(hold.call_id, hold.user_id) or result  # G4
 
-    async def _leave(self, run: "_Run") -> None:
+    async def _settle_cancelled(self, run: "_Run") -> None:
         """Settle the hold of a cancelled or failed run.
 
         A request in flight is charged at what its provider says, else in full. A reply that was paid for is the outcome

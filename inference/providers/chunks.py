@@ -155,7 +155,7 @@ class _Choice:
             self._add_parts(found, output)
         finish = finish_of(choice)
         if finish is not None:
-            output = _with(output, self.end())
+            output = _with_rest(output, self.end())
         return output, finish, self._add_logprobs(choice.get("logprobs"))
 
     def end(self) -> dict[str, Any]:
@@ -201,20 +201,20 @@ class _Choice:
         parts = Parts()
         parts.add(message.get("content"))
         text, content = "".join(parts.texts), self._texts["content"]
-        news: dict[str, Any] = {}
+        new_parts: dict[str, Any] = {}
         if len(text) >= content.length and text.startswith(known := str(content)):
-            news["content"] = text.removeprefix(known)
+            new_parts["content"] = text.removeprefix(known)
         if not self._texts["refusal"]:
-            news["refusal"] = message.get("refusal") or parts.refusals
+            new_parts["refusal"] = message.get("refusal") or parts.refusals
         if not self._texts["reasoning"]:
-            news |= {name: message.get(name) for name in _REASONING}
-            news["reasoning"] = message.get("reasoning") or parts.reasoning
+            new_parts |= {name: message.get(name) for name in _REASONING}
+            new_parts["reasoning"] = message.get("reasoning") or parts.reasoning
         if not self._calls:
-            news["tool_calls"] = [*as_list(message.get("tool_calls")), *parts.tool_calls]
-            news["function_call"] = message.get("function_call")
+            new_parts["tool_calls"] = [*as_list(message.get("tool_calls")), *parts.tool_calls]
+            new_parts["function_call"] = message.get("function_call")
         if not self._images:
-            news["images"] = [*as_list(message.get("images")), *parts.images]
-        return news
+            new_parts["images"] = [*as_list(message.get("images")), *parts.images]
+        return new_parts
 
     def _add_parts(self, content: object, output: dict[str, Any]) -> None:
         parts = Parts()
@@ -270,7 +270,7 @@ def _add_call(output: dict[str, Any], part: dict[str, Any] | None) -> None:
         output.setdefault("tool_calls", []).append(part)
 
 
-def _with(output: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
+def _with_rest(output: dict[str, Any], left: dict[str, Any]) -> dict[str, Any]:
     """Return the output of a chunk, with the remaining output at the end added."""
     for name, value in left.items():
         output[name] = output[name] + value if name in output else value

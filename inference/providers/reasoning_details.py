@@ -80,13 +80,13 @@ class _Parts:
     def _pass(self, texts: Mapping[str, str]) -> Detail | None:
         """Return the new fields, if they have content. If a text continues after its signature, both are passed on."""
         repeated = (*_NAMES, "signature") if any(texts.values()) else _NAMES
-        news = {
+        new_fields = {
             name: value
             for name, value in self._fields.items()
             if name in repeated or name not in self._passed or self._passed[name] != value
         }
         new_texts = {name: text for name in self._texts if (text := texts.get(name, "")) or name not in self._passed}
-        piece = {**news, **new_texts}
+        piece = {**new_fields, **new_texts}
         if not _has_content(piece):
             return None
         self._passed |= piece

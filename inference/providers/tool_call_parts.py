@@ -187,10 +187,10 @@ class _Call:
             self._kind = "custom" if isinstance(call.get("custom"), dict) else "function"
             call = {"type": self._kind, **call}
         part: dict[str, Any] = {"index": self.place}
-        part |= self._news(self.fields, call, ("index", self._kind))
+        part |= self._new_fields(self.fields, call, ("index", self._kind))
         text_name = _TEXT_OF_KIND[self._kind]
         table = as_table(call.get(self._kind))
-        named = self._news(self._named, table, (text_name,))
+        named = self._new_fields(self._named, table, (text_name,))
         text = table.get(text_name)
         if text is not None:
             whole = text if isinstance(text, str) else json.dumps(plain(text), ensure_ascii=False)
@@ -216,15 +216,15 @@ class _Call:
         return {**self.fields, self._kind: {**self._named, **text}}
 
     @staticmethod
-    def _news(known: dict[str, Any], given: dict[str, Any], but: tuple[str, ...]) -> dict[str, Any]:
+    def _new_fields(known: dict[str, Any], given: dict[str, Any], but: tuple[str, ...]) -> dict[str, Any]:
         """Add the new fields of a part to `known`, and return them. An id, type or name is never changed later."""
-        news: dict[str, Any] = {}
+        new_fields: dict[str, Any] = {}
         for name, value in given.items():
             if name in but or value is None or value == "":
                 continue
             clean = plain(value)
             if known.get(name) == clean or (name in ("id", "type", "name") and name in known):
                 continue
-            news[storable(name)] = clean
-        known |= news
-        return news
+            new_fields[storable(name)] = clean
+        known |= new_fields
+        return new_fields
