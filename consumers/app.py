@@ -36,6 +36,11 @@ def _reword_group_warning(record: logging.LogRecord) -> bool:
     return True
 
 
+def _is_no_cancelled_batch(record: logging.LogRecord) -> bool:
+    """Whether to log a record: a batch is cancelled when the worker stops, and its waiting tasks stay pending."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 class _OwnConnection(RedisConnectionState):
     """A connection to a cluster over Tollbook's own client.
 
@@ -89,7 +94,8 @@ def build_app(
 
     With `reads_traces`, middlewares see the publishers' trace contexts in the headers of a batch.
     """
-    _log.addFilter(_reword_group_warning)  # Adding the same filter again has no effect.
+    for log_filter in (_reword_group_warning, _is_no_cancelled_batch):
+        _log.addFilter(log_filter)  # Adding the same filter again has no effect.
     # No socket timeout, for the reason in ledger/server/connection.py. The connections leave a demoted server: reading
     # from a group is a write, and FastStream would retry on the same server for ever.
     broker = (_ClusterBroker if is_cluster else RedisBroker)(
