@@ -196,7 +196,8 @@ class Publisher:
 
         With a pydantic model as `response_model`, the answer is returned as an instance of it; publish the task with
         the same model as `response_format`. If the task has no answer, an error is raised then.
-        An existing result is returned at once; otherwise Redis wakes this call when the result is stored.
+        An existing result is returned at once; otherwise Redis wakes this call when the result is stored. An outage of
+        Redis in between does not end the wait.
         Errors: ResultTimeout after `timeout_s` seconds; the task goes on, and can be waited for again. With a model:
             the error of the result, as raised by `InferenceClient.call`; OutputInvalid.
         """

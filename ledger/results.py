@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from tollbook.ledger.arrivals import Arrivals
-from tollbook.ledger.errors import ResultUnreadable
+from tollbook.ledger.errors import LedgerUnavailable, ResultUnreadable
 from tollbook.ledger.keys import Keys, task_partition
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import partition_of
@@ -79,7 +79,10 @@ class Results:
         return next((_read(key, found) for key, found in zip(keys, replies, strict=True) if found is not None), None)
 
     async def wait(self, task_id: str, timeout_s: float) -> InferenceResult | None:
-        """Return a task's result as soon as it is stored, or None after `timeout_s`."""
+        """Return a task's result as soon as it is stored, or None after `timeout_s`.
+
+        Errors: LedgerUnavailable if Redis does not answer at the start or at the end; an outage between is waited out.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 return await self.get(task_id) or await self._arrival(task_id)
@@ -93,8 +96,9 @@ class Results:
                     async with asyncio.timeout(_READ_AGAIN_S):
                         await woken.wait()
                 woken.clear()
-                if (result := await self.get(task_id)) is not None:
-                    return result
+                with contextlib.suppress(LedgerUnavailable):
+                    if (result := await self.get(task_id)) is not None:
+                        return result
 
     def deltas_key(self, task_id: str, user_id: str | None) -> str:
         """Return the key of the stream of a task's answer, beside its result."""

@@ -216,11 +216,12 @@ class Cluster:
             self.refresh_soon()
 
     async def aclose(self) -> None:
-        """Close all clients."""
+        """Close all clients, also those that are opened meanwhile for commands still on their way."""
         if self._refreshing is not None:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
-        for client in self._clients.values():
+        while self._clients:
+            _, client = self._clients.popitem()
             await client.aclose()
 
 

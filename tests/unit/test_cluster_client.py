@@ -140,6 +140,21 @@ async def test_another_node_tells_of_the_slots_where_one_is_gone(servers: Server
     assert left.received == [[b"GET", KEY.encode()]]
 
 
+async def test_a_node_that_is_found_while_the_client_is_closed_is_closed_too(servers: Servers) -> None:
+    """Other tasks may still send: one waits for a result while another has failed, and ends the client's block."""
+    first, second = servers
+    async with connect(f"redis://{first.address}/0") as redis:
+        assert await redis.get(KEY) == b"OK"
+        cluster = await redis.cluster()
+        assert cluster is not None
+        closing = asyncio.create_task(cluster.aclose())
+        await asyncio.sleep(0)
+        host, port = second.address.split(":")
+        late = cluster.client(cluster_module.Address(host, int(port)))
+        await closing
+        assert cluster.client(cluster_module.Address(host, int(port))) is not late
+
+
 async def test_a_node_that_does_not_answer_holds_nobody_up(servers: Servers) -> None:
     silent, left = servers
     left.slots = slots_of((0, SLOTS - 1, left.port))
