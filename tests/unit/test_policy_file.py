@@ -199,7 +199,7 @@ BUDGET = '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n'
         ),
         (
             PROVIDER + 'dialect = "anthropic"\ncost_by_id = true\n',
-            "tollbook.toml:1: 'providers.x' must not have cost_by_id = true: providers of dialect 'anthropic' report no",
+            "tollbook.toml:1: 'providers.x' must not have cost_by_id = true: providers of dialect 'anthropic' report",
         ),
         (
             PROVIDER + 'dialect = "openai"\nstream = true\n',

@@ -297,7 +297,7 @@ def test_no_key_of_any_ledger_is_a_stream_for_replies(namespace: str) -> None:
         "fed_alerts", "raised_alerts", "web_session", "web_link",
     }  # fmt: skip
     for name in names:
-        with pytest.raises(InvalidTask, match="'reply_to' must (not )?be"):
+        with pytest.raises(InvalidTask, match=r"'reply_to' must (not )?be"):
             check_task(task_from_fields({**SCORE, "reply_to": name}), default_policy())
 
 
