@@ -126,7 +126,7 @@ class KeyCreated(Payload):
         default=(), description="Models and task types that it may call; absent: whatever the gateway offers."
     )
     streams: tuple[str, ...] = Field(
-        default=(), description="Task streams that its calls may be counted under; the first is used by default."
+        default=(), description="Task streams that its calls may name; the first is the default."
     )
     allows: tuple[KeyAttribute, ...] = Field(
         default=(), description="Attributes of a call that the client may give in place of the key's."

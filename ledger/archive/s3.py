@@ -86,7 +86,7 @@ class S3Storage:
         self._host = urlsplit(str(client.meta.endpoint_url)).hostname or "the object store"
         client.meta.events.register("needs-retry.s3.HeadBucket", self._refuse_redirect)
         self._lock = threading.Lock()
-        # Versions of manifests as listed last, and a cache of contents with their version: a change makes a new version.
+        # Versions of manifests as listed last, and a cache of their contents; a changed object has a new version.
         self._versions: dict[str, str] = {}
         self._cache: dict[str, tuple[str, bytes]] = {}
         self._is_checked = False
