@@ -165,7 +165,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
 
 
 async def _with_a_replica(directory: Path, sizes: Sizes) -> list[Result]:
-    """Measure the cost of waiting for a replica, against the same pipeline without the wait, with the replica linked."""
+    """Measure the cost of waiting for a replica, against the same pipeline that does not wait."""
     pairs, rounds = sizes.of(8_000, 300), sizes.of(5, 2)
     async with (
         EmbeddedServer(directory / "primary", fsync="always") as primary,

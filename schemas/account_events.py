@@ -43,7 +43,7 @@ class CreditPayload(Payload):
     budget: str | None = Field(
         default=None, description="The budget that has the credit; absent for a user's billing period."
     )
-    credit: str | None = Field(default=None, description="Id of the credit, where it is a budget's.")
+    credit: str | None = Field(default=None, description="Id of the credit, if it is a budget's.")
     expires_ms: Count | None = Field(
         default=None, description="When the credit expires, milliseconds since the epoch; absent: never."
     )

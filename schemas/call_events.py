@@ -62,7 +62,7 @@ class BudgetReserved(Payload):
         default=(), description="The other budgets that the money is held against."
     )
     task_type: str = Field(description="Type of the task.")
-    stream: str | None = Field(default=None, description="Task stream; absent where an application called by itself.")
+    stream: str | None = Field(default=None, description="Task stream; absent if an application called without a task.")
     plan: str = Field(description="Plan that the task names.")
     campaign_id: str | None = Field(default=None, description="Campaign of the task.")
     tags: dict[str, str] | None = Field(default=None, description="Tags of the task, by which budgets may be kept.")
@@ -75,7 +75,7 @@ class BudgetReserved(Payload):
     content_hash: ContentHash = None
     downgraded_from: str | None = Field(
         default=None,
-        description="First model of the route, where its hold did not fit and the cheaper one counts.",
+        description="First model of the route, if its hold did not fit and the cheaper model was used.",
     )
     bound: BoundPrice = Field(description="How the amount was bounded.")
 
@@ -172,7 +172,7 @@ class BudgetDenied(Payload):
         "`wait_timeout`: other calls held the money for too long."
     )
     task_type: str = Field(description="Type of the task.")
-    stream: str | None = Field(default=None, description="Task stream; absent where an application called by itself.")
+    stream: str | None = Field(default=None, description="Task stream; absent if an application called without a task.")
     plan: str = Field(description="Plan that the task names.")
     campaign_id: str | None = Field(default=None, description="Campaign of the task.")
     tags: dict[str, str] | None = Field(default=None, description="Tags of the task, by which budgets may be kept.")
@@ -181,7 +181,7 @@ class BudgetDenied(Payload):
     content_hash: ContentHash = None
     downgraded_from: str | None = Field(
         default=None,
-        description="First model of the route, where its hold did not fit and the cheaper one counts.",
+        description="First model of the route, if its hold did not fit and the cheaper model was used.",
     )
     bound: BoundPrice = Field(description="How the amount was bounded.")
 

@@ -147,7 +147,7 @@ class Event(BaseModel):
     """One ledger event.
 
     Units: `amount` and `committed` in nano-dollars. `committed` is the user's settled spend plus open holds in `period`
-    after the event; None where no money moved and the gate did not read it.
+    after the event; None if no money moved and the gate did not read it.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -160,8 +160,8 @@ class Policy(Rule):
         for place, users in named.items():
             if not all(map(is_hashed_id, users)):  # G10
                 raise ValueError(
-                    f"{place} has a plain user id, and the policy stands on the ledger: with user_ids = 'hashed', put "
-                    "what `tollbook users hash ID` prints"
+                    f"{place} has a plain user id, and the policy is stored on the ledger: with user_ids = 'hashed', "
+                    "put what `tollbook users hash ID` prints"
                 )
         return self
 
@@ -257,7 +257,7 @@ def _providers_named_by(route: Route) -> list[tuple[str, str]]:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """Return the digest of a policy's content as it stands on a ledger, SHA-256 in hexadecimal."""
+    """Return the digest of a policy's content as the ledger stores it, SHA-256 in hexadecimal."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -21,14 +21,14 @@ MAX_PROBLEMS: Final = 5
 _MAX_SHOWN_CHARACTERS: Final = 100
 _MIN_LIKENESS: Final = 0.6
 Location = tuple[int | str, ...]
-"""Where something stands in an input: names of fields and indices of lists."""
+"""A location in an input: names of fields and indices of lists."""
 UTF8_WORDS: Final = "text that UTF-8 can encode (this has half of a surrogate pair)"
 _NOT_ALPHANUMERIC: Final = re.compile(r"[^a-z0-9]")
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What stands at a location of an input: its path as people write it, its type, and whether it may be shown."""
+    """A place in an input: its path as people write it, its type, and whether its value may be shown."""
 
     path: str
     annotation: Any

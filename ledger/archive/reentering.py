@@ -226,17 +226,17 @@ class Reentry:
                 holds.append(replace(each, amount_nanousd=record.hold.amount_nanousd))
         return replace(opening, spent_nanousd=spent, holds=tuple(holds))
 
-    async def book(self, charge: UnbookedCharge, *, is_held_anew: bool) -> bool:
+    async def book(self, charge: UnbookedCharge, *, is_held_again: bool) -> bool:
         """Book a charge that was noted beside the ledger; return False if the workers' sweeper is to book it.
 
         If the hold is on the ledger, it is settled. If it is lost, the charge is entered under an id made of call and
-        hold. With `is_held_anew`, the hold with this number belongs to another run and is left alone.
+        hold. With `is_held_again`, the hold with this number belongs to another run and is left alone.
         """
         record = await self._gate.call_record(charge.call_id)
         if charge.hold == 0:
             if await self._ledger.charge(charge.charge_request):
                 self._count(charge.cost_nanousd)
-        elif record is not None and record.has_hold(charge.hold) and not is_held_anew:  # G3
+        elif record is not None and record.has_hold(charge.hold) and not is_held_again:  # G3
             if await self._gate.is_on_stream(charge.seen):
                 return False  # The process that wrote the note, or the sweeper, may settle it.
             await self._settle_noted(charge, record)
