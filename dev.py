@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Everything a checkout of Tollbook can do, from one file that needs nothing but Python 3.11 with venv and pip.
+"""All development commands of Tollbook in one file, which needs only Python 3.11 with venv and pip.
 
     python3 dev.py demo             see it work, without a key, a container or a server
     python3 dev.py run -- tollbook spend --json
 
-Each command first makes the environment in `.venv`, unless it is there. uv fills it from uv.lock, in which every
-package is pinned by hash; uv itself is installed from the same lock.
+Each command first makes the environment in `.venv` if it is missing. uv fills it from uv.lock, in which every package
+is pinned by hash; uv itself is installed from the same lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-# This file must parse on older Pythons, so that they get a sentence instead of a SyntaxError.
+# This file must parse on older Pythons, so that they print a message instead of a SyntaxError.
 MINIMUM = (3, 11)
 ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "uv.lock"
@@ -30,9 +30,9 @@ BIN = VENV / "bin"
 PYTHON = BIN / "python"
 UV = BIN / "uv"
 STAMP = VENV / "tollbook-setup"
-# The lock must serve everybody: never a mirror that a machine's settings name.
+# The lock must work on every machine, so it never names a mirror from one machine's settings.
 PUBLIC_INDEX = "https://pypi.org/simple"
-# What stands on DuckDB's own behaviour: its files, its SQL, its parser, its hashes.
+# Tests that depend on DuckDB's own behaviour: its files, its SQL, its parser, its hashes.
 DUCKDB_TESTS = (
     *(
         f"tests/integration/test_{name}.py"
@@ -41,8 +41,8 @@ DUCKDB_TESTS = (
     "tests/archive",
     "tests/recovery/test_projection.py",
 )
-# What uv installs for each kind of environment. "runtime" keeps what else is there, so that `demo` does not remove
-# what `test` has installed; "dev" removes what is not in the lock.
+# Options of uv for each kind of environment. "runtime" keeps other packages, so that `demo` does not remove what `test`
+# has installed; "dev" removes packages that are not in the lock.
 KINDS = {
     "runtime": ("--no-dev", "--group", "build", "--all-extras", "--inexact"),
     "dev": ("--all-groups", "--all-extras"),
@@ -57,16 +57,16 @@ class SetupError(Exception):
 
 
 def ensure_environment(kind: str) -> None:
-    """Make `.venv` hold the packages of `kind` and the project itself; of kind "uv", only uv.
+    """Install the packages of `kind` and the project itself into `.venv`; for kind "uv", only uv.
 
-    The stamp says "started" until everything is installed, so that an interrupted setup is done again from nothing.
+    The stamp says "started" until everything is installed, so that an interrupted setup is done again from scratch.
     Errors: SetupError.
     """
-    import fcntl  # Not on Windows, which `main` has refused by now.
+    import fcntl  # Missing on Windows, which `main` has refused by now.
 
     if kind not in ("uv", *KINDS):
         raise SetupError(f"there is no environment of kind {kind!r}; there are: uv, {', '.join(KINDS)}")
-    # A second dev.py waits for the first one's setup.
+    # A second dev.py waits until the first one has finished its setup.
     with Path(__file__).open("rb") as own_file:
         fcntl.flock(own_file, fcntl.LOCK_EX)
         stamp = STAMP.read_text(encoding="utf-8") if STAMP.exists() else ""
@@ -85,7 +85,7 @@ def ensure_environment(kind: str) -> None:
 
 
 def finished(kind: str) -> str:
-    """Return the stamp of a finished environment; an environment that somebody else made has none."""
+    """Return the stamp of a finished environment; an environment that another tool made has no stamp."""
     content = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
     return f"{kind} {content} {ROOT}"
 
@@ -98,7 +98,7 @@ def ensure_uv() -> None:
     version, hashes = locked("uv")
     if UV.exists() and quiet([str(UV), "--version"]).stdout.split()[1:2] == [version]:
         return
-    # On an environment that is there already, this adds pip and leaves the rest.
+    # In an existing environment, this adds pip and changes nothing else.
     made = quiet([sys.executable, "-m", "venv", str(VENV)])
     if made.returncode != 0:
         python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -115,7 +115,7 @@ def ensure_uv() -> None:
 
 def locked(name: str) -> tuple[str, list[str]]:
     """Return the version of a package in uv.lock, and the hashes of its wheels."""
-    import tomllib  # Not in the older Pythons that get a sentence from `main`.
+    import tomllib  # Missing in older Pythons, which `main` has refused by now.
 
     packages = tomllib.loads(LOCK.read_text(encoding="utf-8"))["package"]
     package = next(package for package in packages if package["name"] == name)
@@ -123,11 +123,11 @@ def locked(name: str) -> tuple[str, list[str]]:
 
 
 def sync(*options: str, place: Path | None = None) -> None:
-    # On a terminal uv shows how far it is; elsewhere only what went wrong.
+    # On a terminal, uv shows its progress; elsewhere only errors.
     quietness = [] if sys.stderr.isatty() else ["--quiet"]
-    # Compiled here on all processors, what is installed is not compiled by each process that imports it first.
+    # Packages are compiled here, on all processors, and not later by the first process that imports them.
     command = [str(UV), "sync", "--frozen", "--no-python-downloads", "--compile-bytecode", *quietness, *options]
-    # stdout belongs to the command that comes after.
+    # stdout is for the output of the command that runs next.
     chosen = {} if place is None else {"UV_PROJECT_ENVIRONMENT": str(place)}
     if subprocess.run(command, cwd=ROOT, env=environment() | chosen, stdout=sys.stderr, check=False).returncode != 0:
         raise SetupError("uv could not install the packages of uv.lock; its message is above")
@@ -138,7 +138,7 @@ def quiet(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def report(text: str) -> None:
-    """Say something about the environment on stderr: stdout belongs to the command."""
+    """Print a message about the environment on stderr: stdout is for the command's output."""
     print(f"dev.py: {text}", file=sys.stderr, flush=True)
 
 
@@ -146,16 +146,16 @@ def report(text: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The caller's environment as an activated `.venv` would have it."""
+    """Return the caller's environment variables, changed as by an activated `.venv`."""
     child = {**os.environ, "VIRTUAL_ENV": str(VENV), "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-    # Many images set PYTHONDONTWRITEBYTECODE; each of the suite's processes would then compile all that it imports.
+    # Many images set PYTHONDONTWRITEBYTECODE; then each process of the tests would compile all its imports.
     for name in ("PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "UV_PROJECT_ENVIRONMENT"):
         child.pop(name, None)
     return child
 
 
 def become(program: str, *arguments: str, cwd: Path | None = ROOT) -> int:
-    """Turn into a program of `.venv`: its exit code and its signals are then simply ours. Does not return."""
+    """Replace this process by a program of `.venv`, which then gets all signals. Does not return."""
     if cwd is not None:
         os.chdir(cwd)
     found = shutil.which(program, path=environment()["PATH"])
@@ -168,7 +168,7 @@ def become(program: str, *arguments: str, cwd: Path | None = ROOT) -> int:
 def call(program: str, *arguments: str, bin_folder: Path = BIN) -> int:
     """Run a program of `.venv` in the project's folder and return its exit code.
 
-    Ctrl-C reaches it as well as us, so we only wait for it to end; a SIGTERM is handed on.
+    Ctrl-C reaches the program too, so this only waits for its end; SIGTERM is passed on.
     Errors: KeyboardInterrupt after the program has ended.
     """
     sys.stdout.flush()
@@ -185,9 +185,9 @@ def call(program: str, *arguments: str, bin_folder: Path = BIN) -> int:
 
 
 def in_parallel(arguments: Sequence[str]) -> tuple[str, ...]:
-    """Return pytest's options for several processes, unless the arguments say otherwise.
+    """Return pytest's options for several processes; none if the arguments have such options.
 
-    Four of them for two cores: much of a test is waiting for servers and processes. The order is tests/conftest.py's.
+    Four processes for two cores, since tests mostly wait for servers and processes. tests/conftest.py sets the order.
     """
     chosen = any(argument.startswith(("-n", "--dist", "--pdb", "-s")) for argument in arguments)
     return () if chosen else ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
@@ -204,7 +204,7 @@ def demo(arguments: Sequence[str]) -> int:
 def test(arguments: Sequence[str]) -> int:
     """Run the tests that take under three minutes: pytest [...]. The long ones: test --slow."""
     if "--slow" in arguments:
-        # Some long tests are for the soak alone. Properties are tried again, with many more examples.
+        # Some long tests run only in `soak`. Property tests run again, with many more examples.
         rest = [argument for argument in arguments if argument != "--slow"]
         arguments = ["-m", "(slow or hypothesis) and not soak", "--hypothesis-profile=full", *rest]
     return become("pytest", *in_parallel(arguments), *arguments)
@@ -228,7 +228,7 @@ def duckdb(arguments: Sequence[str]) -> int:
 
 
 def duckdb_end(end: str, arguments: Sequence[str]) -> int:
-    """Make an environment as the lock says but for DuckDB, and run in it what stands on DuckDB.
+    """Make an environment from the lock with another DuckDB, and run the tests that depend on DuckDB in it.
 
     Errors: SetupError.
     """
@@ -250,7 +250,7 @@ def duckdb_end(end: str, arguments: Sequence[str]) -> int:
     found = duckdb_in(place)
     print(f"== DuckDB, {end} of {wanted}: {found}", flush=True)
     if found == duckdb_in(VENV):
-        print("It is that of uv.lock: `python3 dev.py test` tries it.", flush=True)
+        print("This is the version in uv.lock, which `python3 dev.py test` tests.", flush=True)
         return 0
     return call("pytest", *in_parallel(arguments), *arguments, *DUCKDB_TESTS, bin_folder=place / "bin")
 
@@ -261,7 +261,7 @@ def duckdb_in(place: Path) -> str:
 
 
 def dependencies() -> list[str]:
-    """Return what pyproject.toml wants."""
+    """Return the dependencies in pyproject.toml."""
     import tomllib
 
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
@@ -281,7 +281,7 @@ def docs(arguments: Sequence[str]) -> int:
 
 
 def lint(arguments: Sequence[str]) -> int:
-    """Check format and style: ruff (lint --fix mends what it can)."""
+    """Check format and style: ruff (lint --fix fixes what it can)."""
     if "--fix" in arguments:
         return max(call("ruff", "check", *arguments), call("ruff", "format"))
     return max(call("ruff", "format", "--check"), call("ruff", "check", *arguments))
@@ -298,7 +298,7 @@ def imports(arguments: Sequence[str]) -> int:
 
 
 def check(arguments: Sequence[str]) -> int:
-    """Run lint, types, imports and test, each even when one before it failed. Arguments go to pytest."""
+    """Run lint, types, imports and test, even if an earlier one has failed. Arguments go to pytest."""
     failed: list[str] = []
     for step in (lint, types, imports):
         print(f"== {step.__name__}", flush=True)
@@ -312,7 +312,7 @@ def check(arguments: Sequence[str]) -> int:
 
 
 def lock(arguments: Sequence[str]) -> int:
-    """Resolve uv.lock anew: uv lock [--upgrade] [--upgrade-package NAME]."""
+    """Resolve uv.lock again: uv lock [--upgrade] [--upgrade-package NAME]."""
     return call("uv", "lock", "--default-index", PUBLIC_INDEX, *arguments)
 
 
@@ -324,7 +324,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def setup(arguments: Sequence[str]) -> int:
-    """Make or mend the environment and stop: setup [runtime | uv]. `uv` installs uv alone, for the image."""
+    """Make or repair the environment and stop: setup [runtime | uv]. `uv` installs only uv, for the image."""
     print(f"{UV if 'uv' in arguments else PYTHON} is ready")
     return 0
 
@@ -359,7 +359,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str]]:
         parser.print_help()
         raise SystemExit(2)
     command, *rest = arguments
-    # `--` is for those who write it between the command and its arguments.
+    # `--` may be written between the command and its arguments.
     return parser.parse_args([command]).command, rest[1:] if rest[:1] == ["--"] else rest
 
 

@@ -242,7 +242,7 @@ class Recovery:
         if loss.newer:
             await reentry.enter(await asyncio.to_thread(LostSteps.of, lost_rows(loss, known)))
         for charge in await gate.unbooked():
-            if await reentry.book(charge, is_held_anew=await self._is_held_anew(loss.keys, charge)):
+            if await reentry.book(charge, is_held_again=await self._is_held_again(loss.keys, charge)):
                 await gate.forget(charge)
                 partition.booked += 1
         partition.entered, partition.entered_nanousd = reentry.entered.events, reentry.entered.nanousd
@@ -296,7 +296,7 @@ class Recovery:
         async for row in self._rows_after(loss.keys, loss.common.entry):
             yield row
 
-    async def _is_held_anew(self, keys: Keys, charge: UnbookedCharge) -> bool:
+    async def _is_held_again(self, keys: Keys, charge: UnbookedCharge) -> bool:
         """Whether the hold that bears a note's number was made after what the noting process had seen.
 
         Then a process that knew nothing of the lost hold has run the call again, and both runs were paid (G3).

@@ -1,4 +1,4 @@
-"""Benchmarks: what a guarantee costs, as a ratio to doing without it, both measured in one run.
+"""Benchmarks: the cost of each guarantee, as a ratio to the same work without it, measured in one run.
 
 `python3 dev.py bench` runs all; see README.md in this folder.
 """

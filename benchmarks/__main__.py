@@ -45,7 +45,7 @@ _DEFAULT_JSON = Path(__file__).parent / "results.json"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", action="append", choices=list(BENCHMARKS), help="run this one; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="see that they run; the figures mean little")
+    parser.add_argument("--quick", action="store_true", help="only check that they run; the figures mean little")
     parser.add_argument("--json", type=Path, default=_DEFAULT_JSON, help="where to write the results")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))

@@ -1,8 +1,8 @@
-"""Budget check: does a reserve that has to read DuckDB take longer the more events are in the projection?
+"""Budget check: does a reserve that reads DuckDB take longer with more events in the projection?
 
-Every reserve is of a user whose baseline is not kept, so it reads DuckDB first: directly, as `tollbook up` does, and by
-asking over Redis, as workers do. One at a time, by turns on the small and the large projection. Then the baseline alone
-is read, by one reader and by many at once.
+Every reserve is for a user whose baseline is not cached, so it reads DuckDB first: directly, as in `tollbook up`, and
+with a request over Redis, as in workers. One at a time, in turn on the small and the large projection. Then only the
+baseline is read, by one reader and by many at once.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ _MAX_P99_MS = 15
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """A projection of so many events, and the ledgers that read it: directly, and over Redis, as `ask` does."""
+    """A projection of `events` events, and the ledgers that read it: directly, and over Redis, as `ask` does."""
 
     events: int
     users: int
@@ -73,7 +73,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
 
 
 async def _fresh_baselines(projection: Projection, times: int) -> list[Result]:
-    """Measure what a process without the file waits for one baseline, alone and beside others that ask too."""
+    """Measure how long a process without the file waits for a baseline, alone and beside other readers."""
     alone = await _reading_s(projection, times, at_once=1)
     together = await _reading_s(projection, times, at_once=_READERS)
     what = f"fresh baseline over Redis, {projection.events:,} events, one reader against {_READERS} at once"
@@ -121,7 +121,7 @@ def _lines(
             subject=1000 * of(large),
             reference=1000 * of(small),
             unit="ms",
-            # A percentile of a rare delay is mostly the machine's; it is shown, not judged.
+            # A high percentile mostly shows the machine's delays, so it has no target.
             target=Target("<=", 1.3) if name == "median" else None,
         )
         for name, of in kinds
@@ -152,7 +152,7 @@ def _request_maker(call_id: str, user: str, n: int) -> Callable[[int], ReserveRe
 async def open_projection(
     stack: AsyncExitStack, redis: Redis, pipeline: CommandPipeline, directory: Path, events: int
 ) -> Projection:
-    """Fold so many events into a new file, and make a ledger in Redis whose archived part they are."""
+    """Fold events into a new file, and make a ledger in Redis of which they are the archived part."""
     ledger_id, users = str(uuid.uuid4()), max(1, events // _EVENTS_A_USER)
     store = await asyncio.to_thread(Store.open, directory / "tollbook.duckdb", ledger_id)
     stack.callback(store.close)
@@ -175,7 +175,7 @@ async def open_projection(
     stack.push_async_callback(asked.aclose)
 
     def ledger_with(reader: BaselineReader) -> Ledger:
-        # No baseline is young enough to be used again.
+        # No cached baseline is used again.
         return Ledger(redis, [gate], [Baselines(reader, 0, monotonic=time.monotonic, max_age_s=-1.0)])
 
     return Projection(events, users, ledger_with(read), ledger_with(asked.reader(0)), asked.reader(0))

@@ -1,9 +1,9 @@
-"""Calls: whole calls of one worker process against the bare HTTP client.
+"""Calls: whole calls of one worker process, compared with the bare HTTP client.
 
 The worker is the shipped one (`tollbook worker`) beside a projector and the embedded server that
-syncs every write, each a process of its own; tasks come from their stream. The bare client is httpx with the
-aiohttp transport and sends the same requests, with as many in flight, to the same provider, which answers at
-once. A task counts as done once it is acknowledged. The log is written to a file, a line for each task.
+syncs every write, each in a separate process; tasks come from their stream. The bare client is httpx with the
+aiohttp transport. It sends the same requests, with the same concurrency, to the same provider, which answers
+at once. A task is done when it is acknowledged. The log is written to a file, a line for each task.
 """
 
 import asyncio

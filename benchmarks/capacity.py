@@ -1,7 +1,7 @@
-"""python -m benchmarks.capacity [--footprint FILE] [--calls N]: what a system of many machines can do.
+"""python -m benchmarks.capacity [--footprint FILE] [--calls N]: the capacity of a system of many machines.
 
-Measures what a call costs (benchmarks/footprint.py), or reads it from a file, and plays systems that do not fit on one
-machine with these costs: workers with one core each, one server for each partition, a provider that takes its time.
+Measures the cost of a call (benchmarks/footprint.py), or reads it from a file, and simulates systems that do not fit on
+one machine with these costs: workers with one core each, one server per partition, a provider with a fixed delay.
 """
 
 import argparse
@@ -25,14 +25,14 @@ _VISITS: Final = 3
 _WARM_UP: Final = 0.25
 _DAY_S: Final = 86_400
 _RATES: Final = (1_000, 10_000, 100_000)
-# Servers and workers that are busy for longer leave no room for a burst.
+# Maximum utilisation: servers and workers that are busier leave no room for a burst.
 _FULL: Final = 0.7
 _PROVIDER_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Plant:
-    """A system: partitions with a server each, workers with a core each, and how long the provider takes."""
+    """A system: partitions with a server each, workers with a core each, and the provider's latency."""
 
     partitions: int
     workers: int
@@ -42,7 +42,7 @@ class Plant:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Calls a second, how busy servers and workers were (0 to 1), and how long a call took but for the provider."""
+    """Calls per second, utilisation of servers and workers (0 to 1), and the time of a call without the provider."""
 
     calls_s: float
     server_share: float
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Server:
-    """One partition's server: it takes all that has come, does it, syncs once, and answers."""
+    """One partition's server: it executes all waiting commands, syncs once, and answers."""
 
     waiting: list[Callable[[float], None]] = field(default_factory=list[Callable[[float], None]])
     is_busy: bool = False
@@ -61,7 +61,7 @@ class _Server:
 
 @dataclass(slots=True)
 class _Worker:
-    """One worker's core: one thing after the other."""
+    """One worker's core: one step after the other."""
 
     waiting: deque[Callable[[float], None]] = field(default_factory=deque[Callable[[float], None]])
     is_busy: bool = False
@@ -73,13 +73,13 @@ SPREAD: Final = tuple(Plant(partitions=n, workers=40, in_flight=100, provider_s=
 
 
 class Simulation:
-    """Calls going round: as many as the workers have in flight, each followed by the next."""
+    """A simulation: as many concurrent calls as the workers allow; the end of a call starts the next."""
 
     def __init__(self, plant: Plant, footprint: Footprint) -> None:
         self._plant = plant
         self._visit_s = footprint.server_us / _VISITS / 1e6
         self._sync_s = footprint.sync_us / 1e6
-        # Between a call's visits a worker works: after its task, after the hold, and after the answer.
+        # A worker works between a call's visits to the server: after its task, after the hold, and after the answer.
         self._work_s = footprint.worker_us / _VISITS / 1e6
         self._servers = [_Server() for _ in range(plant.partitions)]
         self._workers = [_Worker() for _ in range(plant.workers)]
@@ -89,7 +89,7 @@ class Simulation:
         self._done: list[tuple[float, float]] = []
 
     def run(self, calls: int) -> Outcome:
-        """Play so many calls. The first quarter fills the system and is not counted."""
+        """Simulate `calls` calls. The first quarter fills the system and is not counted."""
         for worker in self._workers:
             for _ in range(self._plant.in_flight):
                 self._begin(worker, 0.0)
@@ -170,19 +170,19 @@ class Simulation:
 
 
 def plan(footprint: Footprint, calls_s: int) -> Plant:
-    """Return a system for so many calls a second that leaves room for a burst.
+    """Return a system for `calls_s` calls per second that leaves room for a burst.
 
-    A worker has so many calls in flight that it need not wait for the provider.
+    A worker has enough concurrent calls that it does not wait for the provider.
     """
     workers = -(-calls_s * footprint.worker_us // (1e6 * _FULL))
     partitions = -(-calls_s * footprint.server_us // (1e6 * _FULL))
-    # The provider has most of what is in flight; half as much again waits for workers and servers.
+    # Most concurrent calls are at the provider; half as many again wait for workers and servers.
     in_flight = -(-calls_s * 1.5 * _PROVIDER_S // workers)
     return Plant(partitions=max(1, int(partitions)), workers=max(1, int(workers)), in_flight=max(1, int(in_flight)))
 
 
 def growth(footprint: Footprint, calls_s: int) -> dict[str, float]:
-    """Return what so many calls a second take: cores, megabytes a second on the wire, gigabytes a day."""
+    """Return what `calls_s` calls per second need: cores, network in megabytes per second, gigabytes per day."""
     a_day = calls_s * _DAY_S / 1e9
     return {
         "worker cores": calls_s * footprint.worker_us / 1e6,
@@ -198,7 +198,7 @@ def growth(footprint: Footprint, calls_s: int) -> dict[str, float]:
 
 
 def report(footprint: Footprint, calls: int) -> str:
-    """Return the plan as Markdown: the footprint, what each rate takes, and how systems of that size play."""
+    """Return the plan as Markdown: the footprint, the needs of each rate, and simulations of systems of that size."""
     lines = ["| of one call | |", "|---|---|"]
     lines += [f"| {name} | {value:,.0f} |" for name, value in dataclasses.asdict(footprint).items()]
     grown = {rate: growth(footprint, rate) for rate in _RATES}
@@ -217,9 +217,9 @@ def report(footprint: Footprint, calls: int) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=__doc__)
-    parser.add_argument("--footprint", type=Path, help="costs of a call as an earlier run has written them")
-    parser.add_argument("--write", type=Path, help="where to write the costs that were measured")
-    parser.add_argument("--calls", type=int, default=4_000, help="calls to measure, and at least to play")
+    parser.add_argument("--footprint", type=Path, help="costs of a call, written by an earlier run")
+    parser.add_argument("--write", type=Path, help="where to write the measured costs")
+    parser.add_argument("--calls", type=int, default=4_000, help="calls to measure, and at least to simulate")
     options = parser.parse_args()
     if options.footprint is not None:
         footprint = Footprint(**json.loads(options.footprint.read_text()))

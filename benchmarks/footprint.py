@@ -1,7 +1,7 @@
-"""Footprint: what a call costs each part of the system, for planning beyond one machine.
+"""Footprint: the cost of a call in each part of the system, to plan for more than one machine.
 
-The same processes as the benchmark of calls. Processor time is what the system says of each process, bytes are what the
-server and the files say; nothing is trimmed meanwhile.
+The processes are those of the benchmark `calls`. Processor time is that of each process by the operating system, bytes
+are those of the server and the files; nothing is trimmed meanwhile.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ _SYNCS: Final = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Of one call, on average: processor time in microseconds, sizes in bytes.
+    """Averages per call: processor time in microseconds, sizes in bytes.
 
-    `sync_us` is one sync of the server's log, which many calls share. Folding much at once takes less.
+    `sync_us` is one sync of the server's log, which many calls share. Large folds take less time per event.
     """
 
     worker_us: float
@@ -50,7 +50,7 @@ class Footprint:
 
 
 async def measure(directory: Path, calls: int) -> Footprint:
-    """Run calls of one worker and see what they took. Errors: RuntimeError where a process ends."""
+    """Run calls of one worker and measure their cost. Errors: RuntimeError if a process ends."""
     await asyncio.to_thread(directory.mkdir, parents=True)
     async with AsyncExitStack() as stack:
         base_url = await stack.enter_async_context(stand_in(directory))
@@ -71,7 +71,7 @@ async def measure(directory: Path, calls: int) -> Footprint:
         async with command("projector", environment=environment, directory=directory):
             working = await stack.enter_async_context(worker)
             await publish_and_wait(redis, _WARM_UP, 0)
-        # Its file is whole once it has ended.
+        # The file is complete when the process has ended.
         duckdb = (data / "tollbook.duckdb").stat().st_size
         async with command("projector", environment=environment, directory=directory) as projecting:
             pids = {"worker": working.pid, "server": server.pid or 0, "projector": projecting.pid}
@@ -103,7 +103,7 @@ async def _figures(redis: Redis) -> dict[str, float]:
 
 
 async def _until_sealed(redis: Redis, data: Path) -> None:
-    """Wait until all but the newest events are in the archive: sealing is work of the projector's, too."""
+    """Wait until all but the newest events are in the archive: sealing is part of the projector's work."""
     written = await redis.xlen(Keys().ledger)
     async with asyncio.timeout(60):
         while _sealed(data) < written - _SEGMENT_EVENTS:  # noqa: ASYNC110 - another process; it gives no signal.
@@ -119,7 +119,7 @@ def _sealed(data: Path) -> int:
 
 
 def _archived_bytes(data: Path) -> float:
-    """Return what an event takes in the archive."""
+    """Return the bytes of an event in the archive."""
     manifests = _manifests(data)
     return sum(manifest["file_bytes"] for manifest in manifests) / sum(manifest["events"] for manifest in manifests)
 

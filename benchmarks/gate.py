@@ -1,7 +1,7 @@
-"""Gate: reserve + settle against two plain XADDs of the same size, every write synced to disk.
+"""Gate: reserve + settle, compared with two plain XADDs of the same size, every write synced to disk.
 
-Both sides come from the same client at the same concurrency: the ordinary redis-py asyncio client
-with a connection for each task, and Tollbook's own pipeline, which sends what gathers in one batch.
+Both sides use the same client with the same concurrency: redis-py's asyncio client with a
+connection for each task, and Tollbook's own pipeline, which sends commands in batches.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from tollbook.schemas.identifiers import month_at
 
 TASKS = 50
 _USERS = 1_000
-# Budgets of a call, where it has more than its user's.
+# Numbers of budgets of a call, in the comparison by budgets.
 _FURTHER = (2, 4)
 _POLL_S: Final = 0.1
-# What the gate stamps in front of the two payloads.
+# The gate stamps these in front of the two payloads.
 _STAMPS = (
     f'"hold":1,"cap_nanousd":40000000000,"deadline_ms":1795000000000,{HASH_STAMP},',
     '"hold":1,"hold_nanousd":31000000,',
@@ -39,7 +39,7 @@ _STAMPS = (
 
 
 class PlainClient:
-    """redis-py's own client in the pipeline's place."""
+    """redis-py's own client, with the pipeline's interface."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -165,7 +165,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
 
 
 async def _with_a_replica(directory: Path, sizes: Sizes) -> list[Result]:
-    """What waiting for a replica costs, beside the same pipeline that does not wait, with the replica linked."""
+    """Measure the cost of waiting for a replica, against the same pipeline that does not wait."""
     pairs, rounds = sizes.of(8_000, 300), sizes.of(5, 2)
     async with (
         EmbeddedServer(directory / "primary", fsync="always") as primary,
@@ -200,7 +200,7 @@ async def _with_a_replica(directory: Path, sizes: Sizes) -> list[Result]:
 
 
 async def _follow(replica: Redis, primary_url: str) -> None:
-    """Make a server the primary's replica; return once it has everything."""
+    """Make a server the primary's replica; return when it is in sync."""
     primary = urlsplit(primary_url)
     await replica.config_set("masterauth", primary.password or "")
     await replica.execute_command("REPLICAOF", primary.hostname, primary.port)
@@ -211,6 +211,6 @@ async def _follow(replica: Redis, primary_url: str) -> None:
 
 
 async def _usec_per_call(redis: Redis) -> dict[str, float]:
-    """What the server itself says a command takes, without network and sync."""
+    """Return the server's own figure for a command's time, without network and sync."""
     stats: dict[str, Any] = await redis.info("commandstats")
     return {name: stats[f"cmdstat_{name}"]["usec_per_call"] for name in ("fcall", "xadd")}

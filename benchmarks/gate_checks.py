@@ -1,9 +1,9 @@
-"""Gate checks: the gate as it is, against itself without its looks at whether its store has lied (G1, G4, G8).
+"""Gate checks: the gate, compared with itself without its checks of its stores (G1, G4, G8).
 
-The other gate is the same source with those pieces replaced: whether the events that a caller was told of are still
-on the ledger, whether calls are stopped, whether what the projection says agrees with the tails, and the content's hash
-in each event, from which lost calls are entered again. The client is the same on both sides. The target is for the
-client of the gate's own benchmark, redis-py's.
+The other gate is the same source without these checks: whether the events that a caller has seen are still on the
+ledger, whether calls are stopped, and whether the projection agrees with the tails; and without the content's hash in
+each event, from which lost calls are entered again. The client is the same on both sides. The target is for redis-py's
+client, as in the gate's own benchmark.
 """
 
 import uuid
@@ -20,7 +20,7 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 
-# Text of the gate -> what stands there without its checks.
+# Text of the gate -> the same text without its checks.
 _WITHOUT: Final = (
     ("'removed_to', 'stopped', 'policy_version')", "'removed_to')"),
     ("stopped = m[5],", "stopped = nil,"),
@@ -81,6 +81,6 @@ async def _nothing(stream: str, fields: dict[str, str]) -> None:
 def _unchecked(code: str) -> str:
     for old, new in _WITHOUT:
         if code.count(old) != 1:
-            raise ValueError(f"the text stands {code.count(old)} times in the gate: {old}")
+            raise ValueError(f"the text is {code.count(old)} times in the gate, not once: {old}")
         code = code.replace(old, new)
     return code

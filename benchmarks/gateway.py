@@ -1,11 +1,10 @@
-"""The gateway against the bare provider: what it adds to each call, how many calls it makes, and what a stream takes.
+"""Gateway: added latency per call, rate of calls, and memory of a stream, compared with the bare provider.
 
-Every event is synced to disk. Both sides are asked by the same client (httpx over aiohttp), in the same run, by turns.
-The provider answers after half a second, except where the rate is measured: there it answers at once. Waits are
-measured with requests that begin evenly spread over that half second, as those of many clients do.
+Every event is synced to disk. The same client (httpx over aiohttp) calls both sides, in one run, in turn. The provider
+answers after half a second; for the rate it answers at once. Latency is measured with requests that begin evenly spread
+over that half second, like those of many clients.
 
-LiteLLM's proxy is measured beside it where LITELLM names its program (`pip install 'litellm[proxy]'` in a venv of its
-own).
+LiteLLM's proxy is measured too if LITELLM names its program (`pip install 'litellm[proxy]'` in a venv of its own).
 """
 
 import asyncio
@@ -44,12 +43,12 @@ class Endpoint:
 
 
 Ask = Callable[[httpx.AsyncClient, Endpoint], Awaitable[float]]
-"""Makes one request; returns the moment that counts."""
+"""Makes one request; returns the time at which its answer counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What is measured: the bare provider and the gateway, a client for both, and the gateway's process."""
+    """The measured sides: the bare provider and the gateway, a client for both, and the gateway's process."""
 
     bare: Endpoint
     gateway: Endpoint
@@ -61,7 +60,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
     await asyncio.to_thread(directory.mkdir, parents=True)
     return [
         *await _added(directory / "whole", sizes, "whole answers", _whole),
-        # Token by token: the provider's own stream, and the first of it here.
+        # Token by token: the provider's own stream, until its first text.
         *await _added(directory / "first", sizes, "the first part of streams", _first_part, "--chunk-ms", "1"),
         *await _rates(directory / "rate", sizes),
         *await _open_streams(directory / "streams", sizes),
@@ -75,7 +74,7 @@ async def _added(
     ask: Ask,
     *options: str,
 ) -> list[Result]:
-    """Measure what the gateway adds to the wait for `what`."""
+    """Measure the latency that the gateway adds to `what`."""
     calls, rounds = sizes.of(640, 64), sizes.of(3, 1)
     waits: dict[str, list[list[float]]] = {}
     async with _system(directory, "--latency-ms", str(round(1000 * _ANSWER_S)), *options) as system:
@@ -151,7 +150,7 @@ async def _rates(directory: Path, sizes: Sizes) -> list[Result]:
 
 async def _open_streams(directory: Path, sizes: Sizes) -> list[Result]:
     number = sizes.of(2_000, 50)
-    # A part every three seconds: no stream ends before the last one has begun.
+    # A part every three seconds, so that no stream ends before the last one has begun.
     async with _system(directory, "--chunk-ms", "3000") as system:
         gateway, client, process = system.gateway, system.client, system.pid
         before_mb = _resident_mb(process)
@@ -261,7 +260,7 @@ async def _waits(
     *,
     spread_s: float = 0.0,
 ) -> list[float]:
-    """Make calls, so many in flight; return how long each took, in seconds. The first begin spread over `spread_s`."""
+    """Make concurrent calls; return the seconds of each. The first calls begin spread over `spread_s`."""
     left = iter(range(calls))
     waits: list[float] = []
 
@@ -277,7 +276,7 @@ async def _waits(
 
 
 async def _whole(client: httpx.AsyncClient, endpoint: Endpoint) -> float:
-    """Read a whole answer; return when it was there."""
+    """Read a whole answer; return the time at which it was complete."""
     url, content, headers = _parts(endpoint, is_streamed=False)
     reply = await client.post(url, content=content, headers=headers)
     reply.raise_for_status()
@@ -287,7 +286,7 @@ async def _whole(client: httpx.AsyncClient, endpoint: Endpoint) -> float:
 
 
 async def _first_part(client: httpx.AsyncClient, endpoint: Endpoint) -> float:
-    """Read a whole stream; return when its first text came."""
+    """Read a whole stream; return the time of its first text."""
     url, content, headers = _parts(endpoint, is_streamed=True)
     first = 0.0
     async with client.stream("POST", url, content=content, headers=headers) as reply:

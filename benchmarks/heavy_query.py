@@ -1,8 +1,8 @@
-"""Heavy query: does a budget check take longer while somebody asks the projection heavy questions?
+"""Heavy query: does a budget check take longer while heavy queries run on the projection?
 
 One side reserves with a baseline read from DuckDB each time, over Redis, as workers do, while `tollbook sql`
-runs one query after the other in a process of its own, each on a copy of its own; on the other side that
-process is stopped. By turns, on a projection of a million events.
+runs one query after the other in a separate process, each on a separate copy; on the other side that process is
+stopped. In turn, on a projection of a million events.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 
-# One that only computes and would take days, and one that sorts and writes out all there is.
+# The first query only computes and would take days; the second sorts and prints all events.
 _QUERIES = (
     "SELECT count(*) FROM events AS a, events AS b WHERE hash(a.payload, b.id) = 0",
     "SELECT id, payload FROM events ORDER BY payload DESC, id",
@@ -75,7 +75,7 @@ async def _p99(projection: Projection, times: int) -> float:
 
 
 class _HeavyQueries:
-    """Runs `tollbook sql` again and again; stopped, it takes no processor time. It begins stopped."""
+    """Runs `tollbook sql` again and again. While stopped, it takes no processor time; it begins stopped."""
 
     def __init__(self, data_dir: Path) -> None:
         self.begun = 0
@@ -92,7 +92,7 @@ class _HeavyQueries:
         self._signal(signal.SIGSTOP)
 
     async def run(self) -> None:
-        """Run until cancelled. Errors: RuntimeError where a query fails, since nothing is measured then."""
+        """Run until cancelled. Errors: RuntimeError if a query fails, since the figures would be void."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("TOLLBOOK_", "OPENROUTER_"))}
         environment = {**clean, "TOLLBOOK_DATA_DIR": str(self._data_dir)}
         tollbook = Path(sys.executable).with_name("tollbook")
@@ -111,7 +111,7 @@ class _HeavyQueries:
                 raise RuntimeError(f"a heavy query failed: {errors.decode()}")
 
     async def end(self) -> None:
-        """End the query that runs."""
+        """End the running query."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()

@@ -1,7 +1,7 @@
 """Ledgers of millions of events, made in seconds: every type, every outcome, several periods, thousands of users.
 
-Drawn from a seed by DuckDB (benchmarks/sql), stamped as the gate stamps, and such that
-`verify` finds nothing; what the gate itself would take hours to write.
+Drawn from a seed by DuckDB (benchmarks/sql) and stamped as by the gate, so that `verify` finds
+nothing. The gate itself would take hours to write them.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _EVENTS_A_CALL: Final = 2.7
 
 @dataclass(frozen=True, slots=True)
 class MadeLedger:
-    """A ledger that is drawn and can be written out. Without `segment`, nothing in it was sealed."""
+    """A drawn ledger, which can be written out. Without `segment`, nothing in it is sealed."""
 
     connection: duckdb.DuckDBPyConnection
     ledger_id: str
@@ -37,7 +37,7 @@ class MadeLedger:
 
     @classmethod
     def draw(cls, events: int, *, users: int = 5_000, seed: int = 1, segment: int = 0, ledger_id: str = "made") -> Self:
-        """Draw a ledger of `events` events; `segment` is how many of them are sealed at a time."""
+        """Draw a ledger of `events` events; `segment` is the number of events in each sealed segment."""
         connection = duckdb.connect()
         settings = {
             "seed": seed, "users": users, "events": events, "segment": segment, "start_ms": _START_MS,
@@ -56,7 +56,7 @@ class MadeLedger:
             yield self.connection.execute(sql, given).to_arrow_table().cast(_SCHEMA)
 
     def open_holds(self) -> list[tuple[str, int]]:
-        """Return the calls whose last hold is not settled, and a deadline of each."""
+        """Return the calls whose last hold is not settled, each with a deadline."""
         sql = """
             SELECT 'call-' || call, min(begun_ms) + 600000 FROM plan GROUP BY call
             HAVING count(*) FILTER (step IN ('hold', 'hold2'))
@@ -79,7 +79,7 @@ class MadeLedger:
 
 
 def _with_news(events: pa.Table, told: Manifest) -> pa.Table:
-    """Return the events with the news of the segment before, in the place that is left for it."""
+    """Return the events with the `segment-sealed` event of the previous segment in its place."""
     payload = SegmentSealed(
         segment=told.segment, first_id=told.first_id, last_id=told.last_id, events=told.events,
         chain_before=told.chain_before, chain_after=told.chain_after,
@@ -94,7 +94,7 @@ def _with_news(events: pa.Table, told: Manifest) -> pa.Table:
 
 
 def as_entries(events: pa.Table) -> Iterator[tuple[str, list[str]]]:
-    """Yield id and fields of each event, as they are appended to a stream."""
+    """Yield id and fields of each event, as for an append to a stream."""
     columns = [events[name].to_pylist() for name in ("id", *ENVELOPE_FIELDS)]
     for entry_id, *values in zip(*columns, strict=True):
         fields = ["" if value is None else str(value) for value in values]

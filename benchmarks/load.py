@@ -1,7 +1,7 @@
-"""What the benchmarks put on the ledger: typical calls, drawn from a seed.
+"""The load of the benchmarks: typical calls, drawn from a seed.
 
-`typical_entries` writes the three events of calls that went well, stamped as the gate stamps
-them, as raw stream entries: much faster than to make a million events by a million calls.
+`typical_entries` writes the three events of successful calls, stamped as by the gate, as raw
+stream entries: much faster than real calls.
 """
 
 import random
@@ -51,7 +51,7 @@ def budget_of(user: str, window: Window) -> str:
 
 
 def reserve_request(call_id: str, user: str, window: Window, n: int, *, budgets: int = 1) -> ReserveRequest:
-    """A reserve of a draft, against the user's budget, and those of `budgets` - 1 teams."""
+    """Return a reserve of a draft, against the user's budget and those of `budgets` - 1 teams."""
     teams = (budget_name("team", f"team-{each}-{n % 1_000}", window.name) for each in range(1, budgets))
     return ReserveRequest(
         call_id=call_id,
@@ -108,7 +108,7 @@ def typical_entries(calls: int, *, users: int, seed: int = 1) -> Iterator[list[A
 
 
 def tails_of(entries: Iterable[list[Any]]) -> dict[str, list[str]]:
-    """Return what the gate would have left on the tails beside `typical_entries`, by budget."""
+    """Return the entries that the gate would have written on the tails for `typical_entries`, by budget."""
     tails: dict[str, list[str]] = {}
     for entry_id, fields in entries:
         event = dict(zip(fields[0::2], fields[1::2], strict=True))

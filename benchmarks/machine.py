@@ -1,4 +1,4 @@
-"""On what was measured: processor, versions."""
+"""The machine of a run: processor and versions."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ def describe_machine(server_version: str) -> dict[str, Any]:
 
 
 async def server_version(directory: Path) -> str:
-    """Ask the embedded server what it is."""
+    """Read name and version from the embedded server."""
     async with EmbeddedServer(directory) as server, Redis.from_url(server.url) as redis:
         info: dict[str, Any] = await redis.info("server")
     return f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}"

@@ -1,7 +1,7 @@
-"""How things are measured: both sides in turn, several rounds, medians.
+"""Measuring: both sides in turn, several rounds, medians.
 
-A machine that is slow for a minute is slow for both sides of a round, so ratios are
-comparable between machines and runs where rates are not.
+A machine that is slow for a minute is slow for both sides of a round. So ratios are
+comparable between machines and runs, and rates are not.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from statistics import median
 from typing import Any, Literal
 
 Side = Callable[[], Awaitable[float]]
-"""Does one round of one side and returns its figure."""
+"""Runs one round of one side and returns its figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """`quick` only shows that a benchmark runs: its figures are too short to mean much."""
+    """Sizes of a run. `is_quick`: only to check that a benchmark runs; such figures mean little."""
 
     is_quick: bool = False
 
@@ -30,7 +30,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure must reach."""
+    """The bound that a figure must meet."""
 
     bound: Literal[">=", "<="]
     value: float
@@ -44,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One line of the report: a subject against its reference. Without a target it is there to inform."""
+    """One line of the report: a subject compared with its reference. Without a target, it only informs."""
 
     benchmark: str
     what: str
@@ -62,7 +62,7 @@ class Result:
 
     @property
     def is_met(self) -> bool:
-        """Whether the ratio reaches the target and the subject the floor, where there are any."""
+        """Whether the ratio meets the target and the subject meets the floor, if they are set."""
         reaches_ratio = self.target is None or self.ratio is None or self.target.is_met_by(self.ratio)
         return reaches_ratio and (self.floor is None or self.floor.is_met_by(self.subject))
 
@@ -102,7 +102,7 @@ def compare(
     floor: Target | None = None,
     **details: Any,
 ) -> Result:
-    """Make a line of two sides' rounds: medians, and the ratio of each round to show how much it varies."""
+    """Make a line from two sides' rounds: medians, and the ratio of each round, which shows how much it varies."""
     return Result(
         benchmark=benchmark,
         what=what,
@@ -117,7 +117,7 @@ def compare(
 
 
 async def in_process(module: str, *arguments: object) -> dict[str, Any]:
-    """Run one of the benchmarks' modules as a process of its own; return the JSON that it prints last."""
+    """Run a module of the benchmarks in a separate process; return the JSON in its last line."""
     command = (sys.executable, "-m", module, *map(str, arguments))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
@@ -131,13 +131,13 @@ def median_of(figures: Sequence[dict[str, Any]], name: str) -> float:
 
 
 class Work:
-    """What this process takes for its work, from when this is made."""
+    """Measures the work of this process, from the time when this object is made."""
 
     def __init__(self) -> None:
         self._began, self._processor = time.perf_counter(), time.process_time()
 
     def figures(self, events: int) -> dict[str, Any]:
-        """Return the figures of the work so far, which was on so many events."""
+        """Return the figures of the work so far, on `events` events."""
         processor_s = time.process_time() - self._processor
         return {
             "events": events,
@@ -148,7 +148,7 @@ class Work:
 
 
 def peak_memory(benchmark: str, figures: Sequence[dict[str, Any]], *, max_mb: float) -> Result:
-    """Make the line that says how much memory a process of `Work` has had at the most."""
+    """Make the line with the peak memory of a process of `Work`."""
     return Result(
         benchmark=benchmark,
         what="peak memory of the process",
@@ -160,7 +160,7 @@ def peak_memory(benchmark: str, figures: Sequence[dict[str, Any]], *, max_mb: fl
 
 
 def _peak_mb() -> float:
-    """Return the most memory that this process has had so far, in megabytes (10^6 bytes)."""
+    """Return the peak memory of this process so far, in megabytes (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # In bytes on macOS, in kilobytes on Linux.
+    # `ru_maxrss` is in bytes on macOS, in kilobytes on Linux.
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

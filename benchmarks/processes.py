@@ -1,4 +1,4 @@
-"""The processes that benchmarks of whole systems run: the stand-in, and commands of Tollbook."""
+"""Processes for benchmarks of whole systems: the stand-in, and commands of Tollbook."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ _START_TIMEOUT_S = 60.0
 
 @asynccontextmanager
 async def stand_in(directory: Path, *options: str) -> AsyncIterator[str]:
-    """Run the stand-in in a process of its own and yield its base URL."""
+    """Run the stand-in in a separate process and yield its base URL."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tollbook.standin", *options, cwd=directory, stdout=asyncio.subprocess.PIPE
     )
@@ -30,7 +30,7 @@ async def stand_in(directory: Path, *options: str) -> AsyncIterator[str]:
 async def command(
     *arguments: str, environment: Mapping[str, str], directory: Path
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a command of Tollbook until the end, in a directory without a `.env`; it writes its log there."""
+    """Run a command of Tollbook during the block, in a directory without a `.env`; it writes its log there."""
     with (directory / f"{arguments[0]}.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             Path(sys.executable).with_name("tollbook"),
@@ -48,7 +48,7 @@ async def command(
 
 
 async def output_of(*arguments: str, environment: Mapping[str, str], directory: Path) -> str:
-    """Run a command of Tollbook to its end and return what it prints. Errors: RuntimeError where it fails."""
+    """Run a command of Tollbook to its end and return its output. Errors: RuntimeError if it fails."""
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("tollbook"),
         *arguments,
@@ -63,12 +63,12 @@ async def output_of(*arguments: str, environment: Mapping[str, str], directory: 
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without what would configure Tollbook."""
+    """Return the environment without settings of Tollbook."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("TOLLBOOK_", "OPENROUTER_"))}
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens now."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return listening.getsockname()[1]
 

@@ -1,9 +1,9 @@
-"""Projection: folding the ledger into DuckDB against merely reading it.
+"""Projection: folding the ledger into DuckDB, compared with only reading it.
 
 One side is a projector with its own reader, transactions, checkpoints and trimming, from an
-empty file to the last event. The other reads the same stream in batches of the same size and
-lets it go: with redis-py, as any program would, and with the projector's own reader, which
-makes no dictionaries and is part of what is measured.
+empty file to the last event. The other side reads the same stream in batches of the same size
+and discards it: with redis-py, as any program would, and with the projector's own reader, which
+makes no dictionaries and is part of the projector's work.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _BATCH = ProjectorSettings().batch_events
 async def run(directory: Path, sizes: Sizes) -> list[Result]:
     events, rounds = EVENTS_A_CALL * sizes.of(100_000, 2_000), sizes.of(5, 2)
     gc.collect()
-    gc.freeze()  # As the processes of `tollbook` do; for every side.
+    gc.freeze()  # For every side, as in the processes of `tollbook`.
     async with EmbeddedServer(directory, fsync="everysec") as server, connect(server.url) as redis:
         await load_library(redis)
         pipeline = CommandPipeline(redis)
@@ -124,7 +124,7 @@ async def _xread(redis: Redis, key: str, after: bytes) -> list[Any]:
 
 
 async def _fill_tails(redis: Redis, keys: Keys, tails: Mapping[str, Sequence[str]]) -> None:
-    """Put back what the round before has trimmed."""
+    """Restore the tails that the previous round has trimmed."""
     pipe = redis.pipeline(transaction=False)
     pipe.execute_command("HSET", keys.meta, "trimmed_to", "0-0")
     for budget, entries in tails.items():

@@ -1,6 +1,6 @@
 """Replay: an archive of every type of event, folded into a new DuckDB file.
 
-Each round is a process of its own, as `tollbook replay` is, so that its peak memory is its own.
+Each round is a separate process, like `tollbook replay`, so that its peak memory is measured alone.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ async def _replay(archive: Path, into: Path) -> dict[str, Any]:
     store = await replay(LedgerSource.of_archive(Archive(archive)), into)
     figures = work.figures(store.position().seq)
     if store.query("FROM discrepancies"):
-        raise ValueError("the made ledger is not sound")
+        raise ValueError("the generated ledger is not valid")
     store.close()
     return {
         **figures,

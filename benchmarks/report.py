@@ -1,4 +1,4 @@
-"""The results for people, as a table, and for programs, as JSON."""
+"""The report of results: a table for people, JSON for programs."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _WIDTH: Final = 150
 
 def print_report(machine: dict[str, Any], results: Sequence[Result]) -> None:
     console = Console()
-    # A report in a file or a log has no terminal to fit into.
+    # The table does not wrap: a report in a file or a log has no terminal width.
     console.width = max(console.width, _WIDTH)
     packages = machine["packages"]
     console.print(

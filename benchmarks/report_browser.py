@@ -1,7 +1,7 @@
-"""The spend report in a browser: from its address to the last chart, and from a choice to the last chart drawn anew.
+"""The spend report in a browser: the time from its address to the last chart, and from a choice to the last redraw.
 
-`tollbook report` runs as its users run it, in a process of its own; the browser is Debian's Chromium without a
-screen, which draws in software. Each opening is of a new process and a new browser profile, so nothing is cached.
+`tollbook report` runs in a separate process, as for its users; the browser is Debian's headless Chromium, which renders
+in software. Each opening has a new process and a new browser profile, so nothing is cached.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from playwright.async_api import Browser, Page, async_playwright
 CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser")
 _FLAGS: Final = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 _FIGURES: Final = ("spend", "cap_use", "cap_classes", "models", "latency", "campaigns", "fallbacks", "denials")
-# A mark on what is drawn, which is gone once it is drawn anew.
+# Marks the charts; a chart that is drawn again has no mark.
 _MARK: Final = "elements => elements.forEach(element => element.dataset.seen = '1')"
 _TIMEOUT_MS: Final = 60_000
 
 
 async def open_and_choose(data_dir: Path, rounds: int, choice: tuple[str, str]) -> dict[str, list[float]]:
-    """Open the report so many times and choose (label, value); return the seconds of each opening and redrawing.
+    """Open the report `rounds` times and choose (label, value); return the seconds of each opening and redrawing.
 
-    What is chosen must change every chart.
+    The choice must change every chart.
     """
     redrawing = f"redrawing, {choice[0].lower()} {choice[1]}"
     seconds: dict[str, list[float]] = {"opening": [], redrawing: []}

@@ -1,6 +1,6 @@
-"""A ledger with something to see in a report: two months, plans, campaigns, models, failures, fallbacks, refusals.
+"""A ledger for the report: two months, plans, campaigns, models, failures, fallbacks, refusals.
 
-Raw entries, stamped as the gate stamps them, drawn from a seed. Users are drawn by a power law: a few of them use most.
+Raw entries, drawn from a seed and stamped as by the gate. Users follow a power law: a few of them make most calls.
 """
 
 import bisect
@@ -27,7 +27,7 @@ _FAILURES: Final = ("timeout", "http_error", "invalid_response", "connection_err
 
 
 class ReportLoad:
-    """Draws calls; `entries` yields the events of so many of them, four a call on average or a little less."""
+    """Draws calls; `entries` yields their events, a little less than four per call on average."""
 
     def __init__(self, *, users: int, mean_hold_nanousd: int = 3_000_000, seed: int = 1) -> None:
         self._draw = random.Random(seed)

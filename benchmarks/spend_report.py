@@ -1,8 +1,8 @@
-"""Spend report: opening it over 2,000,000 events, and drawing it anew after a filter.
+"""Spend report: opening it with 2,000,000 events, and drawing it again after a filter.
 
-Without a browser, opening is all that `tollbook report` does before the first picture: the copy of the projection,
-what is prepared from it, the questions about the newest period, and the charts as they are sent to the browser.
-With one (Chromium, where it is installed), it is what somebody waits for who opens the address.
+Without a browser, opening is everything that `tollbook report` does before the first chart: the copy of the projection,
+its preparation, the queries for the newest period, and the charts as they are sent to the browser. With a browser
+(Chromium, if it is installed), it is the time until a person sees the charts.
 """
 
 import asyncio
@@ -99,7 +99,7 @@ def _draw(reading: Reading, selection: Selection) -> None:
 
 
 def _fill(path: Path, calls: int) -> int:
-    """Fold so many calls into a new file; return the number of their events."""
+    """Fold `calls` calls into a new file; return the number of their events."""
     store = Store.open(path, "ledger-of-the-report")
     entries = ReportLoad(users=_USERS, mean_hold_nanousd=2_500_000).entries(calls)
     with Rebuild.of(store) as rebuild:

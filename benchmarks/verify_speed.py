@@ -1,6 +1,6 @@
 """Verification of a ledger of a million events: archive, unsealed stream, and the projection in use.
 
-Each round is a process of its own, as `tollbook verify` is, so that its peak memory is its own.
+Each round is a separate process, like `tollbook verify`, so that its peak memory is measured alone.
 """
 
 import asyncio
@@ -136,7 +136,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
 
 
 async def put_on_stream(redis: Redis, keys: Keys, made: MadeLedger, archive: Archive, rest: Any) -> None:
-    """Make Redis the ledger's: its stream has the events that are not sealed, and what was sealed is gone from it."""
+    """Make the ledger's state in Redis: the stream has only the events that are not sealed."""
     await load_library(redis)
     pipeline = CommandPipeline(redis)
     await create_ledger(pipeline, keys, ledger_id=made.ledger_id, partitions=1)
@@ -149,7 +149,7 @@ async def put_on_stream(redis: Redis, keys: Keys, made: MadeLedger, archive: Arc
 
 
 async def put_gate_state(redis: Redis, keys: Keys, store: Store) -> None:
-    """Put into Redis what the gate would hold beside the stream, its tails trimmed as far as they can be."""
+    """Write the gate's state beside the stream into Redis, with tails trimmed as far as possible."""
     pipe = redis.pipeline(transaction=False)
     pipe.execute_command("HSET", keys.meta, "trimmed_to", str(store.position().entry))
     for row in await asyncio.to_thread(store.query, _ACCOUNTS):
@@ -187,7 +187,7 @@ async def _verify(archive: Path, url: str, live: Path, since: str) -> dict[str, 
     shutil.rmtree(directory)
     store.close()
     if verdict.findings:
-        raise ValueError(f"the made ledger is not sound: {verdict.findings[:3]}")
+        raise ValueError(f"the generated ledger is not valid: {verdict.findings[:3]}")
     return {**figures, "projection_rows": verdict.projection_rows}
 
 

@@ -26,7 +26,7 @@ def lake(
     Example: tollbook lake books.ducklake
     """
     from tollbook.inference.archive_place import archive_at, archive_of
-    from tollbook.ledger.archive.lake import open_lake, take_in
+    from tollbook.ledger.archive.lake import copy_segments, open_lake
     from tollbook.ledger.archive.segments import Segment
 
     def report(segment: Segment) -> None:
@@ -36,7 +36,7 @@ def lake(
 
     place = archive_of(data_settings()) if archive is None else archive_at(archive)
     with open_lake(catalog, files) as connection:
-        taken = take_in(place, connection, report)
+        taken = copy_segments(place, connection, report)
     if as_json:
         typer.echo(json.dumps({"segments": taken.segments, "events": taken.events}))
     else:

@@ -28,7 +28,7 @@ from tollbook.inference.runtime import InferenceRuntime
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.requests import OpenCall
 from tollbook.observability.gateway_counts import GatewayCounts
-from tollbook.schemas.json_text import with_whole_text
+from tollbook.schemas.json_text import replace_surrogates_in
 from tollbook.schemas.policy import CHAT
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.tasks import Task
@@ -105,7 +105,7 @@ class Calls:
             request.scope["tollbook"] |= {"key_id": key.key_id, "call_id": name.call_id}
             call = self._begin(task, who, is_streamed=is_stream)
             # Answers repeat parts of the request, and have to be written as UTF-8.
-            asked = Asked(name.call_id, int(time.time()), model_in(fields), with_whole_text(body))
+            asked = Asked(name.call_id, int(time.time()), model_in(fields), replace_surrogates_in(body))
             if is_stream:
                 return await self._stream(request, call, api, asked, name)
             return await self._whole(request, call, api, asked, name)

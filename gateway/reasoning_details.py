@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
-from tollbook.schemas.reasoning_details import TEXTS, WANTED_BACK, Detail, Details
+from tollbook.schemas.reasoning_details import SIGNED, TEXTS, Detail, Details
 
 _PREFIX: Final = "tollbook1."
 
@@ -22,7 +22,7 @@ def texts_of(details: Iterable[Mapping[str, Any]]) -> str:
 
 def is_wanted_back(details: Iterable[Mapping[str, Any]]) -> bool:
     """Whether details hold more than words."""
-    return any(each.get(name) for each in details for name in WANTED_BACK)
+    return any(each.get(name) for each in details for name in SIGNED)
 
 
 def add_details(joined: Details, pieces: Iterable[Mapping[str, Any]]) -> None:

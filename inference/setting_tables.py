@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError
 from tollbook.schemas.identifiers import check_id
 from tollbook.schemas.json_text import NotJson, RepeatedKey, parse_json
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, MoneyError, check_nanousd, nanousd_from_usd
-from tollbook.schemas.policy_rules import MAX_USD_PER_MTOK, PriceRule, by_day, not_endless
+from tollbook.schemas.policy_rules import MAX_USD_PER_MTOK, PriceRule, by_day, check_places
 from tollbook.schemas.problems import shown, unknown_name
 from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS
 
@@ -174,7 +174,7 @@ def _usd(value: object, subject: str, maximum: int) -> Decimal:
     if dollars is None or dollars > maximum:
         raise ValueError(f"{subject}must be dollars from 0 to {maximum}, not {shown(value)}")
     try:
-        return not_endless(dollars)
+        return check_places(dollars)
     except ValueError as exc:
         raise ValueError(f"{subject}{exc}") from None
 

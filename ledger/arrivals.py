@@ -1,9 +1,9 @@
 """Waiting for results: one subscription for all waiting tasks of a process.
 
-Each result is announced on a channel with the name of its key. Whoever waits for one reads the key
-when woken: once the subscription is in place (earlier announcements were missed), and at each
-announcement. An announcement can still be missed while the connection is made again, since
-pub/sub keeps nothing; so a waiting task must also read the key from time to time.
+Each result is announced on a channel with the name of its key. A waiting task is woken when the
+subscription is in place (earlier announcements were missed), and at each announcement; it then
+reads the key. An announcement can still be missed during a reconnect, since pub/sub keeps
+nothing; so a waiting task must also read the key from time to time.
 """
 
 import asyncio
@@ -77,21 +77,21 @@ class Arrivals:
                             await self._pubsub.unsubscribe(*left)  # pyright: ignore[reportUnknownMemberType]
 
     async def _listen(self) -> None:
-        told = ""
+        last_problem = ""
         while True:
             pubsub = self._redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
             try:
                 async with self._lock:
                     await pubsub.subscribe(*self._waiting)
                     self._pubsub = pubsub
-                told = ""
+                last_problem = ""
                 while True:
                     self._wake(cast("dict[str, Any] | None", await pubsub.get_message(timeout=None)))
             except (RedisError, OSError) as exc:
-                # Once, not at each try: a user without channels never hears anything.
-                if (problem := reason_of(exc)) != told:
+                # Logged once, not at each try: a Redis user without rights on channels never gets a message.
+                if (problem := reason_of(exc)) != last_problem:
                     _log.warning("arrivals.connection_lost", problem=problem)
-                told = problem
+                last_problem = problem
                 await asyncio.sleep(_RECONNECT_S)
             finally:
                 if self._pubsub is pubsub:

@@ -4,5 +4,5 @@ import time
 
 
 def now_ms() -> int:
-    """Return milliseconds since the epoch by this machine's clock. The gate goes by Redis's clock where it matters."""
+    """Return milliseconds since the epoch by this machine's clock. The gate decides by the clock of Redis instead."""
     return time.time_ns() // 1_000_000

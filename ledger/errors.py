@@ -3,32 +3,32 @@
 LedgerError, in the public tree that `schemas.errors` draws
 ├── IdempotencyConflict       final: the call id was used before, with other content
 ├── CallUnknown               final: no such hold; it was never opened, or its record has expired
-├── ResultUnreadable          final: what is stored as a task's result is not one
-├── CreditTooLow              final: there is less credit than is to be taken back
-├── BudgetCreditTooLow        final: less is left of a budget's credit than is to be taken back
+├── ResultUnreadable          final: the value stored under a task's result key is not a result
+├── CreditTooLow              final: the user has less credit than was to be taken back
+├── BudgetCreditTooLow        final: less is left of a budget's credit than was to be taken back
 ├── CreditNotDue              later: the credit has not expired yet
 ├── NoPlanAssigned            final: there is no plan that could be cleared
 ├── KeyUnknown                final: there is no such key of the gateway
 ├── KeyTaken                  final: there is another key of this id; create one with another id
-├── KeyAlreadyRevoked         final: the key ends no later than was asked for
-├── KeyExpired                final: the key has expired, and is not replaced
+├── KeyAlreadyRevoked         final: the key is revoked already, from the same or an earlier time
+├── KeyExpired                final: the key has expired, so it cannot be replaced
 ├── LedgerUnavailable         retry with the same call id: the outcome is unknown, a repeat changes nothing
-│   ├── RedisCannotServe      retry later: Redis answered that it does nothing now, so nothing was done
+│   ├── RedisCannotServe      retry later: Redis refused the command for now, so nothing was done
 │   ├── TooFewReplicas        retry later: fewer replicas have a write than TOLLBOOK_MIN_REPLICAS asks for
 │   ├── ArchiveUnavailable    retry later: the archive's object store does not answer
 │   └── BaselineUnavailable   retry later: DuckDB is down or behind the watermark (being rebuilt)
-├── PolicyChanged             decide again by the policy in force: the gate has another one than the caller
+├── PolicyChanged             decide again by the policy in force: the caller used an older one
 └── LedgerRefused             needs a person: no call is made until the stores agree again (G8)
     ├── LedgerReplaced        Redis holds another ledger, or none
-    ├── LedgerWentBack        an event that this process was told of is no longer on the ledger
-    ├── CallsStopped          the projector stopped for cause, and with it all calls
+    ├── LedgerWentBack        an event that this process has seen is no longer on the ledger
+    ├── CallsStopped          the projector stopped because the stores disagree, so all calls are stopped
     ├── LedgerAhead           DuckDB has folded events that the ledger does not have
     ├── LedgerDiverged        DuckDB and the ledger's own balance differ
     ├── PermissionsMissing    the Redis user may not do what Tollbook needs
     ├── ServerTooOld          the server has no functions
     ├── ArchiveRefused        the archive's object store gives no access, or lacks what Tollbook needs
     ├── WrongPartitions       the ledger was made with another number of partitions
-    └── PolicyUnreadable      the policy in Redis is not the one that its event says
+    └── PolicyUnreadable      the policy in Redis differs from its event
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class LedgerError(AppError):
 
 
 class IdempotencyConflict(LedgerError):
-    """The same id came with other content; the first content stands, nothing is charged."""
+    """The same id came again with other content. The first content counts, and nothing is charged."""
 
     code = ErrorCode.IDEMPOTENCY_CONFLICT
 
@@ -63,13 +63,13 @@ class CallUnknown(LedgerError):
 
     def __init__(self, call_id: str, hold: int | None = None) -> None:
         subject = f"call {call_id}" if hold is None else f"call {call_id} with a hold number {hold}"
-        super().__init__(f"there is no {subject} on the ledger: it never was, or its record has expired")
+        super().__init__(f"there is no {subject} on the ledger: it was never opened, or its record has expired")
         self.call_id = call_id
         self.hold = hold
 
 
 class ResultUnreadable(LedgerError):
-    """What is stored under a task's result key is not a result: another program wrote it."""
+    """The value stored under a task's result key is not a result: another program wrote it."""
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"the key {key} does not hold a task's result ({problem}); another program wrote it")
@@ -83,27 +83,27 @@ class LedgerUnavailable(LedgerError):
 
 
 class RedisCannotServe(LedgerUnavailable):
-    """Redis answered that it takes no write now (a replica, full memory, a disk that fails): nothing was done."""
+    """Redis refuses writes for now (a replica, full memory, a failing disk): nothing was done."""
 
 
 class TooFewReplicas(LedgerUnavailable):
-    """Fewer replicas have what was written than must have it: it may be lost in a failover, so nobody goes by it."""
+    """Fewer replicas have a write than must have it: a failover may lose the write, so it counts as not done."""
 
     def __init__(self, *, found: int, needed: int) -> None:
         super().__init__(
             f"{found} of the {needed} replicas that TOLLBOOK_MIN_REPLICAS asks for have the last writes, and no call "
-            "is made until they all have: start the replicas, or mend their link to the primary"
+            "is made until all have them: start the replicas, or repair their link to the primary"
         )
         self.found = found
         self.needed = needed
 
 
 class BaselineUnavailable(LedgerUnavailable):
-    """No baseline can be had: DuckDB is down, or behind the watermark while it is rebuilt."""
+    """No baseline is available: DuckDB is down, or behind the watermark while it is rebuilt."""
 
 
 class PolicyChanged(LedgerError):
-    """Another policy is in force in the user's partition than the one decided by; nothing was done (G11)."""
+    """The policy in force in the user's partition is not the one that the caller used; nothing was done (G11)."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"policy {version} of the ledger is in force now")
@@ -121,8 +121,8 @@ class LedgerReplaced(LedgerRefused):
 
     def __init__(self, *, expected: str, found: str) -> None:
         cause = (
-            "REDIS_URL, TOLLBOOK_NAMESPACE or TOLLBOOK_DATA_DIR names another one than belongs here, or Redis was "
-            "replaced. Correct it, or restore"
+            "REDIS_URL, TOLLBOOK_NAMESPACE or TOLLBOOK_DATA_DIR is of another ledger, or Redis was replaced. Correct "
+            "the setting, or restore"
             if found
             else "Redis was emptied or replaced. Restore"
         )
@@ -139,25 +139,25 @@ class HoldChanged(LedgerError):
 
     def __init__(self, call_id: str) -> None:
         super().__init__(
-            f"the cost of call {call_id} was corrected by somebody else meanwhile: look at it, then repeat this if it "
-            "is still right"
+            f"somebody else has corrected the cost of call {call_id} in the meantime: check it, then repeat the "
+            "command if it is still right"
         )
         self.call_id = call_id
 
 
 class CreditTooLow(LedgerError):
-    """The user has less credit in that period than is to be taken back."""
+    """The user has less credit in that period than was to be taken back."""
 
     def __init__(self, user_id: str, period: str, credit_nanousd: int) -> None:
-        super().__init__(f"{user_id} has {format_usd(credit_nanousd, places=None)} of credit in {period}, not more")
+        super().__init__(f"{user_id} has {format_usd(credit_nanousd, places=None)} of credit in {period}, no more")
         self.credit_nanousd = credit_nanousd
 
 
 class BudgetCreditTooLow(LedgerError):
-    """Less is left of a budget's credit than is to be taken back, or nothing."""
+    """Less is left of a budget's credit than was to be taken back, or nothing."""
 
     def __init__(self, credit_id: str, left_nanousd: int) -> None:
-        super().__init__(f"{format_usd(left_nanousd, places=None)} is left of credit {credit_id}, not more")
+        super().__init__(f"{format_usd(left_nanousd, places=None)} is left of credit {credit_id}, no more")
         self.left_nanousd = left_nanousd
 
 
@@ -184,7 +184,7 @@ class KeyUnknown(LedgerError):
 
 
 class KeyTaken(LedgerError):
-    """There is a key with this id, or the very key itself: nothing was created. Create another one."""
+    """A key with this id, or with this secret, exists already; nothing was created. Create another key."""
 
     def __init__(self, key_id: str) -> None:
         super().__init__(f"{key_id} or its key is on the ledger already: create another key")
@@ -192,7 +192,7 @@ class KeyTaken(LedgerError):
 
 
 class KeyAlreadyRevoked(LedgerError):
-    """The key is revoked, from no later than was asked for. `at_ms`: from when, milliseconds since the epoch."""
+    """The key is revoked already, from the same or an earlier time: `at_ms`, milliseconds since the epoch."""
 
     def __init__(self, key_id: str, at_ms: int) -> None:
         moment = datetime.fromtimestamp(at_ms / 1000, UTC)
@@ -202,7 +202,7 @@ class KeyAlreadyRevoked(LedgerError):
 
 
 class KeyExpired(LedgerError):
-    """The key has expired, so that there is nothing to replace: create another one."""
+    """The key has expired, so it cannot be replaced: create another key."""
 
     def __init__(self, key_id: str) -> None:
         super().__init__(f"{key_id} has expired: create another key")
@@ -210,19 +210,19 @@ class KeyExpired(LedgerError):
 
 
 class LedgerWentBack(LedgerRefused):
-    """An event that this process was told of is not on the ledger any more: a restored backup, or a failover."""
+    """An event that this process has seen is no longer on the ledger, after a restored backup or a failover."""
 
     def __init__(self, seen: EntryId) -> None:
         super().__init__(
             f"event {seen}, which this process has seen, is no longer on the ledger: Redis was restored from an "
-            "older backup, or a failover lost its last writes. Nothing is written until it is back: restore the newer "
-            "data of Redis, or run `tollbook recover`"
+            "older backup, or a failover lost its last writes. Nothing is written until the event is back: restore the "
+            "newer data of Redis, or run `tollbook recover`"
         )
         self.seen = seen
 
 
 class CallsStopped(LedgerRefused):
-    """The projector stopped because the stores disagree; calls begin again once it has found them in order."""
+    """The projector stopped because the stores disagree. Calls start again when it finds the stores in order."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"calls are stopped: {reason}")
@@ -282,12 +282,12 @@ class WrongPartitions(LedgerRefused):
 
 
 class PolicyUnreadable(LedgerRefused):
-    """What Redis holds as the policy is none, or differs from its own digest: somebody changed it by hand."""
+    """The policy in Redis cannot be parsed, or differs from its own digest: somebody changed it by hand."""
 
     def __init__(self, partition: int, problem: str) -> None:
         super().__init__(
-            f"the policy in Redis (partition {partition}) cannot be used: {problem}. Run `tollbook verify`, which says "
-            "what its event has; restore the data of Redis"
+            f"the policy in Redis (partition {partition}) cannot be used: {problem}. Run `tollbook verify`, which "
+            "shows the policy of its event, and restore the data of Redis"
         )
         self.partition = partition
 

@@ -1,4 +1,4 @@
-"""Names of the Redis keys. All keys of one partition share a hash tag, hence a cluster slot."""
+"""Names of the Redis keys. All keys of one partition share a hash tag, and so a cluster slot."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -9,7 +9,7 @@ GROUP: Final = "tollbook"
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one ledger partition. The ones that every step needs are made once."""
+    """The keys of one ledger partition. The names that every step needs are made once."""
 
     namespace: str = "tollbook"
     partition: int = 0
@@ -38,12 +38,12 @@ class Keys:
 
     @property
     def credits(self) -> str:
-        """Hash: by budget, its credit, and what its credits have left."""
+        """Hash: credit of each budget, and what is left of each of its credits."""
         return f"{self.prefix}credits"
 
     @property
     def alerts(self) -> str:
-        """Hash: by budget and fraction, the event that raised this alert."""
+        """Hash: the event that raised an alert, by budget and fraction."""
         return f"{self.prefix}alerts"
 
     @property
@@ -53,12 +53,12 @@ class Keys:
 
     @property
     def secrets(self) -> str:
-        """Hash: what only this ledger knows, such as the key of the names that providers are told. In no event."""
+        """Hash: secrets of this ledger, such as the key that makes users' names for providers. Never in an event."""
         return f"{self.prefix}secrets"
 
     @property
     def users(self) -> str:
-        """Hash: users' plain ids by their hashes, where ids on the ledger are hashed. Entries can be removed."""
+        """Hash: users' plain ids by their hashed ids, if ids on the ledger are hashed. Entries can be removed."""
         return f"{self.prefix}users"
 
     @property
@@ -68,7 +68,7 @@ class Keys:
 
     @property
     def probe(self) -> str:
-        """Stream: written and taken back in one step, to see that the partition can be written."""
+        """Stream: written and deleted in one step, to check that the partition can be written."""
         return f"{self.prefix}probe"
 
     @property
@@ -82,7 +82,7 @@ class Keys:
 
     @property
     def mark(self) -> str:
-        """String: written before replicas are waited for, so that the wait covers whatever was written before."""
+        """String: written before each wait for replicas, so that the wait covers all earlier writes."""
         return f"{self.prefix}mark"
 
     def tail(self, budget: str) -> str:
@@ -102,7 +102,7 @@ class Keys:
         return f"{self.prefix}result:{task_id}"
 
     def deltas(self, task_id: str) -> str:
-        """Stream: a task's answer while it comes, for an hour."""
+        """Stream: a task's answer while it is generated; kept for an hour."""
         return f"{self.prefix}deltas:{task_id}"
 
 
@@ -114,13 +114,13 @@ def dead_letters(namespace: str) -> str:
 def dropped_dead_letters(namespace: str) -> str:
     """String: how many dead letters were dropped because there were too many, or they were too old.
 
-    In one hash slot with the letters, since both are changed in one step.
+    In the hash slot of the letters, since both are changed in one step.
     """
     return f"{{{dead_letters(namespace)}}}:dropped"
 
 
 def tidying_lease(namespace: str) -> str:
-    """String: present while a worker tidies the task streams, or has lately."""
+    """String: present while a worker tidies the task streams, and for a while after."""
     return f"{namespace}:tidying"
 
 
@@ -130,7 +130,7 @@ def alerts(namespace: str) -> str:
 
 
 def alert_receivers(namespace: str) -> str:
-    """Hash: how deliveries to each receiver of alerts go."""
+    """Hash: the state of deliveries to each receiver of alerts."""
     return f"{{{namespace}:alerts}}:receivers"
 
 
@@ -150,7 +150,7 @@ def task_partition(namespace: str, task_id: str) -> str:
 
 
 def projector_lease(namespace: str) -> str:
-    """String: who folds the ledger, and where; absent while nobody does."""
+    """String: the projector that folds the ledger, and where; absent while there is none."""
     return f"{namespace}:projector"
 
 
@@ -160,7 +160,7 @@ def processes(namespace: str) -> str:
 
 
 def dropped_tasks(namespace: str) -> str:
-    """Hash: by task stream, how many tasks were dropped from it before anybody read them."""
+    """Hash: how many tasks were dropped from each task stream before a worker read them."""
     return f"{namespace}:dropped-tasks"
 
 
@@ -170,14 +170,14 @@ def worker_key(namespace: str, consumer: str) -> str:
 
 
 def is_reserved_key(namespace: str, key: str) -> bool:
-    """Whether a key is one of those that belong to a ledger beside its partitions."""
+    """Whether a key is a ledger's own, beside those of its partitions."""
     return key.startswith(f"{namespace}:")
 
 
 def gateway_calls(namespace: str, digest: str) -> str:
-    """Hash: calls of the gateway whose answers have not been delivered yet, by call id; for a key and a body.
+    """Hash: calls of the gateway whose answers have not been delivered yet, by call id; for one key and body.
 
-    Of a call that its client has named: its tries that came to nothing, by number.
+    If the client has named the call: its failed attempts, by number.
     """
     return f"{namespace}:gateway:{digest}"
 

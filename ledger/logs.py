@@ -1,4 +1,4 @@
-"""Loggers of modules that light commands load: structlog takes longer to load than all that such a command does."""
+"""Loggers for modules that quick commands load: importing structlog takes longer than such a command itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ _configure: Callable[[], None] | None = None
 
 
 def configure_when_used(configure: Callable[[], None] | None) -> None:
-    """Have logging set up by `configure` before the first line of a `LazyLogger`; None: not at all."""
+    """Call `configure` before the first line of a `LazyLogger`; None: never."""
     global _configure
     _configure = configure
 

@@ -1,7 +1,7 @@
 """Files and folders that only the user who runs Tollbook may read.
 
 Nothing is opened through a symbolic link, and a file is replaced by renaming: another user of the machine can neither
-read what is here nor have it written somewhere else.
+read these files nor redirect a write.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ def make_private_folder(path: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Put a file in place of any other, in one step. Errors: OSError."""
+    """Write a file in one step; an existing one is replaced. Errors: OSError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # Made anew, so that the mode is right also where a crash left a draft behind.
+        # The draft is a new file, so that its mode is right even if a crash left an old draft.
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
@@ -37,7 +37,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def create_private(path: Path, text: str) -> None:
-    """Make a file that does not exist yet. Errors: FileExistsError; OSError, where a part of it may be left."""
+    """Make a file that does not exist yet. Errors: FileExistsError; OSError, after which a part may be left."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -54,16 +54,16 @@ def sync_folder(path: Path) -> None:
 
 
 def read_private(path: Path) -> str:
-    """Read a file, not through a link, and none that another user has put there. Errors: OSError."""
+    """Read a file, unless it is a link or belongs to another user. Errors: OSError."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
         _check_owner(os.fstat(file.fileno()).st_uid, path)
         return file.read()
 
 
 def _check_owner(owner: int, path: Path) -> None:
-    """See that a file is this user's or root's: another's may say what it likes, such as where to send prompts.
+    """Check that a file is this user's or root's: another user's file could send prompts elsewhere, for example.
 
-    Root may read everybody's, since it also looks after the data of services. Errors: PermissionError.
+    Root may read every file, since it also manages the data of services. Errors: PermissionError.
     """
     user = os.geteuid()
     if user != 0 and owner not in (0, user):
@@ -71,5 +71,5 @@ def _check_owner(owner: int, path: Path) -> None:
 
 
 def append_private(path: Path) -> BinaryIO:
-    """Open a file to append to it, made where it is missing, not through a link. Errors: OSError."""
+    """Open a file to append to it, not through a link; make it if it is missing. Errors: OSError."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600), "ab")

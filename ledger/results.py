@@ -1,7 +1,7 @@
 """Results of tasks: stored under one key each, announced on a channel of the same name.
 
 The gate stores a settled call's result in the step that settles it. Only results that
-move no money (denied, invalid, ping) are stored here, and they never replace another one.
+move no money (denied, invalid, ping) are stored here, and they never replace another result.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from tollbook.schemas.identifiers import partition_of
 from tollbook.schemas.problems import as_text, problems_of
 from tollbook.schemas.results import InferenceResult
 
-# An announcement can be missed while the connection is made again, so the key is read from time to time as well.
+# An announcement can be missed during a reconnect, so the key is read from time to time as well.
 _READ_AGAIN_S = 1.0
 
 
@@ -44,14 +44,14 @@ class Results:
     async def claim(self, task_id: str, user_id: str | None) -> bool:
         """Claim a task id for a call, in the partition of its user; return False if another partition has it (G4).
 
-        Within a partition the gate does that in its own step, so with one partition nothing is sent.
+        Within a partition the gate checks this in its own step, so with one partition nothing is sent.
         """
         return await self._is_own(task_id, user_id, "SET", self._partition(user_id), "NX", "GET", "EX", self._id_ttl_s)
 
     async def put(self, result: InferenceResult, *, replaces: bool = False, max_ttl_s: int | None = None) -> bool:
-        """Store a result that no settlement stores; return False if the task has one already.
+        """Store a result that no settlement stores; return False if the task has a result already.
 
-        With `replaces`, an existing result is replaced. With `max_ttl_s`, it is kept for so many seconds at most.
+        With `replaces`, an existing result is replaced. With `max_ttl_s`, the result is kept for at most that long.
         """
         if not await self._is_own(result.task_id, result.user_id, "GET"):
             return False
@@ -61,19 +61,19 @@ class Results:
         stored = await self._pipeline.execute("SET", key, result.model_dump_json(), *condition, "EX", ttl_s)
         if stored is None:
             return False
-        # Who waits also reads the key from time to time: an announcement that is refused must not undo what is stored.
+        # A refused announcement must not fail a stored result: waiting tasks also read the key from time to time.
         with contextlib.suppress(ResponseError):
             await self._pipeline.execute("PUBLISH", key, result.task_id)
         return True
 
     async def get_of(self, task_id: str, user_id: str | None) -> InferenceResult | None:
-        """Return the result that stands where `put` would store one of this user's; None where none does."""
+        """Return the result of a task of this user, read where `put` stores it; None if there is none."""
         key = self._key(task_id, user_id)
         found: bytes | None = await self._pipeline.execute("GET", key)
         return None if found is None else _read(key, found)
 
     async def get(self, task_id: str) -> InferenceResult | None:
-        """Return a task's result, whoever's it is, or None while there is none (or no longer)."""
+        """Return a task's result from any partition; None if there is none yet, or it has expired."""
         keys = self._keys(task_id)
         replies = await asyncio.gather(*(self._pipeline.execute("GET", key) for key in keys))
         return next((_read(key, found) for key, found in zip(keys, replies, strict=True) if found is not None), None)
@@ -105,7 +105,7 @@ class Results:
         return self._partitions[self._partition(user_id)].deltas(task_id)
 
     def deltas_keys(self, task_id: str) -> list[str]:
-        """Return the keys where that stream can be, whoever's task it is."""
+        """Return the keys that this stream can have, one for each partition."""
         return [keys.deltas(task_id) for keys in self._partitions]
 
     def _key(self, task_id: str, user_id: str | None) -> str:

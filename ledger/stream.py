@@ -1,8 +1,8 @@
 """Reading a ledger partition's stream: raw entries in batches, and batches as Arrow tables.
 
-Nothing is skipped: an entry without a field, with text that is not UTF-8, or of a newer
-version stops the reading, and the error names it. Columns are built and checked as a whole,
-since reading must keep up with folding; only a batch that fails is checked entry by entry.
+Nothing is skipped: an entry that lacks a field, is not UTF-8, or has a newer version stops
+the reading, and the error names it. Columns are built and checked as a whole, since reading
+must keep up with folding; only a batch that fails is checked entry by entry.
 """
 
 import asyncio
@@ -55,15 +55,15 @@ class Batch:
         """Convert to a table of envelope columns, by default with payloads upcast to the current version.
 
         The archive keeps them as written (`is_upcast=False`). Units: `amount` and `committed` in nano-dollars, `ms`
-        since the epoch. Errors: UnreadableEvent, which names the first entry at fault.
+        since the epoch. Errors: UnreadableEvent, which names the first entry that cannot be read.
         """
         try:
             return _table(self.partition, self.entries, is_upcast=is_upcast)
         except _PROBLEMS as exc:
-            raise _culprit(self.partition, self.entries, exc) from exc
+            raise _first_unreadable(self.partition, self.entries, exc) from exc
 
     def first_not_plain(self, table: pa.Table) -> tuple[int, str] | None:
-        """Return row and field of the first number that is not written as the gate writes it."""
+        """Return (row, field) of the first number that is not written as the gate writes it; None if there is none."""
         columns = list(zip(*(fields for _, fields in self.entries), strict=True))[1::2]
         for name, values in zip(ENVELOPE_FIELDS, columns, strict=True):
             if name in _NUMBERS:
@@ -113,10 +113,10 @@ class StreamReader:
         return time_ms(await self._ask(0, "TIME"))
 
     async def aclose(self) -> None:
-        """Give the connection back."""
+        """Close the connection and return it to its pool."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            # Disconnected, since a reply may still be on its way.
+            # Closed, since the reply to a cancelled command may still come.
             await connection.disconnect(nowait=True)
             await self._pool.release(connection)
 
@@ -124,7 +124,7 @@ class StreamReader:
         try:
             return await self._ask_once(block_ms, *command)
         except MovedError:
-            # The partition is at another node now, of which the client has taken note.
+            # The partition has moved to another node, which the client knows by now (`note_problem`).
             return await self._ask_once(block_ms, *command)
 
     async def _ask_once(self, block_ms: int, *command: str | int) -> Any:
@@ -133,10 +133,10 @@ class StreamReader:
                 self._pool = (await server_of(self._redis, self._keys.ledger)).connection_pool
                 self._connection = await self._pool.get_connection()
             await self._connection.send_command(*command)
-            # A time-out around the reading: with one of redis-py's own (8.1) it returns None and keeps the connection,
-            # whose next command then gets the late reply of this one.
+            # The timeout is here and not in redis-py (8.1), which would return None and keep the connection: the next
+            # command would get the late reply of this one.
             async with asyncio.timeout(_TIMEOUT_S + block_ms / 1000):
-                # Not through Redis.execute_command, which would build a dict for every entry.
+                # `Redis.execute_command` is not used, since it builds a dict for every entry.
                 return cast("Any", await self._connection.read_response(disable_decoding=True, timeout=math.inf))
         except MovedError as exc:
             await self.aclose()
@@ -160,7 +160,7 @@ def _streams(reply: Any) -> list[RawEntry]:
 def _table(partition: int, entries: list[RawEntry], *, is_upcast: bool = True) -> pa.Table:
     ids, fields = zip(*entries, strict=True) if entries else ((), ())
     columns = list(zip(*fields, strict=True)) if entries else [()] * (2 * len(ENVELOPE_FIELDS))
-    # Counted, since comparing takes a third of the time that hashing takes.
+    # `count` compares, which takes a third of the time of a set.
     if len(columns) != 2 * len(_NAMES) or any(
         found.count(name) != len(entries) for found, name in zip(columns[0::2], _NAMES, strict=True)
     ):
@@ -231,11 +231,11 @@ def _upcast_payload(kind: bytes, version: bytes, payload: bytes) -> bytes:
     written = json.loads(payload)
     current = upcast(kind.decode(), int(version), written)
     if current == written:
-        return payload  # As it was written, byte for byte: a lost event can then be appended again from DuckDB.
+        return payload  # Byte for byte as it was written, so that a lost event can be restored from DuckDB.
     return json.dumps(current, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _culprit(partition: int, entries: list[RawEntry], problem: Exception) -> UnreadableEvent:
+def _first_unreadable(partition: int, entries: list[RawEntry], problem: Exception) -> UnreadableEvent:
     """Find the first entry that cannot be converted, and what is wrong with it."""
     for raw_id, raw in entries:
         entry_id = raw_id.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""Alerts: what a person is told of, as receivers get it. No prompt, completion or key is in one (G10)."""
+"""Alerts: messages to people, in the form that receivers get. They hold no prompt, completion or key (G10)."""
 
 from decimal import Decimal
 from typing import Annotated, Literal
@@ -17,11 +17,11 @@ class Alert(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     id: str
-    """Names the alert; a repeated delivery has the same id. Of a budget's alert: its event on the ledger."""
+    """Id of the alert; a repeated delivery has the same id. For a budget's alert: the id of its event on the ledger."""
     kind: AlertKind
     """What happened."""
     text: str
-    """The same in words."""
+    """What happened, in words."""
     at_ms: int = Field(ge=0)
     """When it was raised, milliseconds since the epoch."""
     budget: str | None = None

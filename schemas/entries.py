@@ -1,7 +1,7 @@
 """Task entries: what a publisher appends to a task stream, and the size that an entry may have.
 
-An entry is made of plain text fields and then read as a worker reads it. So what a worker would refuse is refused
-before it is sent, and each rule stands in one place.
+An entry is made of plain text fields, then parsed by the same code as in a worker. So a publisher refuses before
+sending what a worker would refuse, and each rule is in one place.
 """
 
 import json
@@ -12,13 +12,13 @@ from typing import Any, TypedDict
 from pydantic import BaseModel
 
 from tollbook.schemas.identifiers import id_text
-from tollbook.schemas.json_text import whole_text
+from tollbook.schemas.json_text import replace_surrogates
 from tollbook.schemas.policy import Policy, check_stream, check_task
 from tollbook.schemas.tasks import InvalidTask, check_entry_size, task_from_fields
 
 
 class RequestFields(TypedDict, total=False):
-    """The fields of a task that say what is asked of a model, beside the prompt. None counts as absent.
+    """The fields of a task that describe the request to the model, beside the prompt. None counts as absent.
 
     Units: `max_tokens` completion tokens; `temperature` 0 to 2. `response_format` may be a pydantic model.
     """
@@ -70,7 +70,7 @@ class RequestFields(TypedDict, total=False):
 class TaskFields(RequestFields, total=False):
     """The fields of a task beside its type and prompt, as a program gives them. None counts as absent.
 
-    `streamed` is the field `stream`: in a program that names the task stream.
+    `streamed` becomes the field `stream` of the entry; in a program, `stream` is the name of the task stream.
     """
 
     user_id: str | int | None
@@ -86,7 +86,7 @@ class TaskFields(RequestFields, total=False):
 
 @dataclass(frozen=True, slots=True)
 class TaskEntry:
-    """A valid task with its id and its stream. `fields` are what is appended, in this order."""
+    """A valid task with its id and its stream. `fields` are appended to the stream, in this order."""
 
     stream: str
     task_id: str
@@ -94,14 +94,15 @@ class TaskEntry:
 
 
 def task_entry(stream: str, values: Mapping[str, object], *, new_id: str, policy: Policy) -> TaskEntry:
-    """Make an entry of a task's values, with names of this policy; `new_id` is the task's id if they name none.
+    """Make the entry of a task from its values; its task type, plan and stream must be in the policy.
 
-    `messages` and `metadata` may be JSON text already. Errors: InvalidTask, for what a worker would refuse.
+    `new_id` becomes the task's id if the values have none. `messages` and `metadata` may be JSON text already.
+    Errors: InvalidTask, for what a worker would refuse.
     """
     fields = {name: _text(name, value) for name, value in {"task_id": new_id, **_given(values)}.items()}
     check_entry_size(sum(len(part.encode("utf-8", "replace")) for pair in fields.items() for part in pair))
     task = check_task(task_from_fields(fields, policy.tag_names), policy)
-    # Ids go out in the spelling in which they are kept.
+    # Ids are sent in the spelling in which they are stored.
     ids = {name: getattr(task, name) for name in ("task_id", "user_id", "campaign_id") if name in fields}
     return TaskEntry(check_stream(stream, policy), ids["task_id"], {**fields, **ids})
 
@@ -114,13 +115,13 @@ def _given(values: Mapping[str, object]) -> dict[str, object]:
 def _text(name: str, value: object) -> str:
     match value:
         case str() if name == "input" and value.startswith("["):
-            return _json(name, [value])  # As it is, a worker would take it for a list.
+            return _json(name, [value])  # A worker would parse the plain text as a list.
         case str():
-            return whole_text(value)
+            return replace_surrogates(value)
         case bool():
             return str(value).lower()
         case bytes():
-            raise InvalidTask(f"'{name}' must be text, a number or what JSON can hold, not bytes")
+            raise InvalidTask(f"'{name}' must be text, a number or a JSON value, not bytes")
         case int() | float():
             return str(value)
         case _:
@@ -130,9 +131,11 @@ def _text(name: str, value: object) -> str:
 
 def _json(name: str, value: object) -> str:
     try:
-        return whole_text(json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":")))
+        return replace_surrogates(
+            json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        )
     except (TypeError, ValueError, RecursionError):
-        raise InvalidTask(f"'{name}' must hold only what JSON can hold, without NaN and infinities") from None
+        raise InvalidTask(f"'{name}' must contain only JSON values, without NaN and infinities") from None
 
 
 def _plain(value: object) -> object:

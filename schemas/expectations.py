@@ -1,4 +1,4 @@
-"""Expectations: in words, what an annotated type takes, for sentences about wrong values."""
+"""Expectations: the values that an annotated type accepts, in words, for messages about wrong values."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ _NOUNS: Final[Mapping[type, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Says in words what a type takes, where its constraints do not: `Annotated[str, ..., Expected("a model id")]`."""
+    """The accepted values in words, if the constraints do not say it: `Annotated[str, ..., Expected("a model id")]`."""
 
     words: str
 
 
 def expectation(annotation: Any, marks: Sequence[Any] = ()) -> str:
-    """Return in words what an annotated type takes, for example `a whole number from 1 to 200000`."""
+    """Return the values that an annotated type accepts, in words, for example `a whole number from 1 to 200000`."""
     kinds, inner = alternatives_of(annotation)
     every = [*_flat(marks), *inner]
     words = [mark.words for mark in every if isinstance(mark, Expected)]
@@ -60,7 +60,7 @@ def expectation(annotation: Any, marks: Sequence[Any] = ()) -> str:
 
 
 def choices_of(annotation: Any) -> list[str]:
-    """Return the texts that an enumeration or a literal type takes."""
+    """Return the texts that an enumeration or a literal type accepts."""
     found: list[str] = []
     for kind in alternatives_of(annotation)[0]:
         if get_origin(kind) is Literal:
@@ -89,13 +89,13 @@ def is_model(kind: Any) -> bool:
 
 
 def is_a(kind: Any, python: type) -> bool:
-    """Whether a type, or what it is made of (`list` of `list[int]`), is a class or a subclass of it."""
+    """Whether a type, or its origin (`list` of `list[int]`), is the class `python` or a subclass of it."""
     actual = get_origin(kind) or kind
     return isinstance(actual, type) and issubclass(actual, python)
 
 
 def _limits(marks: Iterable[Any], *, is_number: bool, unit: str) -> str:
-    # Constraints are of several classes of pydantic's and annotated_types', with the same names for the same limits.
+    # pydantic and annotated_types have several classes of constraints, with the same names for the same limits.
     limits = {name: limit for mark in marks for name in _LIMITS if (limit := getattr(mark, name, None)) is not None}
     if not is_number:
         minimum, maximum = limits.get("min_length"), limits.get("max_length")

@@ -1,4 +1,4 @@
-"""Why attempts fail, in words that are the same for every provider: for the ledger, metrics and `tollbook doctor`."""
+"""Reasons why attempts fail, the same for every provider: for the ledger, metrics and `tollbook doctor`."""
 
 from typing import Final
 
@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 FAILURES: Final[dict[str, str]] = {
     "output_limit": "The limit of completion tokens was used up before an answer.",
-    "content_filtered": "The provider's filter held back the prompt or the answer.",
+    "content_filtered": "The provider's filter blocked the prompt or the answer.",
     "empty_answer": "The reply has neither text nor a tool call nor a refusal.",
-    "unreadable": "The reply cannot be read.",
+    "unreadable": "The reply cannot be parsed.",
     "context_too_long": "The prompt is longer than the model's context.",
     "unsupported_parameter": "The model does not support a parameter of the request.",
     "bad_request": "The provider refused the request as wrong.",
@@ -27,7 +27,7 @@ FAILURES: Final[dict[str, str]] = {
 
 
 class ErrorDetails(BaseModel):
-    """The machine-readable words of a provider's error. Its sentences have no field: they may quote the prompt."""
+    """The codes in a provider's error. The error's text has no field here, since it may quote the prompt (G10)."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -16,12 +16,12 @@ from pydantic import AfterValidator, BeforeValidator, StringConstraints
 from tollbook.schemas.expectations import Expected
 
 MAX_ID_CHARACTERS: Final = 200
-# Composing makes at most one character of four (Unicode 14 and 15, for example U+1F82). Longer text is not composed at
-# all: a long run of accents takes Python a time that grows with its square.
+# Composing makes one character of at most four (Unicode 14 and 15, for example U+1F82). Longer text is not composed:
+# for a long run of accents, Python takes quadratic time.
 _MAX_UNCOMPOSED: Final = 4 * MAX_ID_CHARACTERS
 # Ids are parts of Redis keys, budget names, log lines and shell commands.
 _FORBIDDEN = re.compile(r"[^\S ]|[\"\\\x00-\x1f\x7f-\x9f]")
-# What Python calls printable and nobody sees: Unicode's Default_Ignorable_Code_Point, and the empty Braille cell.
+# Invisible, but printable to Python: Unicode's Default_Ignorable_Code_Point, and the empty Braille cell.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
@@ -31,9 +31,9 @@ def check_id(value: str) -> str:
     """Return an id in the one spelling (Unicode NFC) in which it is kept, compared and hashed.
 
     It has 1 to 200 printable and visible characters, counted in that spelling, without double quotes or backslashes.
-    Spaces stand only inside it.
-    Compatibility forms stay apart: a ligature, a full-width letter or a Cyrillic letter is not the Latin one.
-    Errors: ValueError, whose text says what the id must be and follows the name of its field.
+    It does not begin or end with a space.
+    Compatibility forms stay different: a ligature, a full-width letter or a Cyrillic letter is not the Latin one.
+    Errors: ValueError, whose text says what the id must be; the caller puts the name of the field before it.
     """
     id_ = normalise_id(value)
     if not 1 <= len(id_) <= MAX_ID_CHARACTERS:
@@ -48,7 +48,7 @@ def check_id(value: str) -> str:
 
 
 def normalise_id(value: str) -> str:
-    """Return an id's one spelling (Unicode NFC), to look it up; text that is too long for an id stays as it is."""
+    """Return the stored spelling of an id (Unicode NFC), to look it up; text too long for an id stays as it is."""
     if value.isascii() or len(value) > _MAX_UNCOMPOSED:
         return value
     return unicodedata.normalize("NFC", value)
@@ -56,12 +56,12 @@ def normalise_id(value: str) -> str:
 
 def id_text(value: object) -> object:
     """Return a whole number or a UUID as the text of an id, and anything else as it is."""
-    is_uuid = type(value).__module__ == "uuid"  # Which is not imported: no id is made here.
+    is_uuid = type(value).__module__ == "uuid"  # Not imported, since this module must not make ids.
     return str(value) if is_uuid or type(value) is int else value
 
 
-# The first word of ids of what is no task: commands of people, credits of budgets and their end, spend that an
-# application recorded, and what `tollbook recover` enters.
+# First words of ids that do not belong to a task: commands of people, credits of budgets and their expiry, spend that
+# an application recorded, and the events of `tollbook recover`.
 _COMMAND_WORDS: Final = (
     "plan-assigned", "plan-cleared", "credit-granted", "credit-revoked", "key-created", "key-revoked",
     "credit", "credit-expired", "usage", "unbooked", "recovered",
@@ -69,7 +69,7 @@ _COMMAND_WORDS: Final = (
 
 
 def check_task_id(value: str) -> str:
-    """Return a task's id, which must not be that of a command. Errors: ValueError."""
+    """Return a task's id, which must not have the form of a command's id. Errors: ValueError."""
     id_ = check_id(value)
     if " " in id_ and id_.split(" ", 1)[0] in _COMMAND_WORDS:  # G4
         raise ValueError(f"must not begin with {id_.split(' ', 1)[0]!r} and a space, as commands' ids do")
@@ -81,12 +81,12 @@ _HASH_BYTES: Final = 20
 
 
 def hashed_id(digest: bytes) -> str:
-    """Return the id that stands for a user by a digest of the user's own: `h-` and 40 hexadecimal digits."""
+    """Return the hashed id of a user from the digest of the plain id: `h-` and 40 hexadecimal digits."""
     return f"h-{digest[:_HASH_BYTES].hex()}"
 
 
 def is_hashed_id(text: str) -> bool:
-    """Whether an id has the form of one that stands for another."""
+    """Whether an id has the form of a hashed id."""
     return _HASHED.fullmatch(text) is not None
 
 
@@ -96,7 +96,7 @@ def find_hashed_ids(text: str) -> list[str]:
 
 
 def replace_hashed_ids(text: str, plain: Mapping[str, str]) -> str:
-    """Return a text with the plain ids of those hashed ones whose plain one is known."""
+    """Return a text in which each hashed id that `plain` has is replaced by its plain id."""
     return _HASHED.sub(lambda found: plain.get(found[0], found[0]), text)
 
 
@@ -148,7 +148,7 @@ _LABELS: Final = (
 def budget_name(name: str, value: str, window: str) -> str:
     """Return the key of one balance of a budget, for example `user:u42:2026-11` or `team-week:red:2026-W48`.
 
-    It can be split again although a value may hold colons: the name and the window hold none.
+    It can be split again: only the value may contain colons, the name and the window do not.
     """
     return f"{name}:{value}:{window}"
 
@@ -161,9 +161,9 @@ def split_budget_name(key: str) -> tuple[str, str, str]:
 
 
 def budget_value(values: Sequence[str]) -> str:
-    """Return the value under which a budget by several attributes keeps a balance; of none, `all`.
+    """Return the value part of a balance's key: the value of each attribute, or `all` for a budget without attributes.
 
-    Values are joined by commas. A comma or percent sign inside one is percent-encoded, unless it stands alone.
+    Several values are joined by commas; then a comma or percent sign inside a value is percent-encoded.
     """
     if len(values) < 2:
         return values[0] if values else EVERYBODY
@@ -171,29 +171,29 @@ def budget_value(values: Sequence[str]) -> str:
 
 
 def read_values(value: str, attributes: int) -> list[str]:
-    """Return the values of so many attributes that `budget_value` has joined, or a person has written.
+    """Split the value part of a key into one value per attribute; `budget_value` joined it, or a person wrote it.
 
-    A percent sign needs no encoding where `%25` or `%2C` does not follow from it. Errors: ValueError.
+    A percent sign needs no encoding, except before `25` and `2C`. Errors: ValueError.
     """
     if not attributes:
         if value != EVERYBODY:
-            raise ValueError(f"must be {EVERYBODY!r}: the budget is of everybody together")
+            raise ValueError(f"must be {EVERYBODY!r}: the budget has one balance for all calls")
         return []
     parts = [value]
     if attributes > 1:
         parts = [part.replace("%2C", ",").replace("%25", "%") for part in value.split(",")]
     if len(parts) != attributes:
-        raise ValueError(f"must have {attributes} values with commas between them (a comma in one is %2C)")
+        raise ValueError(f"must have {attributes} values separated by commas (write a comma inside a value as %2C)")
     return [normalise_id(part) for part in parts]
 
 
 def definition_name(name: str, since_version: int) -> str:
-    """Return the name that a budget has in keys: one that was redefined later begins at zero under `name~version`."""
+    """Return a budget's name in keys: `name~version` if it was redefined, since its balances began at zero then."""
     return name if since_version <= 1 else f"{name}~{since_version}"
 
 
 def rule_name(name: str) -> str:
-    """Return the name in the policy of a budget's name in keys."""
+    """Return a budget's name in the policy from its name in keys."""
     return name.partition("~")[0]
 
 
@@ -212,12 +212,12 @@ def describe_budget(key: str) -> str:
 
 
 def task_id_from_entry(stream: str, entry_id: str) -> str:
-    """Return the id of a task whose publisher gave none. The same entry always gets the same id."""
+    """Return the id of a task that was published without one. The same entry always gets the same id."""
     return f"{stream}-{entry_id}"
 
 
 def usage_call_id(key: str) -> str:
-    """Return the call id of spend that an application recorded under a key. It begins as no task id can."""
+    """Return the call id of spend that an application recorded under a key. No task id can begin with `usage `."""
     return f"usage {key}"
 
 
@@ -229,7 +229,7 @@ def partition_of(user_id: str, partitions: int) -> int:
 class EntryId(NamedTuple):
     """A Redis stream entry id, ordered as Redis orders it: by milliseconds, then by sequence.
 
-    A tuple, since one is made and compared for every step of every call.
+    A tuple, for speed: an id is made and compared for every step of every call.
     """
 
     ms: int

@@ -1,7 +1,7 @@
-"""JSON that people and programs write: read strictly, so that two readers never take it for two things.
+"""Strict parsing of JSON, so that two programs never read the same text differently.
 
-A key that an object has twice is refused: each reader takes the value that it likes, one the first, another the last.
-NaN and infinities are no JSON, unless the caller reads them.
+An object with a repeated key is refused: some programs read the first value, others the last.
+NaN and infinities are refused, unless the caller parses them.
 """
 
 import json
@@ -12,7 +12,7 @@ _MAX_SHOWN_CHARACTERS: Final = 100
 
 
 class RepeatedKey(ValueError):
-    """An object has a key twice. The text names the key, and follows the name of what was read."""
+    """An object has a key twice. The text names the key; the caller puts the name of the input before it."""
 
     def __init__(self, key: str) -> None:
         # A key with spaces, or a long one, may be a sentence of somebody's prompt (G10).
@@ -22,7 +22,7 @@ class RepeatedKey(ValueError):
 
 
 class NotJson(ValueError):
-    """The text is not JSON. The message follows the name of what was read, and quotes nothing."""
+    """The text is not JSON. The message quotes nothing; the caller puts the name of the input before it."""
 
 
 def parse_json(
@@ -32,10 +32,10 @@ def parse_json(
     parse_int: Callable[[str], Any] | None = None,
     parse_constant: Callable[[str], Any] = lambda name: _refuse_constant(name),
 ) -> Any:
-    """Return what a JSON text says.
+    """Return the value of a JSON text.
 
-    Errors: RepeatedKey; NotJson; ValueError for a number of thousands of digits; RecursionError; what the given
-        functions raise.
+    Errors: RepeatedKey; NotJson; ValueError for a number with thousands of digits; RecursionError; errors of the given
+        functions.
     """
     try:
         return json.loads(
@@ -43,23 +43,23 @@ def parse_json(
             parse_float=parse_float,
             parse_int=parse_int,
             parse_constant=parse_constant,
-            object_pairs_hook=without_repeats,
+            object_pairs_hook=refuse_repeated_keys,
         )
     except json.JSONDecodeError as exc:
         raise NotJson(f"is not JSON (character {exc.pos + 1})") from None
     except UnicodeDecodeError:
-        raise NotJson("is not JSON (no UTF-8)") from None
+        raise NotJson("is not JSON (not UTF-8)") from None
 
 
 def json_children(value: object) -> Collection[object]:
-    """Return what stands in a list or an object."""
+    """Return the values directly in a list or an object; of any other value, none."""
     if isinstance(value, dict):
         return cast("dict[str, object]", value).values()
     return cast("list[object]", value) if isinstance(value, list | tuple) else ()
 
 
 def is_deeper(value: object, limit: int) -> bool:
-    """Whether lists and objects are nested deeper than `limit` levels; counting stops just past it."""
+    """Whether lists and objects are nested deeper than `limit` levels. Deeper levels are not visited."""
     depth, level = 0, [value]
     while level and depth <= limit:
         depth += any(isinstance(item, dict | list | tuple) for item in level)
@@ -67,8 +67,8 @@ def is_deeper(value: object, limit: int) -> bool:
     return depth > limit
 
 
-def whole_text(text: str) -> str:
-    """Return text that UTF-8 can encode: JSON can escape half of a surrogate pair, which is replaced."""
+def replace_surrogates(text: str) -> str:
+    """Return text that UTF-8 can encode: half of a surrogate pair, which JSON can escape, is replaced."""
     if text.isascii():
         return text
     try:
@@ -78,22 +78,22 @@ def whole_text(text: str) -> str:
     return text
 
 
-def with_whole_text(value: Any) -> Any:
-    """Return a JSON value of which every text, names included, is one that UTF-8 can encode."""
+def replace_surrogates_in(value: Any) -> Any:
+    """Return a JSON value with `replace_surrogates` applied to every text in it, names included."""
     match value:
         case str():
-            return whole_text(value)
+            return replace_surrogates(value)
         case dict():
             fields = cast("dict[Any, Any]", value).items()
-            return {with_whole_text(name): with_whole_text(each) for name, each in fields}
+            return {replace_surrogates_in(name): replace_surrogates_in(each) for name, each in fields}
         case list() | tuple():
-            return [with_whole_text(each) for each in cast("list[Any]", value)]
+            return [replace_surrogates_in(each) for each in cast("list[Any]", value)]
         case _:
             return value
 
 
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of an object as a dictionary. Errors: RepeatedKey."""
+def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs of a JSON object as a dictionary. Errors: RepeatedKey."""
     table = dict(pairs)
     if len(table) != len(pairs):
         seen: set[str] = set()

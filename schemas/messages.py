@@ -1,7 +1,7 @@
-"""Chat messages: what OpenAI's SDKs and applications put into a conversation, and what they send back of a reply.
+"""Chat messages: what OpenAI's SDKs and applications put into a conversation, with the parts of replies in it.
 
-Nulls count as absent, and what an SDK only adds for its user (`parsed`) is dropped. How many tokens a message can have
-is known in `inference/bounds`; which images, sounds, files and videos have a bound there, in `inference/media`.
+Nulls count as absent. Fields that an SDK adds only for its user (`parsed`) are dropped. `inference/bounds` computes how
+many tokens a message can have, and `inference/media` which images, sounds, files and videos have a bound.
 """
 
 import json
@@ -28,13 +28,13 @@ _OTHER_NAMES: Final[Mapping[str, str]] = {
 
 
 class Form(BaseModel):
-    """A JSON object of a request. Nulls count as absent; another program's model counts as the object it stands for."""
+    """A JSON object of a request. Nulls count as absent. A pydantic model of another class is read as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     dropped: ClassVar[frozenset[str]] = frozenset()
     """Fields that an SDK adds for its user, and that mean nothing to a model."""
     absent: ClassVar[tuple[object, ...]] = (None,)
-    """Values that count as none. SDKs send back `annotations: []`, and LangChain `content: []` beside tool calls."""
+    """Values that count as absent. SDKs return `annotations: []`, and LangChain `content: []` beside tool calls."""
 
     @model_validator(mode="before")
     @classmethod
@@ -165,7 +165,7 @@ Content = Annotated[
 
 
 def _as_json_text(value: object) -> object:
-    """Return arguments as the JSON text that OpenAI's form has; some applications keep the object."""
+    """Return arguments as JSON text, which OpenAI's form has; some applications send the object."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
@@ -185,8 +185,8 @@ class CustomCall(Form):
     input: str = Field(default="", repr=False)
 
 
-def _with_text_of(value: object, name: str) -> object:
-    """Return a form whose id of a call is text: some applications count their calls."""
+def _with_id_as_text(value: object, name: str) -> object:
+    """Return a form whose call id `name` is text: some applications send a number."""
     if not isinstance(value, Mapping) or name not in value:
         return cast("object", value)
     fields = cast("Mapping[str, object]", value)
@@ -203,12 +203,12 @@ class ToolCall(Form):
     function: FunctionCall | None = None
     custom: CustomCall | None = None
     extra_content: dict[str, Any] | None = Field(default=None, repr=False)
-    """What Gemini wants back with a call: the signature of the thought behind it."""
+    """What Gemini must get back with a call: the signature of its reasoning."""
 
     @model_validator(mode="before")
     @classmethod
     def _with_its_id_as_text(cls, value: object) -> object:
-        return _with_text_of(value, "id")
+        return _with_id_as_text(value, "id")
 
     @model_validator(mode="after")
     def _names_what_is_called(self) -> Self:
@@ -231,8 +231,8 @@ _TEXTS_AND_MEDIA: Final = frozenset({"role", "content", "refusal", "reasoning", 
 class Message(Form):
     """One chat message, in OpenAI's form.
 
-    `content` may be absent beside tool calls or a refusal. What stands here and not in OpenAI's reference comes from
-    OpenRouter's and other providers' replies, which applications send back with the next turn.
+    `content` may be absent beside tool calls or a refusal. Fields that OpenAI's reference does not have come from the
+    replies of OpenRouter and other providers, which applications send back with the next turn.
     """
 
     dropped = frozenset({"parsed", "provider_specific_fields", "extra_content", "thinking"})
@@ -259,7 +259,7 @@ class Message(Form):
     @model_validator(mode="before")
     @classmethod
     def _with_its_id_as_text(cls, value: object) -> object:
-        return _with_text_of(value, "tool_call_id")
+        return _with_id_as_text(value, "tool_call_id")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -270,17 +270,17 @@ class Message(Form):
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether it brings back what a model thought, in any form."""
+        """Whether the message sends back a model's reasoning, in any form."""
         is_signed = any(call.extra_content for call in self.tool_calls or ())
         return is_signed or any(getattr(self, name) is not None for name in _REASONING)
 
     @property
     def is_empty(self) -> bool:
-        """Whether it says nothing but what a model thought."""
+        """Whether the message has nothing but reasoning."""
         return self.content is None and not (self.tool_calls or self.function_call or self.refusal)
 
     def without_reasoning(self) -> Self:
-        """Return the message without what a model thought; it may be empty then."""
+        """Return the message without reasoning; it may be empty then."""
         calls = self.tool_calls and tuple(call.model_copy(update={"extra_content": None}) for call in self.tool_calls)
         return self.model_copy(update={**dict.fromkeys(_REASONING), "tool_calls": calls})
 
@@ -305,20 +305,20 @@ class Message(Form):
 
     @property
     def structures(self) -> dict[str, Any]:
-        """What the message holds beside texts and media, as JSON values: calls of tools, names, details."""
+        """The fields beside texts and media, as JSON values: tool calls, names, reasoning details."""
         given = self.model_fields_set - _TEXTS_AND_MEDIA
         return self.model_dump(mode="json", exclude_none=True, include=given) if given else {}
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of all that the message holds beside media, whose size says nothing of their cost."""
+        """Bytes of the message without media, whose size does not decide their cost."""
         structures = self.structures
         texts = (*self.texts, json.dumps(structures, ensure_ascii=False) if structures else "")
         return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
 
     @property
     def media_parts(self) -> tuple[MediaPart, ...]:
-        """The images, sounds, files and videos of the content, and the images that a model had made."""
+        """The images, sounds, files and videos of the content, and the images that a model made."""
         if isinstance(self.content, str) and self.images is None:
             return ()
         parts = (*(() if isinstance(self.content, str) else self.content or ()), *(self.images or ()))

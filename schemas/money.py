@@ -1,7 +1,7 @@
 """Money is an integer number of nano-dollars (1e-9 USD); no float ever holds it.
 
-Every function refuses what is no exact amount: bools, floats, NaN. Amounts are at most 1,000,000 USD: the gate runs in
-Lua, whose numbers are doubles and exact up to 2**53, so that sums of nine such amounts are still exact.
+Every function refuses values that are not exact: bools, floats, NaN. Amounts are at most 1,000,000 USD: the gate runs
+in Lua, whose numbers are doubles and exact up to 2**53, so that sums of nine such amounts are still exact.
 """
 
 from collections.abc import Iterable
@@ -42,20 +42,20 @@ def nanousd_from_usd(usd: Decimal | str | int) -> int:
         dollars = Decimal(usd)
     except InvalidOperation as exc:
         raise MoneyError(f"dollars must be a decimal number, not {shown(usd)}") from exc
-    # Compared before it is scaled, since a huge exponent would make a huge integer.
+    # The check comes before the scaling, since a huge exponent would make a huge integer.
     if not dollars.is_finite() or not 0 <= dollars <= MAX_NANOUSD // NANOUSD_PER_USD:
         raise MoneyError(f"dollars must be from 0 to 1,000,000, not {shown(usd)}")
     with localcontext() as context:
         context.prec = 100
-        context.rounding = ROUND_CEILING  # For text of more digits than that.
+        context.rounding = ROUND_CEILING  # For text with more digits than `prec`.
         return int((dollars * NANOUSD_PER_USD).to_integral_value(rounding=ROUND_CEILING))
 
 
 def usd_from_nanousd(nanousd: int) -> Decimal:
-    """Convert nano-dollars to dollars, exactly, with nine decimal places. Errors: MoneyError for what is no integer."""
+    """Convert nano-dollars to dollars, exactly, with nine decimal places. Errors: MoneyError, if not an integer."""
     if type(nanousd) is not int:
         raise MoneyError(f"nano-dollars must be a whole number, not {shown(nanousd)}")
-    # Of text, since that is exact in any context, and takes a third of the time.
+    # Made from text, which is exact in any context and three times as fast.
     return Decimal(f"{nanousd}E-9")
 
 
@@ -83,8 +83,8 @@ def exact_places(amounts: Iterable[int | None]) -> int:
 def format_usd(nanousd: int, *, places: int | None = 2) -> str:
     """Format for people, for example `$1,234.57`; rounds up, so that a spend is never shown too low.
 
-    Without `places`, the amount has as many as it needs to be exact, at least two.
-    Errors: MoneyError for what is no integer.
+    With `places=None`, the amount has as many decimal places as it needs to be exact, at least two.
+    Errors: MoneyError, if not an integer.
     """
     places = exact_places([nanousd]) if places is None else places
     with localcontext() as context:

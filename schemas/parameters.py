@@ -1,7 +1,7 @@
-"""Parameters of completions and embeddings that a task may set, with their forms; and those that it may not, and why.
+"""Parameters of completions and embeddings: which ones a task may set, in which form, and which are refused, and why.
 
-All that pass leave the price of a token as it is, and are counted in the bound (`inference/bounds`). A parameter that
-would change the price, add charges of its own or return what a result has no place for is refused.
+Accepted parameters do not change the price of a token, and are counted in the bound (`inference/bounds`). A parameter
+is refused if it would change the price, add charges of its own, or return something that a result cannot hold.
 """
 
 import json
@@ -25,14 +25,14 @@ _FunctionName = Annotated[
 ]
 
 
-def number(value: object) -> object:
+def refuse_bool(value: object) -> object:
     """Refuse true and false as a number: to Python, and so to pydantic, true is the number 1. Errors: ValueError."""
     if isinstance(value, bool):
         raise ValueError(f"must be a number, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
     return value
 
 
-_IsNumber: Final = BeforeValidator(number)
+_IsNumber: Final = BeforeValidator(refuse_bool)
 
 
 class FunctionDefinition(Form):
@@ -45,7 +45,7 @@ class FunctionDefinition(Form):
 
 
 class CustomDefinition(Form):
-    """A custom tool: the model calls it with a text, of a form that a grammar may describe."""
+    """A custom tool: the model calls it with text, whose form a grammar may describe."""
 
     name: _FunctionName
     description: str | None = Field(default=None, repr=False)
@@ -68,8 +68,8 @@ class CustomTool(Form):
     cache_control: CacheControl | None = None
 
 
-def _own_tool(value: object) -> object:
-    """Refuse tools that the provider runs: a request may run one as often as it likes. Errors: ValueError."""
+def _refuse_server_tool(value: object) -> object:
+    """Refuse tools that the provider runs: it may run them any number of times. Errors: ValueError."""
     kind = cast("Mapping[str, object]", value).get("type") if isinstance(value, Mapping) else None
     if isinstance(kind, str) and kind not in ("function", "custom"):
         raise ValueError(
@@ -81,13 +81,13 @@ def _own_tool(value: object) -> object:
 
 Tool = Annotated[
     Annotated[FunctionTool | CustomTool, Field(discriminator="type")],
-    BeforeValidator(_own_tool),
+    BeforeValidator(_refuse_server_tool),
     Expected("a function such as {'type': 'function', 'function': {'name': ...}}"),
 ]
 
 
-def json_if_it_is(value: object) -> object:
-    """Read the JSON of a list or an object that a plain stream field holds; other text stays as it is."""
+def parse_if_json(value: object) -> object:
+    """Parse text that is a JSON list or object, as in a plain stream field; other text stays as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return parse_json(value)
@@ -97,10 +97,10 @@ def json_if_it_is(value: object) -> object:
 
 
 def _choice_of(*words: str) -> Callable[[object], object]:
-    """Return a validator that takes one of these words, or an object that names a tool."""
+    """Return a validator that accepts one of these words, or an object that names a tool."""
 
     def check(value: object) -> object:
-        value = json_if_it_is(value)
+        value = parse_if_json(value)
         if isinstance(value, dict) or (isinstance(value, str) and value in words):
             return cast("dict[str, Any] | str", value)
         raise ValueError(f"must be one of {', '.join(map(repr, words))}, or a JSON object that names what to call")
@@ -108,8 +108,8 @@ def _choice_of(*words: str) -> Callable[[object], object]:
     return check
 
 
-def _stops(value: object) -> object:
-    value = json_if_it_is(value)
+def _check_stops(value: object) -> object:
+    value = parse_if_json(value)
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, list | tuple) or not all(
         isinstance(stop, str) and stop for stop in cast("list[object]", stops)
@@ -126,7 +126,7 @@ def _logit_bias(value: dict[str, int | float]) -> dict[str, int | float]:
 
 
 class Reasoning(Form):
-    """How much a model may reason before it answers. Reasoning is part of `max_tokens`."""
+    """How much a model may reason before it answers. Reasoning tokens count in `max_tokens`."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=1_000_000), _IsNumber] | None = None
@@ -155,19 +155,19 @@ class ResponseFormat(Form):
     @model_validator(mode="after")
     def _has_its_schema(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("'json_schema' goes with the type 'json_schema', and is missing without it")
+            raise ValueError("'json_schema' is for the type 'json_schema' only, which needs it")
         return self
 
 
 class WebSearchOptions(Form):
-    """How the web is searched: how much of it, and for whom."""
+    """How the web is searched: the size of the search context, and the user's location."""
 
     search_context_size: Literal["low", "medium", "high"] | None = None
     user_location: dict[str, Any] | None = Field(default=None, repr=False)
 
 
 class Prediction(Form):
-    """What much of the answer will be. Tokens of it that are not used are billed as completion tokens."""
+    """Text that much of the answer is expected to repeat. Its unused tokens are billed as completion tokens."""
 
     type: Literal["content"]
     content: Content = Field(repr=False)
@@ -196,9 +196,9 @@ class Parameters(BaseModel):
     top_a: _Share | None = None
     """Leave out tokens below this share of the square of the likeliest one's probability, 0 to 1."""
     frequency_penalty: _Penalty | None = None
-    """Penalty for tokens by how often they stand in the text already, -2 to 2."""
+    """Penalty for tokens by how often they occur in the text already, -2 to 2."""
     presence_penalty: _Penalty | None = None
-    """Penalty for tokens that stand in the text already, -2 to 2."""
+    """Penalty for tokens that occur in the text already, -2 to 2."""
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False), _IsNumber] | None = None
     """Factor against repetition, above 0 up to 2; 1: none."""
     seed: Annotated[int, Field(ge=-_MAX_SEED, lt=_MAX_SEED), _IsNumber] | None = None
@@ -206,7 +206,7 @@ class Parameters(BaseModel):
     stop: (
         Annotated[
             str | Annotated[tuple[str, ...], Field(max_length=MAX_STOPS)],
-            BeforeValidator(_stops),
+            BeforeValidator(_check_stops),
             Expected(f"a text or a list of at most {MAX_STOPS} texts"),
         ]
         | None
@@ -241,7 +241,7 @@ class Parameters(BaseModel):
     verbosity: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     """How long the answer should be."""
     prediction: Prediction | None = Field(default=None, repr=False)
-    """What much of the answer will be, as JSON. It is billed as completion where the answer differs."""
+    """Text that much of the answer is expected to repeat, as JSON. Its unused tokens are billed as completion."""
     cache_control: CacheControl | None = None
     """Let the provider cache the prompt, as JSON: `{"type": "ephemeral"}`."""
     prompt_cache_key: str | None = Field(default=None, min_length=1, max_length=64, repr=False)
@@ -251,15 +251,15 @@ class Parameters(BaseModel):
     store: bool | None = None
     """Whether OpenAI keeps the completion."""
     modalities: tuple[Literal["text", "image"], ...] | None = None
-    """What the answer is to have, as JSON: `["text", "image"]`. Images only where the policy has a price of them."""
+    """Kinds of output, as JSON: `["text", "image"]`. Images only if the policy has a price for them."""
     image_config: Annotated[dict[str, str | int], Field(max_length=16)] | None = None
-    """OpenRouter: the form of images that are made, as JSON: `{"aspect_ratio": "16:9"}`."""
+    """OpenRouter: the form of the images in the answer, as JSON: `{"aspect_ratio": "16:9"}`."""
     web_search_options: WebSearchOptions | None = Field(default=None, repr=False)
-    """Search the web, as JSON: `{"search_context_size": "low"}`. Only where the policy has a price of it."""
+    """Search the web, as JSON: `{"search_context_size": "low"}`. Only if the policy has a price for it."""
     transforms: tuple[Literal["middle-out"], ...] | None = None
     """OpenRouter: `["middle-out"]` shortens a prompt that is too long for the model."""
     dimensions: Annotated[int, Field(ge=1, le=MAX_DIMENSIONS), _IsNumber] | None = None
-    """Embeddings: how many numbers a vector has, where the model can make shorter ones."""
+    """Embeddings: how many numbers a vector has, if the model can make shorter ones."""
     encoding_format: Literal["float", "base64"] | None = None
     """Embeddings: whether a vector is a list of numbers, or base64 text of 32-bit floats, which is shorter."""
 
@@ -276,16 +276,16 @@ class Parameters(BaseModel):
         }
 
     @model_validator(mode="after")
-    def _can_be_written(self) -> Self:
+    def _are_json(self) -> Self:
         if not self.model_fields_set & Parameters.model_fields.keys():
-            return self  # Most tasks set none, and a dump takes longer than to read one.
+            return self  # For speed: most tasks set no parameter, and a dump takes longer than validation.
         values = self.model_dump(include=set(Parameters.model_fields), exclude_none=True)
         if is_deeper(values, MAX_SCHEMA_DEPTH):
             raise ValueError(f"the parameters must not be nested deeper than {MAX_SCHEMA_DEPTH} levels")
         try:
             json.dumps(values, allow_nan=False)
         except (TypeError, ValueError):
-            raise ValueError("the parameters must hold only what JSON can hold, without infinities") from None
+            raise ValueError("the parameters must contain only JSON values, without infinities") from None
         return self
 
     def parameters(self) -> dict[str, Any]:
@@ -295,42 +295,42 @@ class Parameters(BaseModel):
 
 
 IMAGE_PARAMETERS: Final = frozenset({"modalities", "image_config"})
-"""Parameters that have images made."""
+"""Parameters that ask for images in the answer."""
 SEARCH: Final = "web_search_options"
-"""The parameter that has the web searched."""
+"""The parameter that asks for a web search."""
 EMBEDDINGS_PARAMETERS: Final = ("dimensions", "encoding_format")
 """Parameters of embeddings, which have no others."""
 _LISTS: Final = frozenset({"stop", "tools", "functions", "transforms", "modalities"})
-"""Parameters of which an empty list counts as none."""
+"""Parameters for which an empty list counts as absent."""
 JSON_PARAMETERS: Final = (
     "logit_bias", "response_format", "tools", "functions", "reasoning", "prediction", "cache_control", "transforms",
     "web_search_options", "modalities", "image_config",
 )  # fmt: skip
 """Parameters that are JSON text in a plain stream field."""
 
-_WEB_SEARCH: Final = "`web_search_options` asks for web searches, where the policy has a price of them"
+_WEB_SEARCH: Final = "use `web_search_options` for web searches, if the policy has a price for them"
 _ROUTING: Final = "a task names one `model`, and its route the fallback: each is priced before it is called"
 REFUSED: Final[Mapping[str, str]] = {
     "n": "a result holds one answer: publish one task for each",
     "best_of": "a result holds one answer: publish one task for each",
-    "stream_options": "the usage is in the result",
-    "service_tier": "it changes the price of a token, and the bound rests on the standard price",
-    "speed": "it changes the price of a token, and the bound rests on the standard price",
+    "stream_options": "the usage is in the result anyway",
+    "service_tier": "it changes the price of a token, and the bound is computed from the standard price",
+    "speed": "it changes the price of a token, and the bound is computed from the standard price",
     "web_search": _WEB_SEARCH,
     "search_parameters": _WEB_SEARCH,
     "enable_search": _WEB_SEARCH,
-    "plugins": "plugins bill by the request or the page, or add to the prompt, and those that iterate have no bound; "
-    "OpenRouter chooses how files are read where the policy's prices have `file`",
+    "plugins": "plugins bill by the request or the page, or add to the prompt, and the cost of repeated steps has no "
+    "bound; OpenRouter chooses how files are read if the policy's prices have `file`",
     "stop_server_tools_when": "tools that the provider runs have no bound",
     "max_tool_calls": "tools that the provider runs have no bound",
     "mcp_servers": "tools that the provider runs have no bound",
-    "audio": "a result has no place for sound, and its price is not known",
+    "audio": "a result cannot hold sound, and its price is not known",
     "models": _ROUTING,
     "route": _ROUTING,
     "preset": _ROUTING,
     "provider": "Tollbook sets it, so that no endpoint costs more than the bound",
-    "user": "Tollbook sends the provider a name of its own for the user: `user_id` says who is charged",
-    "safety_identifier": "Tollbook sends the provider a name of its own for the user: `user_id` says who is charged",
+    "user": "Tollbook sends the provider its own name for the user: `user_id` says who is charged",
+    "safety_identifier": "Tollbook sends the provider its own name for the user: `user_id` says who is charged",
     "extra_body": "put its fields beside the others",
     "extra_headers": "a task has no headers",
     "extra_query": "a task has no query",
@@ -350,15 +350,15 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "extra_headers": ({},),
     "extra_query": ({},),
 }
-"""Values of these with which an SDK only says what is so anyway; they are dropped."""
+"""Default values of refused parameters, which SDKs send without need. They are dropped."""
 
 
-_OF_STREAMS: Final = frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"})
+_STREAM_OPTIONS: Final = frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"})
 """Options of event streams that change neither the answer nor its price."""
 
 
-def without_refused(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields without those that say what is so anyway, and why each of the others is refused."""
+def drop_refused(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields without refused parameters, and a problem for each that has more than its default value."""
     kept: dict[str, Any] = {}
     problems: list[str] = []
     for name, value in values.items():
@@ -377,7 +377,7 @@ def _is_neutral(name: str, value: object) -> bool:
     except (ValueError, RecursionError):
         read = value
     if name == "stream_options" and isinstance(read, dict):
-        return cast("dict[str, object]", read).keys() <= _OF_STREAMS
+        return cast("dict[str, object]", read).keys() <= _STREAM_OPTIONS
     if type(read) is float and read.is_integer():
         read = int(read)
     # To Python, true is the number 1.

@@ -1,7 +1,7 @@
 """The policy: who may spend how much on which models. One for all processes, since the ledger holds it (G11).
 
-A policy file, `tollbook.toml`, has the same shape; so has the `content` of a `policy-applied` event. Its tables are in
-policy_rules.py.
+The policy file, `tollbook.toml`, and the `content` of a `policy-applied` event have the shape of `Policy`. The tables
+in it are in policy_rules.py.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tollbook.schemas.identifiers import Identifier, is_hashed_id, normalise_id
 from tollbook.schemas.money import nanousd_from_usd
+from tollbook.schemas.parameters import refuse_bool
 from tollbook.schemas.policy_rules import (
     WITHOUT_EMBEDDINGS,
     AlertRule,
@@ -30,14 +31,13 @@ from tollbook.schemas.policy_rules import (
     Rule,
     StreamRule,
     Usd,
-    not_bool,
 )
 from tollbook.schemas.problems import did_you_mean, shown, unknown_name
 from tollbook.schemas.routes import DEFAULT_PROVIDER, EMBEDDINGS, ModelAt, Route
 from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, ModelId, Name, Task, may_be_prompt
 from tollbook.schemas.windows import WeekStart, find_zone
 
-# The rules that are wanted wherever policies are read are importable from here too.
+# Rules that readers of policies need are importable from here too.
 __all__ = [
     "ATTRIBUTES",
     "CHAT",
@@ -60,27 +60,27 @@ __all__ = [
 ]
 
 ATTRIBUTES: Final = ("user", "plan", "campaign", "task", "model")
-"""What budgets may be kept by beside the tags of tasks."""
+"""Attributes that a budget may have in `by`, beside the tags of tasks."""
 CHAT: Final = "chat"
 """Task type of calls that name a model and no task type of the policy; it needs no route."""
 EMBED: Final = "embed"
-"""The same for embeddings."""
+"""Task type of embeddings calls that name a model and no task type of the policy; it needs no route."""
 _BY_MODEL: Final = (CHAT, EMBED)
 OWN_BUDGET: Final = "user"
 """Name of the budget that every call has: the user's billing period, whose cap the plan decides."""
 
 
 class Policy(Rule):
-    """Everything that decides about calls and money. Without a file, the defaults below."""
+    """Everything that decides about calls and money. Without a file, `default_policy` applies."""
 
     timezone: str = "UTC"
     """Name of the time zone in which days, weeks and months begin, such as Europe/Berlin."""
-    month_starts_on: Annotated[int, Field(ge=1, le=28), BeforeValidator(not_bool)] = 1
+    month_starts_on: Annotated[int, Field(ge=1, le=28), BeforeValidator(refuse_bool)] = 1
     """First day of a billing period."""
     week_starts_on: WeekStart = "monday"
     """First day of a week: monday or sunday."""
     user_ids: Literal["plain", "hashed"] = "plain"
-    """Whether users' ids stand on the ledger as they are or as keyed hashes; fixed when the ledger is created."""
+    """Whether the ledger has users' ids as they are or as keyed hashes; fixed when the ledger is created."""
     default_plan: Name = "trial"
     """Plan of a task that names none."""
     plans: dict[Name, PlanRule] = Field(default_factory=dict[str, PlanRule])
@@ -94,7 +94,7 @@ class Policy(Rule):
     budgets: tuple[BudgetRule, ...] = ()
     """Budgets beside the user's billing period."""
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
-    """Prices by model id, before the catalogue's: one table, or several with their days."""
+    """Prices by model id, which override the catalogue's: one table, or several with the day from which each counts."""
     models: dict[ModelId, ModelRule] = Field(default_factory=dict[str, ModelRule])
     """Models by id, with the most tokens of an image, a sound, a file or a video."""
     providers: dict[Name, ProviderRule] = Field(default_factory=dict[str, ProviderRule])
@@ -160,8 +160,8 @@ class Policy(Rule):
         for place, users in named.items():
             if not all(map(is_hashed_id, users)):  # G10
                 raise ValueError(
-                    f"{place} has a plain user id, and the policy stands on the ledger: with user_ids = 'hashed', put "
-                    "what `tollbook users hash ID` prints"
+                    f"{place} has a plain user id, and the policy is stored on the ledger: with user_ids = 'hashed', "
+                    "put what `tollbook users hash ID` prints"
                 )
         return self
 
@@ -177,10 +177,10 @@ class Policy(Rule):
         return find_zone(self.timezone)
 
     def content(self) -> dict[str, Any]:
-        """Return what stands on the ledger: everything but the alerts' receivers, dollars as strings."""
-        # What a policy without these had as its digest stays its digest.
-        is_usual = {"models": not self.models, "gateway": self.gateway == GatewayRule()}
-        left_out = {"alerts", *(name for name, is_so in is_usual.items() if is_so)}
+        """Return what the ledger stores: everything but the alerts' receivers, dollars as strings."""
+        # Left out by default, so that a policy keeps the digest that it had before these tables existed.
+        is_default = {"models": not self.models, "gateway": self.gateway == GatewayRule()}
+        left_out = {"alerts", *(name for name, is_left_out in is_default.items() if is_left_out)}
         return self.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True)
 
     @cached_property
@@ -190,12 +190,12 @@ class Policy(Rule):
 
     @cached_property
     def tag_names(self) -> frozenset[str]:
-        """The attributes of budgets that are tags: a task may have them as fields of its own."""
+        """The tags that budgets are kept by: a task may have them as fields of its own."""
         return frozenset(name for rule in self.budgets for name in rule.by if name not in ATTRIBUTES)
 
     @property
     def called_providers(self) -> tuple[str, ...]:
-        """Every provider that a route names, `default` where one names none."""
+        """Every provider that a route names, `default` if a route names none."""
         named = (target.provider for route in self.tasks.values() for target in route.targets)
         return tuple(dict.fromkeys(named))
 
@@ -205,7 +205,7 @@ class Policy(Rule):
         return (*self.tasks, PING)
 
     def route_of(self, task_type: str, model: str | None) -> Route | None:
-        """Return the route of a task: its task type's; for CHAT and EMBED one of the model that it names, else None.
+        """Return the route of a task type; for CHAT and EMBED, a route to `model`; None if there is neither.
 
         `model@provider` is a model of one of the policy's providers.
         """
@@ -243,13 +243,13 @@ class Policy(Rule):
 
 @lru_cache(maxsize=1024)
 def _route_by_model(model: str, provider: str | None, max_tokens: int | None) -> Route:
-    """Return the route of calls of one model; without a limit, for embeddings. Each call asks for it several times."""
+    """Return a route to one model; without `max_tokens`, for embeddings. Cached, since each call needs it often."""
     kind = EMBEDDINGS if max_tokens is None else None
     return Route(model=model, provider=provider, kind=kind, max_tokens=max_tokens)
 
 
 def _providers_named_by(route: Route) -> list[tuple[str, str]]:
-    """Return each provider that a route names, with where."""
+    """Return (place in the route, provider) for each provider that a route names."""
     named = [("provider", route.provider)] if route.provider is not None else []
     choices = [(f"fallback[{number}]", each) for number, each in enumerate(route.fallback)]
     choices += [("cheaper", route.cheaper)] if route.cheaper is not None else []
@@ -257,13 +257,13 @@ def _providers_named_by(route: Route) -> list[tuple[str, str]]:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """Return the digest of a policy's content as it stands on a ledger, SHA-256 in hexadecimal."""
+    """Return the digest of a policy's content as the ledger stores it, SHA-256 in hexadecimal."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def default_policy(changes: Mapping[str, Any] | None = None) -> Policy:
-    """Return the mission's policy: four task types, three plans, four streams. `changes` add to its tables.
+    """Return the default policy: four task types, three plans, four streams. `changes` add to its tables.
 
     An entry of `changes` replaces one of the same name. Errors: pydantic.ValidationError.
     """
@@ -275,7 +275,7 @@ def default_policy(changes: Mapping[str, Any] | None = None) -> Policy:
     changes = dict(changes or {})
     for name, table in tables.items():
         entries: object = changes.get(name, {})
-        if isinstance(entries, Mapping):  # Anything else is for the model to refuse.
+        if isinstance(entries, Mapping):  # `model_validate` refuses anything else.
             changes[name] = {**table, **entries}
     return Policy.model_validate(changes)
 
@@ -306,7 +306,7 @@ def _texts(task: Task) -> list[str]:
 
 
 def check_task(task: Task, policy: Policy) -> Task:
-    """Return a task whose names the policy has, and whose reply goes to no task stream.
+    """Return a task whose task type, plan and kind of input fit the policy, and whose reply goes to no task stream.
 
     Errors: InvalidTask, with the policy's names.
     """
@@ -323,7 +323,7 @@ def check_task(task: Task, policy: Policy) -> Task:
             if task.input is not None
             else f"{task.task} makes embeddings: give 'input' instead of 'prompt' or 'messages'"
         )
-    if task.reply_to in policy.streams:  # A reply there would be taken for a task.
+    if task.reply_to in policy.streams:  # Workers would read the reply as a task.
         raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {task.reply_to!r} is")
     return task
 

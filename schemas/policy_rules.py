@@ -1,6 +1,6 @@
 """The tables of a policy: plans, streams, budgets, prices, models, providers, alerts. `policy.py` puts them together.
 
-Amounts are dollars, as people write them; whoever compares balances takes them as nano-dollars from the properties.
+Amounts are dollars, as people write them. What compares balances converts them to nano-dollars.
 """
 
 from collections.abc import Mapping
@@ -26,6 +26,7 @@ from pydantic import (
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import budget_value, read_values
 from tollbook.schemas.money import MAX_NANOUSD, NANOUSD_PER_USD, nanousd_from_usd
+from tollbook.schemas.parameters import refuse_bool
 from tollbook.schemas.problems import shown
 from tollbook.schemas.tasks import ModelId, Name
 from tollbook.schemas.windows import WindowKind
@@ -36,23 +37,15 @@ MAX_USD_PER_MTOK: Final = 10_000
 _MAX_PLACES: Final = 100
 
 
-def not_bool(value: object) -> object:
-    """Return a value that is no bool. Errors: ValueError."""
-    # To Python, and so to pydantic, true is the number 1.
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
-    return value
-
-
 def _number_schema(**limits: int) -> WithJsonSchema:
-    """In a file a number; in an event's JSON text."""
+    """A number in a policy file; text in an event's JSON."""
     text = {"type": "string", "pattern": r"^\d+(\.\d+)?$"}
     return WithJsonSchema({"anyOf": [{"type": "number", **limits}, text]}, mode="validation")
 
 
-def not_endless(value: Decimal) -> Decimal:
-    """Return a number of few decimal places. Errors: ValueError."""
-    # It is written out in full, so that 1e-999999999 would be a text of a gigabyte.
+def check_places(value: Decimal) -> Decimal:
+    """Return a number that has at most 100 decimal places. Errors: ValueError."""
+    # Numbers are written out in full, so that 1e-999999999 would be a text of a gigabyte.
     if cast("int", value.as_tuple().exponent) < -_MAX_PLACES:
         raise ValueError(f"must have at most {_MAX_PLACES} decimal places")
     return value
@@ -61,9 +54,9 @@ def not_endless(value: Decimal) -> Decimal:
 _AsText = PlainSerializer(lambda number: f"{number.normalize():f}", return_type=str, when_used="json")
 Usd = Annotated[
     Decimal,
-    BeforeValidator(not_bool),
+    BeforeValidator(refuse_bool),
     Field(ge=0, le=MAX_CAP_USD, allow_inf_nan=False),
-    AfterValidator(not_endless),
+    AfterValidator(check_places),
     Expected(f"dollars from 0 to {MAX_CAP_USD}"),
     _AsText,
     _number_schema(minimum=0, maximum=MAX_CAP_USD),
@@ -71,16 +64,16 @@ Usd = Annotated[
 """Dollars; in JSON a string, since a JSON number is a float to most readers."""
 UsdPerMtok = Annotated[
     Decimal,
-    BeforeValidator(not_bool),
+    BeforeValidator(refuse_bool),
     Field(ge=0, le=MAX_USD_PER_MTOK, allow_inf_nan=False),
-    AfterValidator(not_endless),
+    AfterValidator(check_places),
     Expected(f"dollars from 0 to {MAX_USD_PER_MTOK}"),
     _AsText,
     _number_schema(minimum=0, maximum=MAX_USD_PER_MTOK),
 ]
 Fraction = Annotated[
     Decimal,
-    BeforeValidator(not_bool),
+    BeforeValidator(refuse_bool),
     Field(gt=0, le=10, allow_inf_nan=False, decimal_places=4),
     Expected("a fraction of the cap, greater than 0 and at most 10, such as 0.8"),
     _AsText,
@@ -93,8 +86,8 @@ EnvName = Annotated[
 ]
 
 Dialect = Literal["openrouter", "openai", "anthropic", "compatible"]
-"""How a provider is spoken to: OpenRouter's or OpenAI's chat completions, Anthropic's Messages, or chat completions as
-most other servers speak them."""
+"""The API of a provider: OpenRouter's or OpenAI's chat completions, Anthropic's Messages, or chat completions as most
+other servers have them."""
 WITHOUT_EMBEDDINGS: Final = ("anthropic",)
 """The dialects of providers that make no embeddings."""
 
@@ -117,32 +110,32 @@ class PlanRule(Rule):
 class StreamRule(Rule):
     """A task stream."""
 
-    concurrency: Annotated[int, Field(ge=1, le=10_000), BeforeValidator(not_bool)] | None = None
-    """Concurrent calls per worker; absent: TOLLBOOK_CONCURRENCY, which also wins over it for a stream it names."""
+    concurrency: Annotated[int, Field(ge=1, le=10_000), BeforeValidator(refuse_bool)] | None = None
+    """Concurrent calls per worker; absent: TOLLBOOK_CONCURRENCY, which overrides it for the streams that it names."""
 
 
 class BudgetRule(Rule):
-    """A budget beside the user's billing period: one balance per window and per value of its attributes."""
+    """A budget beside the user's billing period: one balance for each window and each value of its attributes."""
 
     name: Name
     """Its name; it is part of the keys of its balances."""
     by: tuple[Name, ...] = ()
-    """Attributes that have a balance each: any of user, plan, campaign, task, model, or a tag. None: all together.
-    A call without one of them is not held against this budget."""
+    """Attributes whose values have a balance each: user, plan, campaign, task, model or a tag. Empty: one balance for
+    all calls. A call that lacks one of the attributes is not held against this budget."""
     window: WindowKind
-    """When the balance begins anew; `total`: never."""
+    """How often the balance is reset; `total`: never."""
     cap_usd: Usd
     """Cap per window, dollars. With window `total`, 0 and credits make a prepaid balance."""
     caps: dict[str, Usd] = Field(default_factory=dict[str, Usd])
-    """Caps of single values; of several attributes, the values joined by a comma (a comma in one is %2C)."""
+    """Caps of single values. Values of several attributes are joined by commas (write a comma inside one as %2C)."""
     alerts: tuple[Fraction, ...] = ()
     """Fractions of the cap; an alert is raised when settled spend reaches one."""
 
     @field_validator("caps")
     @classmethod
     def _values_are_as_in_keys(cls, caps: dict[str, Decimal], info: ValidationInfo) -> dict[str, Decimal]:
-        """Write the values of single caps as they stand in keys, so that a look-up finds them."""
-        if "by" not in info.data:  # It has a mistake of its own.
+        """Write the values of single caps as in keys, so that a look-up finds them."""
+        if "by" not in info.data:  # `by` is invalid, and has a problem of its own.
             return caps
         kept: dict[str, Decimal] = {}
         for value, cap in caps.items():
@@ -160,7 +153,7 @@ class BudgetRule(Rule):
         return nanousd_from_usd(self.caps.get(value, self.cap_usd))
 
     def users(self) -> list[str]:
-        """Return the users of single caps, where the budget is kept by user."""
+        """Return the users that have a cap of their own; none if the budget is not kept by user."""
         if "user" not in self.by:
             return []
         place = self.by.index("user")
@@ -168,7 +161,7 @@ class BudgetRule(Rule):
 
 
 def _day(value: object) -> object:
-    # TOML has days; JSON has none.
+    # TOML has dates; JSON has none.
     return value.isoformat() if type(value) is date else value
 
 
@@ -203,10 +196,10 @@ class PriceRule(Rule):
     video: UsdPerMtok | None = None
     """A million prompt tokens of videos, dollars; absent: videos are refused."""
     image_output: UsdPerMtok | None = None
-    """A million completion tokens of images, dollars; absent: a model that puts out images is refused."""
+    """A million completion tokens of images, dollars; absent: a model that makes images is refused."""
     file: UsdPerMtok | None = None
-    """One file, dollars beside its tokens: the most that a provider asks for reading one, by the page for example.
-    Absent: reading costs nothing more, and OpenRouter is told to give files to the model as they are."""
+    """The highest charge for reading one file, by the page for example, in dollars beside its tokens. Absent: reading
+    is free, and OpenRouter is told to pass files to the model as they are."""
     web_search: UsdPerMtok | None = None
     """One request with `web_search_options`, dollars beside its tokens; absent: searches are refused."""
     request: UsdPerMtok = Decimal(0)
@@ -216,17 +209,17 @@ class PriceRule(Rule):
 
     @property
     def starts_ms(self) -> int | None:
-        """When it begins to count, milliseconds since the epoch; None: it always does."""
+        """When the price begins to count, milliseconds since the epoch; None: it always counts."""
         if self.starts is None:
             return None
         return round(datetime.combine(date.fromisoformat(self.starts), time.min, UTC).timestamp()) * 1000
 
 
-TokenLimit = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(not_bool)]
+TokenLimit = Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(refuse_bool)]
 
 
 class ModelRule(Rule):
-    """The most tokens that a model makes of one image, sound, file or video, where the provider publishes it."""
+    """The most tokens that one image, sound, file or video can have for a model, as the provider publishes it."""
 
     image_tokens: TokenLimit | None = None
     """Most tokens of one image; absent: what is known of the model."""
@@ -239,7 +232,7 @@ class ModelRule(Rule):
     video_tokens: TokenLimit | None = None
     """Most tokens of one video; absent: videos are refused."""
     web_search_tokens: TokenLimit | None = None
-    """Most tokens that a request's web searches add to its prompt; absent: all that the model can read."""
+    """Most tokens that a request's web searches add to its prompt; absent: the model's whole context."""
 
 
 def _each(value: object) -> object:
@@ -249,9 +242,9 @@ def _each(value: object) -> object:
 
 def by_day(rules: tuple[PriceRule, ...]) -> tuple[PriceRule, ...]:
     """Return the prices of a model in the order of their days. Errors: ValueError, also for two of one day."""
-    # By the days, not their texts: 20261201 and 2026-W49-2 are both the 1st of December.
+    # Days are compared, not their texts: 20261201 and 2026-W49-2 are both the 1st of December.
     if not rules or len({rule.starts_ms for rule in rules}) != len(rules):
-        raise ValueError("must have one price or more, each with another 'from' day")
+        raise ValueError("must have one price or more, each with a different 'from' day")
     return tuple(sorted(rules, key=lambda rule: -inf if rule.starts_ms is None else rule.starts_ms))
 
 
@@ -275,10 +268,10 @@ class ProviderRule(Rule):
     key_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds the API key; a policy never holds a secret. Absent: it needs none."""
     dialect: Dialect
-    """How it is spoken to: `openrouter`; `openai` (OpenAI's own API and Azure's); `anthropic` (Anthropic's Messages);
-    `compatible` (chat completions, as most other servers speak them)."""
+    """Its API: `openrouter`; `openai` (OpenAI's own API and Azure's); `anthropic` (Anthropic's Messages);
+    `compatible` (chat completions, as most other servers have them)."""
     prices_from: Literal["models", "catalogue", "policy"] | None = None
-    """Where its prices come from, after those that the policy states: `models` (its own list, completed by the
+    """Where its prices come from, if the policy states none: `models` (the provider's own list, completed by the
     catalogue), `catalogue`, or `policy` (from nowhere else). Absent: `models` for `openrouter`, `catalogue` for
     `openai` and `anthropic`, `policy` for `compatible`."""
     catalogue: Annotated[
@@ -286,23 +279,25 @@ class ProviderRule(Rule):
         Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$"),
         Expected("the name of a provider in the price catalogue, such as 'groq'"),
     ] = None
-    """Its name in the price catalogue (genai-prices); absent: the dialect's, which `compatible` has none of."""
+    """Its name in the price catalogue (genai-prices); absent: the name of the dialect, or none for `compatible`."""
     cost_by_id: bool | None = None
-    """Whether it tells afterwards what a request has cost (`GET /generation?id=`). Absent: `openrouter` does."""
+    """Whether the provider reports a request's cost afterwards (`GET /generation?id=`). Absent: for `openrouter`."""
     stream: bool | None = None
-    """Whether replies are asked for as event streams, so that the id of a request is known long before its answer, and
-    an abandoned request is cut off. Absent: where it tells costs by id."""
+    """Whether replies are requested as event streams, so that the id of a request is known long before its answer, and
+    an abandoned request is cancelled. Absent: as `cost_by_id`."""
     prices: dict[ModelId, Prices] = Field(default_factory=dict[str, tuple[PriceRule, ...]])
-    """Prices of its models, before those in the policy's `prices`, which count for models of every provider."""
+    """Prices of its models. They override the policy's `prices`, which count for models of every provider."""
 
     @model_validator(mode="after")
     def _prices_come_from_somewhere(self) -> Self:
         if self.prices_from == "catalogue" and self.catalogue_name is None:
-            raise ValueError("takes prices_from = 'catalogue': 'catalogue' must name it there, such as 'groq'")
+            raise ValueError("has prices_from = 'catalogue': set 'catalogue' to its name there, such as 'groq'")
         if self.cost_by_id and self.dialect in ("openai", "anthropic"):
-            raise ValueError(f"must not have cost_by_id = true: providers of dialect {self.dialect!r} do not tell")
+            raise ValueError(
+                f"must not have cost_by_id = true: providers of dialect {self.dialect!r} report no cost by id"
+            )
         if self.stream and self.dialect in ("openai", "anthropic"):
-            raise ValueError(f"must not have stream = true: providers of dialect {self.dialect!r} tell no cost by id")
+            raise ValueError(f"must not have stream = true: providers of dialect {self.dialect!r} report no cost by id")
         return self
 
     @property
@@ -313,35 +308,37 @@ class ProviderRule(Rule):
 
     @property
     def catalogue_name(self) -> str | None:
-        """Its name in the price catalogue; None: it has none there."""
+        """The provider's name in the price catalogue; None if it is not there."""
         return self.catalogue or (None if self.dialect == "compatible" else self.dialect)
 
     @property
     def can_be_asked_for_costs(self) -> bool:
-        """Whether a cost can be asked for by id."""
+        """Whether the provider reports the cost of a request by its id."""
         return self.dialect == "openrouter" if self.cost_by_id is None else self.cost_by_id
 
     @property
     def streams_replies(self) -> bool:
-        """Whether replies are asked for as event streams."""
+        """Whether replies are requested as event streams."""
         return self.can_be_asked_for_costs if self.stream is None else self.stream
 
 
 class GatewayRule(Rule):
     """Calls that name a model and no task type of the policy, as clients of the HTTP gateway make them."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=200_000), BeforeValidator(not_bool)] = 4_096
-    """Maximum completion tokens of such a call that says nothing of it."""
+    max_tokens: Annotated[int, Field(ge=1, le=200_000), BeforeValidator(refuse_bool)] = 4_096
+    """Maximum completion tokens of such a call if it names none."""
 
 
 class AlertRule(Rule):
-    """Where alerts are delivered. Not part of what is on the ledger: it decides nothing about money."""
+    """Where alerts are delivered. It is not on the ledger, since it decides nothing about money."""
 
     webhook_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds the webhook's address."""
     apprise_env: EnvName | None = Field(default=None, repr=False)
     """Environment variable that holds addresses for Slack, e-mail and the like, as Apprise takes them."""
-    projector_behind_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), BeforeValidator(not_bool)] = 60.0
+    projector_behind_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False), BeforeValidator(refuse_bool)] = (
+        60.0
+    )
     """An alert is raised when the projector is further behind, seconds."""
     assumed_share: Annotated[Decimal, Field(ge=0, le=1, allow_inf_nan=False)] = Decimal("0.1")
     """An alert is raised when a larger part of the month's spend is assumed."""

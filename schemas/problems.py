@@ -21,14 +21,14 @@ MAX_PROBLEMS: Final = 5
 _MAX_SHOWN_CHARACTERS: Final = 100
 _MIN_LIKENESS: Final = 0.6
 Location = tuple[int | str, ...]
-"""Where something stands in an input: names of fields and indices of lists."""
+"""A location in an input: names of fields and indices of lists."""
 UTF8_WORDS: Final = "text that UTF-8 can encode (this has half of a surrogate pair)"
 _NOT_ALPHANUMERIC: Final = re.compile(r"[^a-z0-9]")
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What stands at a location of an input: its path as people write it, its type, and whether it may be shown."""
+    """A place in an input: its path as people write it, its type, and whether its value may be shown."""
 
     path: str
     annotation: Any
@@ -37,9 +37,9 @@ class _Place:
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like `name`, or None where none is like it.
+    """Return the known name that is most similar to `name`, or None if none is similar.
 
-    Case, hyphens and underscores do not count: `User-ID` is `user_id`.
+    Case, hyphens and underscores are ignored: `User-ID` is `user_id`.
     """
     if len(name) > _MAX_SHOWN_CHARACTERS:
         return None
@@ -49,13 +49,13 @@ def closest_name(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'top_p'?` where a known name is like `name`, else nothing."""
+    """Return `; did you mean 'top_p'?` if a known name is similar to `name`, else an empty text."""
     closest = closest_name(name, known)
     return f"; did you mean {closest!r}?" if closest else ""
 
 
 def unknown_name(kind: str, name: str, known: Collection[str]) -> str:
-    """Return the sentence for a name that is not known, for example of a plan: the closest one, and all known ones."""
+    """Return the sentence for an unknown name, for example of a plan: with the closest name, and all known names."""
     suggestion = did_you_mean(name, known)
     return f"unknown {kind} {shown_name(name)}{suggestion}{' Known:' if suggestion else '; known:'} {', '.join(known)}"
 
@@ -71,9 +71,9 @@ def problems_of(
 ) -> list[str]:
     """Return a sentence for each problem of an input that `model`, a pydantic model or a union of them, refuses.
 
-    `root` is the path of the input in what the user wrote; `subject` begins a sentence about a path. A validator's own
-    ValueError says what is wrong with its field ("must have no spaces"), or, for the whole model, a whole sentence.
-    Values and names of which `hides` is true are not shown (G10).
+    `root` is the path of the input in what the user wrote; `subject` begins a sentence about a path. The ValueError of
+    a validator says what is wrong with its field ("must have no spaces"); for the whole model, it is a whole sentence.
+    Values and names for which `hides` is true are not shown (G10).
     """
     found = located_problems(error, model, root=root, subject=subject, limit=limit, hides=hides)
     return list(dict.fromkeys(sentence for _, sentence in found))
@@ -88,7 +88,7 @@ def located_problems(
     limit: int = MAX_PROBLEMS,
     hides: Callable[[object], bool] = lambda value: False,  # noqa: ARG005 - by default, nothing is hidden.
 ) -> list[tuple[Location, str]]:
-    """Return the sentences of `problems_of`, each with its place in the input; one for the whole input has none."""
+    """Return the sentences of `problems_of`, each with its location; empty for a problem of the whole input."""
     details = error.errors(include_url=False)
     found: list[tuple[Location, str]] = []
     unknown: tuple[Location, _Place] | None = None
@@ -117,7 +117,7 @@ def as_text(sentences: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value for a message, control characters escaped; a long one, or a list or an object, is only named."""
+    """Return a value for a message, control characters escaped; for a long value, list or object, only its kind."""
     match value:
         case None:
             return "null"
@@ -135,7 +135,7 @@ def shown(value: object) -> str:
 
 
 def shown_name(name: str) -> str:
-    """Return a name for a message; of a long one, its length."""
+    """Return a name for a message; for a long name, its length."""
     return repr(name) if len(name) <= _MAX_SHOWN_CHARACTERS else f"of {len(name)} characters"
 
 
@@ -144,7 +144,7 @@ def _letters(name: str) -> str:
 
 
 def _places(location: Location, whole: _Place) -> tuple[_Place, _Place]:
-    """Return what stands at a place, and what that is a part of."""
+    """Return the place at a location, and the place that contains it."""
     place = parent = whole
     for part in location:
         place, parent = _step(place, part), place
@@ -169,7 +169,7 @@ def _sentence(
             which = f"of {len(name)} characters" if hides(name) else shown_name(name)
             return f"unknown field {which}{where}{did_you_mean(name, _fields(parent))}"
         case "value_error" if type(cause) is ValueError:
-            # A validator of the whole model says itself what is wrong with which field.
+            # A validator of the whole model names the field itself.
             return f"{about}{cause}" if error["loc"] or not about else f"'{place.path}': {cause}"
         case "string_unicode":
             return f"{about or 'the name of a field '}must be {UTF8_WORDS}"
@@ -184,11 +184,11 @@ def _sentence(
             return f"{about or 'the text '}is not JSON"
         case _:
             expected = expectation(place.annotation, place.marks)
-            return f"{about or 'the input '}must be {expected}{_but(place, error['input'])}"
+            return f"{about or 'the input '}must be {expected}{_found(place, error['input'])}"
 
 
 def _sentence_of_name(error: ErrorDetails, table: _Place) -> str:
-    """Say what is wrong with a name in a table whose names the user chooses."""
+    """Return the sentence for a wrong name in a table whose names the user chooses."""
     kinds = [kind for kind in alternatives_of(table.annotation)[0] if is_a(kind, Mapping)]
     names = get_args(kinds[0])[:1] if kinds else ()
     cause = error.get("ctx", {}).get("error")
@@ -201,7 +201,7 @@ def _fields(place: _Place) -> list[str]:
     return [field.alias or name for model in models for name, field in model.model_fields.items()]
 
 
-def _but(place: _Place, value: object) -> str:
+def _found(place: _Place, value: object) -> str:
     if place.is_private and isinstance(value, str | int | float):
         return "" if isinstance(value, str) else f", not {_kind(value)}"
     choices = choices_of(place.annotation)
@@ -210,7 +210,7 @@ def _but(place: _Place, value: object) -> str:
 
 
 def _step(place: _Place, part: str | int) -> _Place:
-    """Return what stands at one part of an error's location."""
+    """Return the place one step further along an error's location."""
     kinds = [kind for kind in alternatives_of(place.annotation)[0] if kind is not type(None)]
     if isinstance(part, int):
         path = f"{place.path}[{part}]"
@@ -220,7 +220,7 @@ def _step(place: _Place, part: str | int) -> _Place:
         path = f"{place.path}.{part if is_plain else shown_name(part)}".removeprefix(".")
     models = [kind for kind in kinds if is_model(kind)]
     if len(models) > 1:
-        # pydantic's name for one of several models, which is no part of what the user wrote.
+        # Here pydantic's location has the tag of one of the models, which is not part of the user's path.
         for kind in models:
             if any(part in get_args(each.annotation) for each in kind.model_fields.values()):
                 return _Place(place.path, kind, is_private=place.is_private)

@@ -31,7 +31,7 @@ class ErrorCode(StrEnum):
     OUTPUT_LIMIT_REACHED = "OUTPUT_LIMIT_REACHED"
     """The limit of completion tokens was used up before an answer, by reasoning for example. Raise `max_tokens`."""
     CONTENT_FILTERED = "CONTENT_FILTERED"
-    """The provider's filter held back the prompt or the answer."""
+    """The provider's filter blocked the prompt or the answer."""
     PRICE_UNKNOWN = "PRICE_UNKNOWN"
     """No price is known for the model, so the call's cost has no upper bound."""
     INVALID_TASK = "INVALID_TASK"
@@ -39,7 +39,7 @@ class ErrorCode(StrEnum):
     IDEMPOTENCY_CONFLICT = "IDEMPOTENCY_CONFLICT"
     """The task id was used before with other content."""
     ATTEMPTS_EXHAUSTED = "ATTEMPTS_EXHAUSTED"
-    """The task's last allowed attempt failed with its worker; the task is in the dead-letter stream."""
+    """The worker of the task's last allowed attempt ended early; the task is in the dead-letter stream."""
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
     """Redis or DuckDB did not answer, so no call was made."""
 
@@ -53,15 +53,15 @@ class Denial(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
     budget: str
-    """The budget, in words: whose it is, and of which window."""
+    """The budget in words, with its value and window."""
     window: str
     """The window's name, such as `2026-11`, `2026-W48`, `2026-11-29` or `total`."""
     limit_usd: UsdString
     """Its cap."""
     spent_usd: UsdString
-    """What was spent of it."""
+    """Its settled spend."""
     held_usd: UsdString
-    """What calls that were open held of it."""
+    """What open calls held."""
     bound_usd: UsdString
     """The most that the call could have cost."""
 
@@ -79,7 +79,7 @@ class InferenceResult(BaseModel):
     status: TaskStatus
     """How the task ended: `done`, `denied`, `failed` or `invalid`."""
     content: str | None = None
-    """The model's answer, for a task that is `done`; also a part of one that was cut off."""
+    """The model's answer, if the task is `done`; also a part of an answer that was cut off."""
     tool_calls: list[dict[str, Any]] | None = None
     """The tools that the model calls, in OpenAI's form: `id`, `type`, `function` with `name` and `arguments` (text)."""
     embeddings: list[list[float]] | list[str] | None = None
@@ -88,25 +88,25 @@ class InferenceResult(BaseModel):
     images: list[str] | None = None
     """Images that the model made: `data:` URLs or addresses."""
     refusal: str | None = None
-    """The model's own words where it declines to answer. The task is `done`."""
+    """The model's words if it declines to answer. The task is `done`."""
     reasoning: str | None = None
-    """The model's reasoning, where the provider returns it."""
+    """The model's reasoning, if the provider returns it."""
     reasoning_details: list[dict[str, Any]] | None = Field(default=None, repr=False)  # G10
-    """What the provider wants back of the reasoning with the next turn, in OpenRouter's form: objects with a `type`,
-    and `text` with a `signature` or encrypted `data`. Send them back as they are; none above 4 MB as JSON."""
+    """Reasoning that the provider must get back with the next turn, in OpenRouter's form: objects with a `type`, and
+    `text` with a `signature` or encrypted `data`. Send them back unchanged; absent if above 4 MB as JSON."""
     logprobs: dict[str, Any] | None = None
-    """Log probabilities, where the task sets `logprobs`, as the provider sent them; none above 4 MB as JSON."""
+    """Log probabilities as the provider sent them, if the task sets `logprobs`; absent if above 4 MB as JSON."""
     finish_reason: str | None = None
     """Why the model stopped: `stop`, `length` (at the limit), `content_filter`, `tool_calls`, or a word of its own."""
     model_used: str | None = None
     """The model that answered, as the provider named it."""
     downgraded_from: str | None = None
-    """The first model of the route, where its hold did not fit a budget and the cheaper model was called."""
+    """The first model of the route, if its hold did not fit a budget and the cheaper model was called."""
     token_count: int = 0
     """Prompt and completion tokens of the attempt that answered."""
     usage: Usage | MediaUsage | None = None
-    """The same by kind: `prompt_tokens` (with `cached_tokens` and `cache_write_tokens` among them) and
-    `completion_tokens` (with `reasoning_tokens` among them). Where the provider tells them apart, also tokens of
+    """These tokens by kind: `prompt_tokens` (with `cached_tokens` and `cache_write_tokens` among them) and
+    `completion_tokens` (with `reasoning_tokens` among them). If the provider reports them, also tokens of
     images, sound and videos: `prompt_image_tokens`, `prompt_audio_tokens`, `prompt_video_tokens`,
     `completion_image_tokens`, `completion_audio_tokens`."""
     cost_usd: UsdString = usd_from_nanousd(0)
@@ -114,13 +114,13 @@ class InferenceResult(BaseModel):
     error_code: ErrorCode | None = None
     """Why there is no answer: one of the error codes."""
     error: str | None = None
-    """The same in words, the provider's among them."""
+    """Why there is no answer, in words, with the provider's error if there was one."""
     denial: Denial | None = None
-    """Where a budget refused the call: the numbers that decided."""
+    """If a budget refused the call: the numbers that decided."""
     provider_status: int | None = None
-    """HTTP status of the provider's last reply, where there is no answer."""
+    """HTTP status of the provider's last reply, if there is no answer."""
     provider_error: str | None = None
-    """The provider's own words for what went wrong. They may quote the prompt, and stand nowhere else."""
+    """The provider's error text. It may quote the prompt, and is stored nowhere else."""
     user_id: str | None = None
     """Who was charged."""
     task_type: str | None = None

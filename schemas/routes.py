@@ -1,7 +1,7 @@
 """Routes: the models of a task type and the providers that have them, their limits and parameters.
 
-Model ids of the defaults stand in one table, `MODELS`, under short names; routes and tasks may use either. They are
-those of the default provider: where a route names another, a model id is what that provider calls it.
+The table `MODELS` has the default models by short names; routes and tasks may use the short name or the id. They are
+models of the default provider. If a route names another provider, its model ids are that provider's.
 """
 
 import json
@@ -24,8 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from tollbook.schemas.parameters import EMBEDDINGS_PARAMETERS
-from tollbook.schemas.problems import UTF8_WORDS, shown, unknown_name
+from tollbook.schemas.parameters import EMBEDDINGS_PARAMETERS, refuse_bool
+from tollbook.schemas.problems import UTF8_WORDS, unknown_name
 from tollbook.schemas.tasks import ModelId, Name
 
 MODELS: Final[Mapping[str, str]] = {
@@ -37,14 +37,14 @@ MODELS: Final[Mapping[str, str]] = {
 DEFAULT_PROVIDER: Final = "default"
 """Name of the provider that OPENROUTER_BASE_URL and OPENROUTER_API_KEY describe."""
 MAX_FALLBACKS: Final = 20
-# What leaves the price of a token as it is, and the number of completions at one.
+# None of them changes the price of a token, or the number of completions, which is one.
 PARAMETERS: Final = (
     "response_format", "top_p", "top_k", "min_p", "stop", "seed", "frequency_penalty", "presence_penalty",
     "repetition_penalty", "logit_bias", "logprobs", "top_logprobs", "verbosity", "reasoning",
 )  # fmt: skip
 """Names of the parameters that a route may have beside its own fields."""
 EMBEDDINGS: Final = "embeddings"
-"""The kind of routes that make vectors of texts."""
+"""The kind of a route whose models make vectors from texts."""
 _MAX_PARAMS_BYTES: Final = 65_536
 
 
@@ -55,13 +55,13 @@ def resolve_model(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an attempt asks: a model, and the name of the provider that has it."""
+    """What an attempt calls: a model, and the name of its provider."""
 
     model: str
     provider: str = DEFAULT_PROVIDER
 
     def __str__(self) -> str:
-        """Name it for people; of the default provider, only the model."""
+        """Return `MODEL at PROVIDER`, for people; for the default provider, only the model."""
         return self.model if self.provider == DEFAULT_PROVIDER else f"{self.model} at {self.provider}"
 
 
@@ -71,7 +71,7 @@ def named_provider(provider: str) -> str | None:
 
 
 class ModelAt(BaseModel):
-    """A model at a provider, as a route writes it where that is another one than its own."""
+    """A model with its provider, for models of another provider than the route's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -98,25 +98,22 @@ def _each(value: object) -> object:
     return (cast("object", value),) if isinstance(value, str | Mapping | ModelAt) else value
 
 
-def _short_name(value: object, provider: object) -> object:
-    """Return a model of a route with its whole id, if it is one of the default provider's."""
+def _resolve_short_name(value: object, provider: object) -> object:
+    """Return a model of a route with its short name resolved, if its provider is the default one."""
     if isinstance(value, ModelAt):
         value = dict(value)
     if isinstance(value, Mapping):
         table = cast("Mapping[str, object]", value)
-        return {**table, "model": _short_name(table["model"], table.get("provider"))} if "model" in table else table
+        return (
+            {**table, "model": _resolve_short_name(table["model"], table.get("provider"))}
+            if "model" in table
+            else table
+        )
     return resolve_model(value) if isinstance(value, str) and provider in (None, DEFAULT_PROVIDER) else value
 
 
-def _number(value: object) -> object:
-    # To Python, and so to pydantic, true is the number 1.
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
-    return value
-
-
 def _plain(value: object) -> object:
-    """Decimals, as which files and settings are read, as the numbers that JSON has."""
+    """Return a value with decimals as floats: files and settings are read with decimals, which JSON does not have."""
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, Mapping):
@@ -150,8 +147,8 @@ def _model_at(target: Target) -> ModelAt:
 class Route(BaseModel):
     """Models, limits and parameters of one task type.
 
-    Units: `max_tokens` completion tokens; `temperature` 0 to 2, or none, which is not sent. A reply that the limit cut
-    off is asked for once more with `retry_max_tokens`, if that is set: the second try is held and paid for as well.
+    Units: `max_tokens` completion tokens; `temperature` 0 to 2, not sent if None. If the limit cut off a reply and
+    `retry_max_tokens` is set, the request is sent once more with it: the second try is held and charged as well.
     A route of kind `embeddings` has no limits and no cheaper model: it has models and `params`.
     """
 
@@ -181,10 +178,10 @@ class Route(BaseModel):
             mode="validation",
         ),
     ] = ()
-    """Model, or list of models, that are called in this order when the one before fails; of another provider:
+    """Model, or list of models, called in this order when the model before fails. A model of another provider:
     `{ provider = "openai", model = "gpt-5-mini" }`."""
     cheaper: Annotated[ModelChoice | None, WithJsonSchema(_CHOICE_SCHEMA, mode="validation")] = None
-    """Model that is called instead of the first where the first one's hold does not fit a budget."""
+    """Model that is called instead of the first if the first model's hold does not fit a budget."""
     provider: Name | None = None
     """Provider of the route's models, one of `providers`; absent: the default one."""
     kind: Annotated[
@@ -192,17 +189,17 @@ class Route(BaseModel):
         BeforeValidator(_kind),
         WithJsonSchema({"type": "string", "enum": ["chat", "embeddings"]}, mode="validation"),
     ] = None
-    """What is asked for: `embeddings`, which are vectors of a task's `input`; absent or `chat`: chat completions."""
-    max_tokens: Annotated[int | None, BeforeValidator(_number)] = Field(
+    """What the route makes: `embeddings`, which are vectors of a task's `input`; absent or `chat`: chat completions."""
+    max_tokens: Annotated[int | None, BeforeValidator(refuse_bool)] = Field(
         default=None, ge=1, le=200_000, validate_default=True
     )
     """Maximum completion tokens, reasoning included; required, except for embeddings."""
-    temperature: Annotated[float | None, BeforeValidator(_number)] = Field(
+    temperature: Annotated[float | None, BeforeValidator(refuse_bool)] = Field(
         default=None, ge=0, le=2, allow_inf_nan=False
     )
     """Sampling temperature, 0 to 2; absent: not sent."""
-    retry_max_tokens: Annotated[int | None, BeforeValidator(_number)] = Field(default=None, ge=1, le=200_000)
-    """Maximum completion tokens of a second try, where the limit has cut off a reply; absent: there is none."""
+    retry_max_tokens: Annotated[int | None, BeforeValidator(refuse_bool)] = Field(default=None, ge=1, le=200_000)
+    """Maximum completion tokens of a second try after the limit has cut off a reply; absent: no second try."""
     params: Annotated[dict[str, Any], BeforeValidator(_plain), PlainSerializer(dict)] = Field(
         default_factory=dict[str, Any]
     )
@@ -234,7 +231,7 @@ class Route(BaseModel):
         except UnicodeEncodeError:
             raise ValueError(f"must be {UTF8_WORDS}") from None
         except (TypeError, ValueError, RecursionError):
-            raise ValueError("must hold only what JSON can hold") from None
+            raise ValueError("must contain only JSON values") from None
         if size > _MAX_PARAMS_BYTES:
             raise ValueError(f"must have at most {_MAX_PARAMS_BYTES} bytes as JSON, not {size}")
         return value
@@ -248,10 +245,12 @@ class Route(BaseModel):
         provider = fields.get("provider")
         for name in ("model", "cheaper"):
             if name in fields:
-                fields[name] = _short_name(fields[name], provider)
+                fields[name] = _resolve_short_name(fields[name], provider)
         fallback = _each(fields.get("fallback"))
         if isinstance(fallback, tuple):
-            fields["fallback"] = tuple([_short_name(each, provider) for each in cast("tuple[object, ...]", fallback)])
+            fields["fallback"] = tuple(
+                [_resolve_short_name(each, provider) for each in cast("tuple[object, ...]", fallback)]
+            )
         return fields
 
     @model_validator(mode="after")
@@ -269,7 +268,7 @@ class Route(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _tries_again_with_a_larger_limit(self) -> Self:
+    def _retry_limit_is_larger(self) -> Self:
         if self.retry_max_tokens is not None and self.retry_max_tokens <= (self.max_tokens or 0):
             raise ValueError(
                 f"retry_max_tokens must be above max_tokens, which is {self.max_tokens}, got {self.retry_max_tokens}"
@@ -278,7 +277,7 @@ class Route(BaseModel):
 
     @property
     def first(self) -> Target:
-        """What is asked first."""
+        """The model that is called first."""
         return self._target(self.model)
 
     @property
@@ -288,19 +287,19 @@ class Route(BaseModel):
 
     @property
     def cheaper_target(self) -> Target | None:
-        """The cheaper model, where there is one."""
+        """The cheaper model, if there is one."""
         return None if self.cheaper is None else self._target(self.cheaper)
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """Everything that the route may ask, each once: the first, the fallbacks in their order, the cheaper one."""
+        """Every model that the route may call, each once: the first, the fallbacks in their order, the cheaper one."""
         cheaper = self.cheaper_target
         return tuple(dict.fromkeys((self.first, *self.fallbacks, *(() if cheaper is None else (cheaper,)))))
 
     def after(self, target: Target) -> tuple[Target, ...]:
         """Return the fallbacks that are left when this model has failed, in their order.
 
-        A model that is none of the fallbacks comes before all of them.
+        For a model that is not a fallback, these are all fallbacks.
         """
         fallbacks = self.fallbacks
         return fallbacks[fallbacks.index(target) + 1 :] if target in fallbacks else fallbacks
@@ -315,7 +314,7 @@ class Route(BaseModel):
         return self._beginning_with(target, self.after(target))
 
     def _beginning_with(self, first: Target, fallbacks: Sequence[Target]) -> Self:
-        # A plain model id is one of the route's own provider, which may be another one now: so each names its own.
+        # A plain model id belongs to the route's provider, which may change here: so each model names its provider.
         cheaper = self.cheaper_target
         return self.model_copy(
             update={
@@ -327,7 +326,7 @@ class Route(BaseModel):
         )
 
     def _target(self, choice: str | ModelAt) -> Target:
-        """Return a choice with its provider: a plain model id is one of the route's own."""
+        """Return a choice with its provider: a plain model id belongs to the route's provider."""
         if isinstance(choice, ModelAt):
             return Target(choice.model, choice.provider)
         return Target(choice, self.provider or DEFAULT_PROVIDER)

@@ -1,4 +1,4 @@
-"""Tags of a task: names and values of its publisher's own, by which budgets and reports group calls."""
+"""Tags of a task: names and values that its publisher chooses, by which budgets and reports group calls."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,12 +12,12 @@ from tollbook.schemas.problems import shown
 
 MAX_TAGS: Final = 16
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-# A budget may be grouped by these too.
-_TAKEN: Final = frozenset({"user", "plan", "campaign", "task", "model"})
+# A budget may be kept by these attributes too.
+_RESERVED_NAMES: Final = frozenset({"user", "plan", "campaign", "task", "model"})
 
 
 def read_tags(words: Iterable[str]) -> dict[str, str]:
-    """Read tags that are written `NAME=VALUE`, for people to correct. Errors: ValueError."""
+    """Read tags that people write as `NAME=VALUE`. Errors: ValueError, with the word to correct."""
     tags: dict[str, str] = {}
     for word in words:
         name, equals, value = (each.strip() for each in word.partition("="))
@@ -41,14 +41,14 @@ def _tags(value: object) -> object:
 def _tag_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError("must have names of 1 to 64 letters, digits and any of _ . -, which begin with a letter or _")
-    if name in _TAKEN:
-        raise ValueError(f"must not have the name {name!r}, which every call has a value of")
+    if name in _RESERVED_NAMES:
+        raise ValueError(f"must not be named {name!r}: every call has this attribute already")
     return name
 
 
 def _tag_value(name: str, value: object) -> str:
     read = id_text(value)
-    if isinstance(read, float) and isfinite(read):  # What is missing in a table is often NaN, and no value.
+    if isinstance(read, float) and isfinite(read):  # NaN often stands for a missing value in a table.
         read = _float_text(read)
     if not isinstance(read, str):
         raise ValueError(f"must have a text or a number under {name!r}, not {shown(value)}")  # noqa: TRY004 - pydantic turns only ValueErrors into problems.
@@ -59,7 +59,7 @@ def _tag_value(name: str, value: object) -> str:
 
 
 def _float_text(number: float) -> str:
-    """Return the shortest text that is this very number: a whole one has the text that it has as an integer."""
+    """Return the shortest text that is exactly this number; a whole number has the text of an integer."""
     short = f"{number:g}"
     if float(short) == number:
         return short
@@ -67,4 +67,4 @@ def _float_text(number: float) -> str:
 
 
 Tags = Annotated[dict[str, str], BeforeValidator(_tags)]
-"""Values by name. Both have the form of ids, since budgets are named by them."""
+"""Values by name. Values have the form of ids, since they are part of budgets' keys."""

@@ -1,7 +1,7 @@
-"""Tasks: what a publisher puts on a stream, and how its fields are read.
+"""Tasks: what a publisher puts on a stream, and how its fields are parsed.
 
-A message comes as plain stream fields or as one field `data` with JSON. A consumer opens FastStream's binary
-envelope before the message comes here.
+A message is a set of plain stream fields, or one field `data` with JSON. A consumer unpacks FastStream's binary
+envelope before it calls this module.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ from pydantic import (
 from tollbook.schemas.errors import AppError
 from tollbook.schemas.expectations import Expected
 from tollbook.schemas.identifiers import CampaignId, TaskId, UserId
-from tollbook.schemas.json_text import NotJson, RepeatedKey, is_deeper, json_children, parse_json, with_whole_text
+from tollbook.schemas.json_text import NotJson, RepeatedKey, is_deeper, json_children, parse_json, replace_surrogates_in
 from tollbook.schemas.messages import Message
 from tollbook.schemas.parameters import (
     EMBEDDINGS_PARAMETERS,
     JSON_PARAMETERS,
     MAX_SCHEMA_DEPTH,
     Parameters,
-    json_if_it_is,
-    number,
-    without_refused,
+    drop_refused,
+    parse_if_json,
+    refuse_bool,
 )
 from tollbook.schemas.problems import UTF8_WORDS, as_text, problems_of
 from tollbook.schemas.results import ErrorCode
@@ -49,15 +49,15 @@ MAX_INPUTS: Final = 128
 """Texts of a task for embeddings: their vectors fit into a result, at up to 8,192 numbers each."""
 MAX_METADATA_BYTES: Final = 16_384
 MAX_JSON_DEPTH: Final = 32
-# Stands for no plan in the hash, whatever the policy's default is: a hash must not change with a policy.
+# Hashed for a task without a plan, whatever the policy's default is: a hash must not change with a policy.
 _PLAN_OF_HASH: Final = "trial"
 _MAX_HARMLESS: Final = 3
-"""A shorter text says nothing of a prompt that holds it too."""
+"""Characters of the longest text that reveals nothing of a prompt that contains it."""
 # Fields that are JSON text in a plain stream field.
 _JSON_FIELDS: Final = ("messages", "metadata", "tags", *JSON_PARAMETERS)
-# Where half of a surrogate pair is replaced, two different ids would become one.
-_NOT_MENDED: Final = frozenset({"task_id", "user_id", "campaign_id", "tags", "reply_to", "model"})
-# What these hold may be part of the prompt, wherever it stands by mistake (G10).
+# Fields whose surrogates are not replaced, since two different ids could become equal.
+_KEEPS_SURROGATES: Final = frozenset({"task_id", "user_id", "campaign_id", "tags", "reply_to", "model"})
+# Fields that may hold parts of the prompt. These must not be shown, even if they are in another field by mistake (G10).
 _MAY_QUOTE: Final = (
     "prompt", "system", "messages", "input", "tools", "functions", "response_format", "prediction", "stop",
 )  # fmt: skip
@@ -84,14 +84,14 @@ _STREAM_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,199}$"
 _TOLLBOOK_KEY: Final = re.compile(
     r"[a-z0-9][a-z0-9._-]{0,63}:(dead-letters|projector|tidying|processes|dropped-tasks|worker|task|gateway|web-session|web-link)(:|$)"
 )
-RESERVED_STREAM_WORDS: Final = "must be no stream and no key of a Tollbook, as"
+RESERVED_STREAM_WORDS: Final = "must not be a stream or a key of a Tollbook, as"
 
 
 def check_reply_stream(name: str) -> str:
     """Return the name of a stream for replies, unless it has the form of a key of any Tollbook.
 
-    A reply there would be taken for a dead letter, or would break a lease. That it is no task stream is for
-    `schemas.policy.check_task` to say. Errors: ValueError.
+    A reply there would be read as a dead letter, or would break a lease. `schemas.policy.check_task` refuses task
+    streams. Errors: ValueError.
     """
     if _TOLLBOOK_KEY.match(name):
         raise ValueError(f"{RESERVED_STREAM_WORDS} {name!r} is")
@@ -118,7 +118,7 @@ _TRACESTATE: Final = re.compile(r"[\x20-\x7e\t]{1,512}")
 
 
 def traceparent_or_none(value: object) -> str | None:
-    """Return a valid W3C `traceparent`, or None for anything else: a wrong trace never refuses a task."""
+    """Return a valid W3C `traceparent`, or None for anything else: a task is never refused for its trace."""
     return value if isinstance(value, str) and _TRACEPARENT.fullmatch(value) else None
 
 
@@ -127,14 +127,14 @@ def tracestate_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and _TRACESTATE.fullmatch(value) else None
 
 
-# Which names there are is the policy's to say: see `schemas.policy.check_task`.
+# `schemas.policy.check_task` checks that the policy has the name.
 _AnyName = Annotated[
     str, StringConstraints(pattern=r"^\S{1,200}$"), Expected("a name of 1 to 200 characters without spaces")
 ]
 
 
 def _inputs(value: object) -> object:
-    """Return one text as a list of it. Token ids are those of one tokenizer, and their number bounds no other's."""
+    """Return one text as a list. Token ids are refused: their number is a bound for one tokenizer only."""
     if isinstance(value, str):
         return (value,)
     listed = cast("list[object]", value) if isinstance(value, list) else []
@@ -144,7 +144,7 @@ def _inputs(value: object) -> object:
 
 
 class PlainTask(BaseModel):
-    """A task without further parameters: what to do, for whom, with which text and limits."""
+    """A task without sampling and output parameters: what to do, for whom, with which text and limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -155,7 +155,7 @@ class PlainTask(BaseModel):
     plan: _AnyName | None = None
     """The user's plan, which decides the cap. Without one, the policy's `default_plan`."""
     task_id: TaskId | None = None
-    """Your own id, which makes a repeat harmless. Without one it is `<stream>-<entry id>`."""
+    """Your own id, which makes a repeat harmless. Absent: `<stream>-<entry id>`."""
     campaign_id: CampaignId | None = None
     """The campaign, for reports and for a campaign's cap."""
     tags: Tags | None = None
@@ -171,17 +171,19 @@ class PlainTask(BaseModel):
         BeforeValidator(_inputs),
         Expected(f"a text or a list of 1 to {MAX_INPUTS} texts, none of them empty"),
     ] = Field(default=None, min_length=1, max_length=MAX_INPUTS, repr=False)  # G10
-    """For task types of kind `embeddings`: a text, or a list of texts as JSON, of each of which a vector is made."""
-    max_tokens: Annotated[int | None, BeforeValidator(number)] = Field(default=None, ge=1, le=200_000)
+    """For task types of kind `embeddings`: a text, or a JSON list of texts. Each text gets a vector."""
+    max_tokens: Annotated[int | None, BeforeValidator(refuse_bool)] = Field(default=None, ge=1, le=200_000)
     """Maximum completion tokens, instead of the route's. The name `max_completion_tokens` is accepted too."""
-    temperature: Annotated[float | None, BeforeValidator(number)] = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    temperature: Annotated[float | None, BeforeValidator(refuse_bool)] = Field(
+        default=None, ge=0, le=2, allow_inf_nan=False
+    )
     """Sampling temperature, 0 to 2, instead of the route's."""
     model: ModelId | None = None
     """Model id, instead of the route's."""
     reply_to: ReplyStream | None = None
-    """A stream to which the result is appended: none of Tollbook's own."""
+    """A stream to which the result is appended; not a stream of Tollbook's own."""
     stream: bool = False
-    """Whether the answer can be read while it comes: `Publisher.stream`, or the Redis stream of its deltas."""
+    """Whether the answer can be read while it is generated: `Publisher.stream`, or the Redis stream of its deltas."""
     metadata: dict[str, Any] | None = Field(default=None, repr=False)
     """A JSON object of up to 16 KiB, returned with the result."""
     traceparent: Annotated[str | None, BeforeValidator(traceparent_or_none)] = None
@@ -197,16 +199,16 @@ class PlainTask(BaseModel):
         try:
             size = len(json.dumps(value, allow_nan=False))
         except TypeError:
-            raise ValueError("must hold only what JSON can hold") from None
+            raise ValueError("must contain only JSON values") from None
         except ValueError:
-            # JSON text reads a number such as 1e999 as infinity, and no result could write it again.
-            raise ValueError("must hold only finite numbers that JSON can hold") from None
+            # A number such as 1e999 is parsed as infinity, which the result's JSON could not contain.
+            raise ValueError("must contain only finite numbers") from None
         if value is not None and size > MAX_METADATA_BYTES:
             raise ValueError(f"must have at most {MAX_METADATA_BYTES} bytes as JSON, not {size}")
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            # JSON can escape half of a surrogate pair, and no result could write it again.
+            # JSON can escape half of a surrogate pair, which the result's JSON could not contain.
             raise ValueError(f"must be {UTF8_WORDS}") from None
         return value
 
@@ -227,7 +229,7 @@ class PlainTask(BaseModel):
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of the prompt or the input, or of all that the messages hold beside images."""
+        """Bytes of the prompt or the input, or of the messages without their media."""
         if self.input is not None:
             return sum(len(text.encode("utf-8", "surrogatepass")) for text in self.input)
         if self.messages is not None:
@@ -277,10 +279,10 @@ class Task(Parameters, PlainTask):
     def content_hash(self) -> str:
         """Return a digest of what the task asks for and of who pays.
 
-        Stored with the call, so that the same task id with other content is seen (G4).
+        Stored with the call, so that the same task id with other content is detected (G4).
         `task_id`, `reply_to`, `stream`, `metadata` and the trace are left out: they change neither the work nor its
-        price, so a repeat with another trace is the same task. So is one that names the plan of those that name none.
-        Parameters and tags that are not set are left out too: a task has the hash that it had before there were any.
+        price, so a repeat with another trace is the same task. A task without a plan has the hash of plan `trial`.
+        Parameters and tags that are not set are left out too, so that older tasks keep their hash.
         """
         work: dict[str, Any] = self.model_dump(mode="json", include=set(_HASHED_ALWAYS))
         work["plan"] = self.plan or _PLAN_OF_HASH
@@ -297,20 +299,20 @@ class Task(Parameters, PlainTask):
 
 _EMBEDDINGS_PARAMETERS: Final = frozenset(EMBEDDINGS_PARAMETERS)
 _CHAT_PARAMETERS: Final = frozenset({*Parameters.model_fields, "max_tokens", "temperature"}) - _EMBEDDINGS_PARAMETERS
-# In the digest of every task, set or not: what each call's hash on older ledgers was made of.
+# Part of every digest, set or not, as in the digests on older ledgers.
 _HASHED_ALWAYS: Final = (
     "task", "user_id", "plan", "campaign_id", "prompt", "system", "messages", "max_tokens", "temperature", "model",
 )  # fmt: skip
 
 
 def check_entry_size(size: int) -> None:
-    """Refuse an entry of more bytes, names and values together, than a worker takes. Errors: InvalidTask."""
+    """Refuse an entry whose names and values have more bytes than a worker accepts. Errors: InvalidTask."""
     if size > MAX_ENTRY_BYTES:
         raise InvalidTask(f"the message must have at most {MAX_ENTRY_BYTES} bytes, not {size}")
 
 
 def task_from_fields(fields: Mapping[str, Any], tag_names: Collection[str] = ()) -> Task:
-    """Read a task from the fields of a stream entry; those of `tag_names` are tags.
+    """Parse a task from the fields of a stream entry; the fields in `tag_names` are tags.
 
     Errors: InvalidTask, which names each wrong field.
     """
@@ -319,7 +321,7 @@ def task_from_fields(fields: Mapping[str, Any], tag_names: Collection[str] = ())
         document = _json_object(fields["data"], name="data")
     # Empty text and null count as absent. An empty prompt is an error of its own.
     given = {name: value for name, value in document.items() if value is not None and (value != "" or name == "prompt")}
-    values, problems = without_refused(given)
+    values, problems = drop_refused(given)
     if problems:
         raise InvalidTask(as_text(problems))
     for name, value in values.items():
@@ -329,7 +331,7 @@ def task_from_fields(fields: Mapping[str, Any], tag_names: Collection[str] = ())
         is_too_deep = is_deeper(read, MAX_SCHEMA_DEPTH)
         if is_too_deep and name != "metadata":
             raise InvalidTask(f"'{name}' must not be nested deeper than {MAX_SCHEMA_DEPTH} levels")
-        values[name] = read if is_too_deep or name in _NOT_MENDED else with_whole_text(read)
+        values[name] = read if is_too_deep or name in _KEEPS_SURROGATES else replace_surrogates_in(read)
     for alias, name in (("task_type", "task"), ("max_completion_tokens", "max_tokens")):
         if alias in values:
             value = values.pop(alias)
@@ -344,7 +346,7 @@ def task_from_fields(fields: Mapping[str, Any], tag_names: Collection[str] = ())
 
 
 def _collect_tags(values: dict[str, Any], tag_names: Collection[str]) -> None:
-    """Put fields that are tags into `tags`. Errors: InvalidTask where a tag is given twice, and differs."""
+    """Move fields that are tags into `tags`. Errors: InvalidTask if a tag is given twice with different values."""
     fields = {name: values.pop(name) for name in tag_names if name in values and name not in Task.model_fields}
     tags = values.get("tags", {})
     if not fields or not isinstance(tags, dict):
@@ -357,12 +359,12 @@ def _collect_tags(values: dict[str, Any], tag_names: Collection[str]) -> None:
 
 
 def may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
-    """Return whether a text may be part of the prompt, also where it stands in another field by mistake (G10)."""
+    """Return a function that says whether a value may be part of the prompt, even in another field (G10)."""
     texts: list[str] = []
     level: list[object] = [values.get(name) for name in _MAY_QUOTE]
     while level:
         texts += [item for item in level if isinstance(item, str) and len(item) > _MAX_HARMLESS]
-        level = [child for item in level for child in json_children(_without_words(item))]
+        level = [child for item in level for child in json_children(_without_roles_and_types(item))]
 
     def is_part(value: object) -> bool:
         if not isinstance(value, str):
@@ -373,16 +375,16 @@ def may_be_prompt(values: Mapping[str, Any]) -> Callable[[object], bool]:
     return is_part
 
 
-def _without_words(item: object) -> object:
-    """Leave out what is one of a few words, so that a wrong one may be named."""
+def _without_roles_and_types(item: object) -> object:
+    """Leave out fields whose value is one of a few words, so that a message may name a wrong value."""
     if not isinstance(item, dict):
         return item
     return {name: value for name, value in cast("dict[str, object]", item).items() if name not in ("role", "type")}
 
 
 def _input_of(value: object) -> object:
-    """Return the list that JSON text holds; any other text is an input itself."""
-    read = json_if_it_is(value)
+    """Return the list in a JSON text; any other text is itself the input."""
+    read = parse_if_json(value)
     return cast("object", read) if isinstance(read, list) else value
 
 

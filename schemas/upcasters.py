@@ -1,7 +1,7 @@
 """Reading ledger entries of every version ever written.
 
-Each upcaster lifts a payload by one version; an entry passes through all that it needs. An entry is never changed
-once it is written (G7): it is lifted each time it is read.
+Each upcaster converts a payload to the next version; an entry passes through all that it needs. An entry is never
+changed once it is written (G7): it is converted each time it is read.
 """
 
 import json
@@ -15,7 +15,7 @@ from tollbook.schemas.problems import as_text, problems_of, shown
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
-# (type, version) -> a function that lifts the payload to version + 1. Version 1 is the first.
+# (type, version) -> a function that converts the payload to version + 1. Version 1 is the first.
 UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
 
 
@@ -35,7 +35,7 @@ def needs_upcast(event_type: str, version: int) -> bool:
 
 
 def upcast(event_type: str, version: int, payload: dict[str, Any]) -> dict[str, Any]:
-    """Lift a payload to the current version. Errors: ValueError for a version that this program does not know."""
+    """Convert a payload to the current version. Errors: ValueError for a version that this program does not know."""
     if not needs_upcast(event_type, version):
         return payload
     for step in range(version, EVENT_VERSION):
@@ -63,7 +63,7 @@ def event_from_entry(entry_id: str, fields: Mapping[str, str]) -> Event:
 
 
 def event_from_columns(columns: Mapping[str, Any], payload: Mapping[str, Any]) -> Event:
-    """Make an event of its envelope, by column, and its payload of the current version. Errors: UnreadableEvent."""
+    """Make an event from its envelope, by column, and its payload of the current version. Errors: UnreadableEvent."""
     try:
         return Event.model_validate({**columns, "payload": {**payload, "type": columns["type"]}})
     except ValidationError as exc:

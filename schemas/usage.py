@@ -10,7 +10,7 @@ TokenCount = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKEN_COUNT)]
 
 
 class Usage(BaseModel):
-    """Tokens of one attempt, whatever its provider calls them and counts them.
+    """Tokens of one attempt, in the same form for every provider.
 
     Cached and cache-written tokens are part of the prompt tokens, reasoning tokens of the completion tokens.
     """
@@ -22,7 +22,7 @@ class Usage(BaseModel):
     cached_tokens: TokenCount = Field(default=0, description="Tokens of the prompt that were read from a cache.")
     cache_write_tokens: TokenCount = Field(default=0, description="Tokens of the prompt that were written to a cache.")
     cache_write_1h_tokens: TokenCount = Field(
-        default=0, description="Those of them that were written to a cache that lasts an hour, which costs more."
+        default=0, description="Part of `cache_write_tokens`: written for an hour, which costs more."
     )
     reasoning_tokens: TokenCount = Field(default=0, description="Tokens of the completion that were reasoning.")
 
@@ -33,9 +33,9 @@ class Usage(BaseModel):
 
 
 class MediaUsage(Usage):
-    """A usage whose provider told how many tokens were of images, sound or videos.
+    """A usage whose provider reported how many tokens were of images, sound or videos.
 
-    It is in results and in prices alone: the ledger has the counts of a `Usage`.
+    It is used for results and prices only: the ledger stores a plain `Usage`.
     """
 
     prompt_image_tokens: TokenCount = Field(default=0, description="Tokens of the prompt that were of images.")
@@ -46,7 +46,7 @@ class MediaUsage(Usage):
 
     @property
     def prompt_media(self) -> dict[str, int]:
-        """The tokens of the prompt by kind, those that there are."""
+        """The tokens of the prompt by kind of media, without zeros."""
         kinds = {
             "image": self.prompt_image_tokens,
             "audio": self.prompt_audio_tokens,
@@ -55,17 +55,17 @@ class MediaUsage(Usage):
         return {kind: count for kind, count in kinds.items() if count}
 
     def without_media(self) -> Usage:
-        """Return the same without them."""
+        """Return the usage without the counts of media."""
         return Usage.model_construct(**{name: getattr(self, name) for name in Usage.model_fields})
 
 
 def media_of(usage: Usage) -> dict[str, int]:
-    """Return the tokens of a prompt by kind of media, those that are told."""
+    """Return the tokens of a prompt by kind of media, as far as the provider reported them."""
     return usage.prompt_media if isinstance(usage, MediaUsage) else {}
 
 
 def media_details(usage: Usage) -> dict[str, dict[str, int]]:
-    """Return the tokens of media as OpenAI's details of `prompt` and `completion` have them, those that are told."""
+    """Return the reported tokens of media, in the form of OpenAI's details of `prompt` and `completion`."""
     names = MediaUsage.model_fields.keys() - Usage.model_fields.keys() if isinstance(usage, MediaUsage) else ()
     counts: dict[str, int] = {name: getattr(usage, name) for name in sorted(names)}
     return {

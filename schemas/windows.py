@@ -1,6 +1,6 @@
-"""Windows: when the balance of a budget begins anew, in the time zone of the policy.
+"""Windows: when the balance of a budget is reset, in the time zone of the policy.
 
-A moment is in exactly one day, week and month of a calendar. A window's label is part of its budgets' keys, so two
+Each moment is in exactly one day, week and month of a calendar. A window's label is part of its budgets' keys, so two
 windows of one kind never share a label.
 """
 
@@ -15,12 +15,12 @@ from tollbook.schemas.problems import did_you_mean, shown
 WindowKind = Literal["day", "week", "month", "total"]
 WeekStart = Literal["monday", "sunday"]
 ALWAYS: Final = Window("total", 0, 2**52)
-"""The window of a budget whose balance never begins anew."""
+"""The window of a budget whose balance is never reset."""
 _DAY: Final = timedelta(days=1)
 
 
 def find_zone(name: str) -> tzinfo:
-    """Return the time zone of a name such as Europe/Berlin. Errors: ValueError, whose text follows the field's name."""
+    """Return a time zone by its name, such as Europe/Berlin. Errors: ValueError, without the name of the field."""
     if name == "UTC":
         return UTC  # Also where the system has no time zone database.
     try:
@@ -28,8 +28,8 @@ def find_zone(name: str) -> tzinfo:
     except (ZoneInfoNotFoundError, ValueError, OSError):
         hint = did_you_mean(name, available_timezones())
         raise ValueError(
-            f"{shown(name)} is no known time zone such as 'Europe/Berlin' (systems without a time zone database need "
-            f"the package tzdata){hint}"
+            f"{shown(name)} is not a known time zone such as 'Europe/Berlin' (systems without a time zone database "
+            f"need the package tzdata){hint}"
         ) from None
 
 
@@ -89,9 +89,9 @@ class Calendar:
 
 
 def end_of_window(label: str, calendar: Calendar, now_ms: int) -> int | None:
-    """Return when the window of a label ends, milliseconds since the epoch; None where it never does, or is over.
+    """Return when the window with this label ends, in milliseconds since the epoch.
 
-    Of a kind of window, only the one that contains `now_ms` has an end that is known here.
+    None if it is not the day, week or month that contains `now_ms`.
     """
     kinds: tuple[WindowKind, ...] = ("day", "week", "month")
     windows = (calendar.window_at(kind, now_ms) for kind in kinds)
@@ -99,7 +99,7 @@ def end_of_window(label: str, calendar: Calendar, now_ms: int) -> int | None:
 
 
 def intersection(name: str, windows: "list[Window]") -> Window:
-    """Return the time that all windows share, under a name of its own. They must share some."""
+    """Return the time that all windows have in common, as a window named `name`. It must not be empty."""
     return Window(name, max(each.start_ms for each in windows), min(each.end_ms for each in windows))
 
 

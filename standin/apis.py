@@ -1,7 +1,7 @@
-"""The APIs that the stand-in speaks, each under its own path, with one book behind all: one for each dialect.
+"""The stand-in's APIs, one for each dialect, each under its own path; all share one book.
 
-Under `/api/v1` it is OpenRouter, as the rest of this room says; `/openai/v1` and `/anthropic/v1` sell models under the
-names that they have there, and state no cost; `/compatible/v1` is a server of one's own.
+`/api/v1` behaves like OpenRouter. `/openai/v1` and `/anthropic/v1` sell models under these providers' own names, and
+their replies have no cost. `/compatible/v1` behaves like a self-hosted server.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from tollbook.standin.prices import ANTHROPIC_PRICES, COMPATIBLE_PRICES, OPENAI_
 from tollbook.standin.replies import BadRequest, CompletionRequest, completion, error, read_request
 from tollbook.standin.scenarios import Scenario, Tokens
 
-# What OpenAI's own API does not know.
+# Fields that OpenAI's own API refuses.
 _NOT_AT_OPENAI: Final = ("max_tokens", "top_k", "reasoning", "cache_control", "provider", "transforms")
 _OF_MESSAGES_AT_OPENAI: Final = frozenset(
     {"role", "content", "name", "refusal", "audio", "tool_calls", "tool_call_id", "function_call"}
@@ -27,7 +27,7 @@ _OF_MESSAGES_AT_OPENAI: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One API. `id_header` bears a request's id; `states_costs`: replies have costs, and `/generation` knows them."""
+    """One API. `id_header` has a request's id; `states_costs`: replies have costs, and `/generation` returns them."""
 
     prefix: str
     id_header: str
@@ -44,11 +44,11 @@ class Api:
     key_scheme: str = "Bearer "
 
     def has_key(self, request: web.Request, api_key: str) -> bool:
-        """Whether a request bears the key."""
+        """Whether a request has the key."""
         return request.headers.get(self.key_header) == f"{self.key_scheme}{api_key}"
 
     def models(self) -> dict[str, Any]:
-        """Return the list of models, without what only OpenRouter states of them."""
+        """Return the list of models, without the fields that only OpenRouter has."""
         return {"object": "list", "data": [{"id": model, "display_name": "A stand-in"} for model in self.prices]}
 
 

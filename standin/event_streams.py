@@ -1,6 +1,6 @@
-"""Completions as event streams: the same reply in parts, its usage in the last one.
+"""Completions as event streams: the same reply in parts, with its usage in the last part.
 
-What is no completion (an error, a page of a proxy) is no stream either.
+Other bodies (an error, a page of a proxy) are not streamed.
 """
 
 import json
@@ -15,7 +15,7 @@ _NUMBER: Final = re.compile(r'"<number ([^"<>]*)>"')
 _WORD: Final = re.compile(r"\s*\S+\s*|\s+")
 _TEXTS: Final = ("content", "refusal", "reasoning", "reasoning_content")
 Cut = Callable[[str], Sequence[str]]
-"""Cuts a text into the parts of which the stream consists."""
+"""Cuts a text into the parts of a stream."""
 
 
 def cut(text: str) -> list[str]:
@@ -29,7 +29,7 @@ def cut_into_tokens(text: str) -> list[str]:
 
 
 def as_events(body: bytes, cut: Cut = cut) -> list[bytes] | None:
-    """Return the events of a completion, `[DONE]` the last; None where it is none."""
+    """Return the events of a completion, with `[DONE]` at the end; None if the body is not a completion."""
     try:
         found: Any = json.loads(body, parse_float=_Literal)
     except ValueError:
@@ -47,15 +47,15 @@ def as_events(body: bytes, cut: Cut = cut) -> list[bytes] | None:
 
 
 def _parts(choice: Any, cut: Cut) -> list[dict[str, Any]]:
-    """Return a choice as parts with deltas; why it ended stands in the last."""
+    """Return a choice as parts with deltas; the last part has the finish reason."""
     ending = {name: value for name, value in choice.items() if name not in ("message", "index")}
     message: dict[str, Any] = {**(choice.get("message") or {})}
     details: list[dict[str, Any]] = message.pop("reasoning_details", None) or []
-    is_along = message.get("reasoning") == "".join(detail.get("text") or "" for detail in details)
-    if is_along:
+    is_in_details = message.get("reasoning") == "".join(detail.get("text") or "" for detail in details)
+    if is_in_details:
         del message["reasoning"]
     deltas = [
-        {"reasoning_details": [piece], **({"reasoning": piece["text"]} if is_along and "text" in piece else {})}
+        {"reasoning_details": [piece], **({"reasoning": piece["text"]} if is_in_details and "text" in piece else {})}
         for detail in details
         for piece in _pieces(detail, cut)
     ]
@@ -86,7 +86,7 @@ def _pieces(detail: dict[str, Any], cut: Cut) -> list[dict[str, Any]]:
 
 
 class _Literal:
-    """A number as it stands in the body: a float could not hold a cost exactly."""
+    """A number as its text in the body: a float could not hold a cost exactly."""
 
     def __init__(self, text: str) -> None:
         self.text = text

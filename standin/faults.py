@@ -1,8 +1,8 @@
 """Faults that the stand-in can simulate, by name, and the plan that says when.
 
-A fault is drawn by its rate from a seeded generator, taken from a script in order, or asked for by the prompt itself
-with `[[fault=NAME]]`. `http_NNN:S` adds a Retry-After of S seconds. The scenarios of `standin/scenarios.py` are named
-in the same way.
+A fault is drawn by its rate from a seeded generator, taken from a script in order, or requested in the prompt with
+`[[fault=NAME]]`. `http_NNN:S` adds a Retry-After of S seconds. The names of the scenarios in `standin/scenarios.py` can
+be used in the same way.
 """
 
 import random
@@ -26,15 +26,15 @@ FAULTS: Final[dict[str, bool]] = {
     "slow": True,  # Answers after `slow_ms`.
     "hang": False,  # Never answers.
     "hang_charged": True,
-    "reset_before_charge": False,  # The connection is reset before anything is answered.
+    "reset_before_charge": False,  # The connection is reset before any reply.
     "reset_after_charge": True,
     "reset_mid_body": True,  # Status and headers arrive, X-Generation-Id among them, then the connection is reset.
-    "cut_off": True,  # The body ends after its first half, as if it were whole.
-    # Headers arrive, then nothing. When the client leaves, what was generated until then is charged: one token.
+    "cut_off": True,  # The body ends after its first half, as if it were complete.
+    # Headers arrive, then nothing. When the client disconnects, one token is charged, as generated until then.
     "stalled": False,
     "broken_json": True,
     "html_body": True,
-    "error_in_200": False,  # Status 200 with `error` at the top.
+    "error_in_200": False,  # Status 200 with `error` at the top level.
     "error_finish": True,  # Status 200, `finish_reason` is "error".
     "missing_usage": True,
     "missing_cost": True,
@@ -44,8 +44,9 @@ FAULTS: Final[dict[str, bool]] = {
 }
 
 STREAM_FAULTS: Final = ("stream_cut", "stream_half_event", "stream_hang", "stream_error", "stream_reset")
-"""Faults in the middle of an event stream: it ends there, or in an event, or sends nothing more, or an event with an
-error, or its connection is reset. What was sent is charged, but for an error. A plain reply has no such fault."""
+"""Faults in the middle of an event stream, in this order: it ends there; it ends inside an event; it sends nothing
+more; it sends an event with an error; its connection is reset. The sent part is charged, except before an error. Plain
+replies do not have these faults."""
 
 
 def check_fault(name: str) -> str:
@@ -57,7 +58,7 @@ def check_fault(name: str) -> str:
 
 
 def http_fault(name: str) -> tuple[int, int | None] | None:
-    """Return (status, Retry-After seconds) of a fault `http_...`, None for the others."""
+    """Return (status, Retry-After seconds) of a fault `http_...`, None for other faults."""
     match = _HTTP.fullmatch(name)
     return (int(match[1]), int(match[2]) if match[2] else None) if match else None
 
@@ -77,7 +78,7 @@ class _Document(BaseModel):
 
 @dataclass
 class FaultPlan:
-    """Which requests get which fault. `rates` are shares of requests; `script` is used up first, None is no fault."""
+    """Which requests get which fault. `script` is used first, in order (None: no fault); then `rates`, as shares."""
 
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
     script: Sequence[str | None] = ()
@@ -89,7 +90,7 @@ class FaultPlan:
         if any(rate < 0 for rate in self.rates.values()) or sum(self.rates.values()) > 1:
             raise ValueError("rates must be shares of requests: each at least 0, all together at most 1")
         self._draw = random.Random(self.seed)  # noqa: S311 - repeatable, not secret.
-        self._left = list(self.script)
+        self._remaining = list(self.script)
 
     @classmethod
     def from_json(cls, document: object, *, seed: int = 1) -> "FaultPlan":
@@ -102,8 +103,8 @@ class FaultPlan:
 
     def next(self) -> str | None:
         """Return the fault of the next request, or None."""
-        if self._left:
-            return self._left.pop(0)
+        if self._remaining:
+            return self._remaining.pop(0)
         drawn = self._draw.random()
         for name, rate in self.rates.items():
             drawn -= rate

@@ -1,4 +1,4 @@
-"""Anthropic's messages as event streams (November 2026): blocks begin, go on and end, the usage comes twice."""
+"""Anthropic's messages as event streams (November 2026): each block has start, deltas and stop; usage comes twice."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from tollbook.standin.event_streams import Cut, cut
 
 
 def as_message_events(body: bytes, cut: Cut = cut) -> list[bytes] | None:
-    """Return the events of a message; None where it is none."""
+    """Return the events of a message; None if the body is not a message."""
     try:
         found: Any = json.loads(body)
     except ValueError:
@@ -19,7 +19,7 @@ def as_message_events(body: bytes, cut: Cut = cut) -> list[bytes] | None:
 
 
 def as_event(data: dict[str, Any]) -> bytes:
-    """Return an event, which is named twice."""
+    """Return an event; its type is both the event's name and in its data."""
     return f"event: {data['type']}\ndata: {json.dumps(data)}\n\n".encode()
 
 
@@ -43,7 +43,7 @@ def _events(message: dict[str, Any], cut: Cut) -> Iterator[dict[str, Any]]:
 
 
 def _parts(block: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a block as it begins, and what follows."""
+    """Return the start of a block, and its deltas."""
     match block["type"]:
         case "text":
             return block | {"text": ""}, [{"type": "text_delta", "text": part} for part in cut(block["text"])]

@@ -1,7 +1,7 @@
-"""Anthropic's Messages, as the stand-in speaks them: requests are checked as Anthropic checks them, replies made alike.
+"""Anthropic's Messages API of the stand-in: requests are checked, and replies made, as Anthropic does it.
 
-A request that Anthropic would refuse (a field that it does not know, no `max_tokens`, a result of a tool that was not
-called) is refused here too.
+A request that Anthropic would refuse (an unknown field, no `max_tokens`, a result of a tool that was not called) is
+refused here too.
 """
 
 import json
@@ -28,7 +28,7 @@ _THOUGHTS: Final = ("thinking", "redacted_thinking")
 
 
 def read_message_request(document: Any, models: Mapping[str, object]) -> CompletionRequest:
-    """Read a request as Anthropic would. Errors: BadRequest."""
+    """Parse a request as Anthropic would. Errors: BadRequest."""
     if not isinstance(document, dict):
         raise BadRequest(400, "the body is not a JSON object")
     body = cast("dict[str, Any]", document)
@@ -86,7 +86,7 @@ def _blocks(content: object) -> list[dict[str, Any]]:
 
 
 def _text(content: object) -> str:
-    """Return what a content says; a call of a tool and its result are read as text."""
+    """Return the text of a content; tool calls and their results count as text."""
     parts: list[str] = []
     for block in _blocks(content):
         match block.get("type"):
@@ -102,7 +102,7 @@ def _text(content: object) -> str:
 
 
 def message(asked: CompletionRequest, generation_id: str, _charged_nanousd: int, fault: str | None) -> bytes:
-    """Return the body of a message, with what the fault leaves out or changes. Anthropic states no cost."""
+    """Return the body of a message, changed by the fault. Anthropic's replies have no cost."""
     if fault == "error_finish":
         return message_error(500, "provider failed")
     tokens = Tokens(asked.model, asked.prompt_tokens, asked.completion_tokens)
@@ -114,7 +114,7 @@ def message(asked: CompletionRequest, generation_id: str, _charged_nanousd: int,
 
 
 def scenario_message(scenario: Scenario, tokens: Tokens, generation_id: str, text: str) -> bytes:
-    """Return a scenario's reply as a message: the same answer, its tokens in Anthropic's words."""
+    """Return a scenario's reply as a message: the same answer, with its tokens in Anthropic's form."""
     if scenario.error is not None:
         return scenario.error if isinstance(scenario.error, bytes) else message_error(scenario.status, "as asked for")
     played = json.loads(replace(scenario, wrap=None).body(tokens, generation_id, text))
@@ -126,7 +126,7 @@ def scenario_message(scenario: Scenario, tokens: Tokens, generation_id: str, tex
     body = json.dumps(document).encode()
     try:
         return scenario.wrap(body) if scenario.wrap is not None else body
-    except KeyError:  # A stream of chunks, which has another form here.
+    except KeyError:  # The wrapper makes a stream of chat chunks, which does not fit a message.
         return body
 
 

@@ -1,7 +1,7 @@
 """The stand-in's own price lists: nano-dollars per million tokens, from published prices.
 
-OpenRouter's are those of 2025, OpenAI's and Anthropic's of 2026. They stand here and are not taken from Tollbook's
-price catalogue, so that the provider's book and the ledger are computed independently.
+OpenRouter's prices are of 2025, OpenAI's and Anthropic's of 2026. They are not taken from Tollbook's price catalogue,
+so that the provider's book and the ledger are computed independently.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class ListPrice:
     cached: int
     written: int
     request: int = 0
-    """A request itself, nano-dollars."""
+    """Price per request, nano-dollars."""
 
 
 # Dollars per million tokens: prompt, completion, prompt read from a cache, prompt written to one.
@@ -31,7 +31,7 @@ _LISTED: Final = {
 }
 # Dollars per million tokens of models that make embeddings.
 _LISTED_EMBEDDINGS: Final = {"openai/text-embedding-3-small": "0.02", "openai/text-embedding-3-large": "0.13"}
-# What OpenAI, Anthropic and a server of one's own sell, under the names that their models have there.
+# Models of OpenAI, Anthropic and a self-hosted server, under their own names.
 _AT_OPENAI: Final = {
     "gpt-4o-mini": ("0.15", "0.60", "0.075", "0.15"),
     "gpt-5-mini": ("0.25", "2", "0.025", "0.25"),
@@ -76,9 +76,9 @@ def charge_nanousd(
 
 
 def add_prices(prices: Mapping[str, Mapping[str, str]]) -> None:
-    """Serve further models, or known ones at other prices: dollars per million tokens by kind, and per request.
+    """Add models, or change the prices of known ones: dollars per million tokens by kind, and per request.
 
-    Kinds that are left out cost as the prompt does. Errors: KeyError; decimal.InvalidOperation.
+    Kinds that are left out have the prompt's price. Errors: KeyError; decimal.InvalidOperation.
     """
     for model, usd in prices.items():
         nanousd = {name: int(Decimal(value) * 1_000_000_000) for name, value in usd.items()}

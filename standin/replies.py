@@ -30,10 +30,10 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A request that can be answered, and the tokens that it uses.
+    """A valid request, and the tokens that it uses.
 
-    `json_text`: an answer in the form that was asked for; `call`: name and arguments of a tool to call.
-    `has_words`: its answer has a word for each token.
+    `json_text`: an answer in the requested JSON form; `call`: name and arguments of a tool to call.
+    `has_words`: the answer has a word for each token.
     """
 
     model: str
@@ -55,10 +55,10 @@ class CompletionRequest:
 
 
 def read_request(document: Any, models: Mapping[str, object] = PRICES) -> CompletionRequest:
-    """Read a request as OpenRouter would; `models` are those that are sold. Errors: BadRequest.
+    """Parse a request as OpenRouter would; `models` are the models on sale. Errors: BadRequest.
 
-    A message has a quarter of its bytes as prompt tokens, rounded up, and four more. Completion tokens are drawn from
-    the text's checksum, or are what the mark `[[completion_tokens=N]]` in it says, at most `max_tokens`.
+    A message has one prompt token for every four bytes, rounded up, and four more. Completion tokens come from the
+    text's checksum, or from the mark `[[completion_tokens=N]]` in the text; at most `max_tokens`.
     """
     if not isinstance(document, dict):
         raise BadRequest(400, "the body is not a JSON object")
@@ -79,7 +79,7 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
     try:
         json_text, call = json_answer(body), tool_call(body)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as exc:
-        raise BadRequest(400, f"a schema is none: {type(exc).__name__}") from None
+        raise BadRequest(400, f"a schema is not valid: {type(exc).__name__}") from None
     return CompletionRequest(
         model=model,
         user=str(body.get("user", "")),
@@ -96,7 +96,7 @@ def read_request(document: Any, models: Mapping[str, object] = PRICES) -> Comple
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsRequest(CompletionRequest):
-    """A request for vectors: one for each of `inputs`, each of so many `dimensions`."""
+    """A request for vectors: one for each of `inputs`, with `dimensions` numbers each."""
 
     inputs: tuple[str, ...] = ()
     dimensions: int = 8
@@ -104,9 +104,9 @@ class EmbeddingsRequest(CompletionRequest):
 
 
 def read_embeddings_request(document: Any) -> EmbeddingsRequest:
-    """Read a request for embeddings as OpenRouter would. Errors: BadRequest.
+    """Parse a request for embeddings as OpenRouter would. Errors: BadRequest.
 
-    An input has a quarter of its bytes as tokens, rounded up.
+    An input has one token for every four bytes, rounded up.
     """
     if not isinstance(document, dict):
         raise BadRequest(400, "the body is not a JSON object")
@@ -150,7 +150,7 @@ def _content(message: Any) -> str:
 
 
 def filler(asked: CompletionRequest) -> str:
-    """Return the text of a completion: JSON where that was asked for, else one which says that it is none."""
+    """Return the text of a completion: JSON if the request asks for it, else placeholder text that says so."""
     if asked.json_text is not None:
         return asked.json_text
     if asked.has_words:
@@ -159,7 +159,7 @@ def filler(asked: CompletionRequest) -> str:
 
 
 def completion(asked: CompletionRequest, generation_id: str, charged_nanousd: int, fault: str | None) -> bytes:
-    """Return the body of a completion, with what the fault leaves out or changes."""
+    """Return the body of a completion, changed by the fault."""
     choice: dict[str, Any] = {
         "index": 0,
         "finish_reason": "length" if asked.is_cut else "stop",
@@ -210,7 +210,7 @@ def _cost(charged_nanousd: int, fault: str | None) -> str:
 
 
 def _embeddings(asked: EmbeddingsRequest, generation_id: str, charged_nanousd: int, fault: str | None) -> bytes:
-    """Return the body of a reply with vectors, which are drawn from each text's checksum and mean nothing."""
+    """Return the body of a reply with vectors. They are drawn from each text's checksum and have no meaning."""
     listed: list[dict[str, Any]] = []
     for index, text in enumerate(asked.inputs):
         draw = random.Random(zlib.crc32(text.encode()))  # noqa: S311 - repeatable, not secret.

@@ -1,8 +1,8 @@
-"""Replies that the stand-in can play: what models end with, how providers report usage, and how they word errors.
+"""Scenarios: replies that the stand-in can play, with the outcomes, usage reports and errors of real providers.
 
-Each is made after what a provider was seen to send (November 2026), and says what Tollbook makes of it. A scenario
-bills the tokens of the request at the list price, split into the kinds that its report names, whatever form that has;
-so the book knows the true cost.
+Each follows a reply that a provider was seen to send (November 2026), and states the outcome in Tollbook. A scenario
+bills the tokens of the request at the list price, split into the kinds that its usage report names, in whatever form;
+so the book has the true cost.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any, Final, Literal
 from tollbook.standin.prices import charge_nanousd, usd_literal
 
 Booked = Literal["reported", "priced", "doubted", "assumed", "nothing"]
-"""How the cost is booked: as `reported`; `priced` from the usage; `doubted`, by the dearer reading of a usage that
-disagrees with itself; `assumed` at the upper bound; or `nothing`, since nothing was charged."""
+"""How the cost is booked: as `reported`; `priced` from the usage; `doubted`, by the more expensive reading of an
+inconsistent usage; `assumed` at the upper bound; or `nothing`, since nothing was charged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What one request used. A quarter of the prompt is read from a cache and a quarter written to it."""
+    """The tokens of one request. A quarter of the prompt is read from a cache, and a quarter is written to it."""
 
     model: str
     prompt: int
@@ -40,7 +40,7 @@ class Tokens:
 
     @property
     def text(self) -> int:
-        """Tokens of the completion that are no reasoning."""
+        """Tokens of the completion without reasoning."""
         return self.completion - self.reasoning
 
     @property
@@ -66,10 +66,10 @@ Usage = Callable[[Tokens], dict[str, Any]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One reply. `result` is what the task comes to: `done`, or an error code.
+    """One reply. `result` is the task's outcome: `done`, or an error code.
 
-    `is_asked_again`: whether Tollbook asks the same model again. `kinds` are the kinds of tokens that are billed beside
-    plain ones. `changes` are made to the whole document, `wrap` to its bytes.
+    `is_asked_again`: whether Tollbook retries the same model. `kinds` are the kinds of tokens that are billed beside
+    plain ones. `changes` are applied to the whole document, `wrap` to its bytes.
     """
 
     group: Literal["outcome", "usage", "form", "error"]
@@ -87,7 +87,7 @@ class Scenario:
 
     @property
     def is_charged(self) -> bool:
-        """Whether the provider takes money."""
+        """Whether the provider charges for the request."""
         return self.booked != "nothing" and self.error is None
 
     def tokens(self, model: str, prompt: int, completion: int) -> Tokens:
@@ -109,7 +109,7 @@ class Scenario:
             "usage": (self.usage or _openai)(tokens) | (_COST if self.booked == "reported" and not self.usage else {}),
             **(self.changes or {}),
         }
-        # A float could not hold the cost exactly: it is put in as text.
+        # A float could not hold the cost exactly, so it is inserted as text.
         body = json.dumps(document).replace('"<gemini>"', json.dumps(_gemini(tokens)))
         for mark, nanousd in ((_COST_MARK, tokens.charge_nanousd), (_FEE_MARK, _fee(tokens))):
             body = body.replace(f'"{mark}"', usd_literal(nanousd))
@@ -132,7 +132,7 @@ _TEXT: Final = {"type": "text", "text": "ok"}
 
 
 def fee_of_own_key(charge_nanousd: int) -> int:
-    """Return a router's fee for the use of an own key: a twentieth of the whole."""
+    """Return a router's fee for the use of the customer's own key: a twentieth of the charge."""
     return charge_nanousd // 20
 
 

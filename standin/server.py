@@ -33,16 +33,16 @@ from tollbook.standin.streams import PacedStream
 _MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 _WITHOUT_HEADERS: Final = ("in_flight", "hang", "hang_charged", "reset_before_charge", "reset_after_charge",
                            "reset_mid_body")  # fmt: skip
-"""Faults that no stream begins with."""
+"""Faults before the headers, so that no stream begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class StandInConfig:
-    """How the stand-in behaves. Port 0 takes a free one. With an `api_key`, requests without it are refused.
+    """How the stand-in behaves. Port 0: any free port. With an `api_key`, requests without it are refused.
 
-    With `chunk_ms`, a streamed answer has a word for each token, sent as a part of its own with this pause after it,
-    and whoever leaves pays for what was sent. Without, it comes in two parts at once.
-    With `lists_prices`, `/models` states prices, as OpenRouter's does; many servers' does not.
+    With `chunk_ms`, a streamed answer has a word for each token, sent as a separate part with this pause after it, and
+    a client that disconnects is charged for the sent part. Without, the answer comes in two parts at once.
+    With `lists_prices`, `/models` has prices, as OpenRouter's does; many servers' lists have none.
     """
 
     port: int = 0
@@ -66,16 +66,16 @@ class StandIn:
         self.book = Book(self.config.book_path)
         self.faults = self.config.faults
         self.list_prices: dict[str, ListPrice] = dict(PRICES) if self.config.lists_prices else {}
-        """What `/models` lists, by model; a change is listed at once. What is charged stays."""
+        """Prices in `/models`, by model; a change is visible at once. Charges do not depend on it."""
         self.requests = 0
-        # A book outlives its server, so the ids of two servers must differ: a charge would replace another.
+        # A book outlives its server, so the ids of two servers must differ, or one charge would replace another.
         self._run = secrets.token_hex(4)
         self._ids = count(1)
         self._runner: web.AppRunner | None = None
         self._port = 0
         self._stopping = asyncio.Event()
         self.cut_off: set[str] = set()
-        """Ids of the requests whose clients left before the reply's end."""
+        """Ids of the requests whose clients disconnected before the end of the reply."""
 
     @property
     def root_url(self) -> str:
@@ -101,7 +101,7 @@ class StandIn:
         app.router.add_get("/standin/book", self._show_book)
         app.router.add_get("/standin/health", self._health)
         app.router.add_post("/standin/faults", self._set_faults)
-        # A client that disconnects cancels its handler; a request that hangs would outlive the test otherwise.
+        # A client that disconnects cancels its handler: otherwise a hanging request would outlive the test.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.config.port)
@@ -109,7 +109,7 @@ class StandIn:
         self._port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Stop listening; requests that hang are answered with an error."""
+        """Stop listening; hanging requests get an error."""
         self._stopping.set()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -142,7 +142,7 @@ class StandIn:
             asked = read(json.loads(await request.read()))
             fault = check_fault(asked.fault) if asked.fault else self.faults.next()
             if fault in SCENARIOS and SCENARIOS[fault].error is None and isinstance(asked, EmbeddingsRequest):
-                fault = None  # It is about the text of a completion.
+                fault = None  # Such scenarios are about the text of a completion.
         except BadRequest as exc:
             return reply(exc.status, api.error(exc.status, str(exc)))
         except (ValueError, RecursionError) as exc:
@@ -164,7 +164,7 @@ class StandIn:
             fault = None
         reply = partial(_reply, generation_id=generation_id, id_header=api.id_header)
         status = http_fault(fault) if fault else None
-        # Charged before the wait: a client that disconnects meanwhile pays in full, as with OpenRouter.
+        # Charged before the wait: a client that disconnects meanwhile is charged in full, as by OpenRouter.
         charged = 0 if status else self._charge(asked, generation_id, fault)
         is_streamed = asked.is_streamed and not status and fault not in _WITHOUT_HEADERS
         stream = await _begin(request, generation_id, api) if is_streamed else None
@@ -219,7 +219,7 @@ class StandIn:
     async def _stream(
         self, request: web.Request, asked: CompletionRequest, generation_id: str, fault: str | None, api: Api
     ) -> web.StreamResponse:
-        """Stream an answer at its pace. What was sent until the end, or until the client left, is charged."""
+        """Stream an answer at its pace. The part that was sent, until the end or a disconnect, is charged."""
         asked = replace(asked, has_words=self.config.chunk_ms is not None)
         response = await _begin(request, generation_id, api)
         if self.config.latency_ms:
@@ -246,7 +246,7 @@ class StandIn:
     async def _stall(
         self, stream: web.StreamResponse, asked: CompletionRequest, generation_id: str
     ) -> web.StreamResponse:
-        """Send nothing more. Charge what was generated until the client left, or this server stops."""
+        """Send nothing more. Charge one token when the client disconnects or this server stops."""
         try:
             await self._stopping.wait()
         finally:
@@ -270,7 +270,7 @@ class StandIn:
 
     async def _models(self, request: web.Request, api: Api) -> web.Response:
         if not api.states_costs and not self._is_authorised(request, api):
-            return _unauthorised(api)  # OpenRouter shows its models to everybody.
+            return _unauthorised(api)  # OpenRouter lists its models without a key.
         if not api.states_costs:
             return web.json_response(api.models())
         models: list[dict[str, Any]] = [
@@ -362,7 +362,7 @@ async def _begin(request: web.Request, generation_id: str, api: Api) -> web.Stre
 
 
 async def _end(stream: web.StreamResponse, body: bytes, api: Api) -> web.StreamResponse:
-    """Send a body as events, where it is a completion, and end the stream."""
+    """Send a body, as events if it is a completion, and end the stream."""
     await stream.write(b"".join(api.events(body, cut) or [body]))
     await stream.write_eof()
     return stream

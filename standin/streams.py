@@ -1,7 +1,7 @@
-"""The sending of event streams: at their own pace, and broken off where a fault says so.
+"""Sends event streams at their own pace, or only a part of one if a fault says so.
 
-What was generated is charged, also where the client leaves in mid-answer; the charge stands in the book before the
-client can see the end.
+The generated part is charged, even if the client disconnects in mid-answer. The charge is in the book before the client
+can see the end.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from aiohttp import web
 
 @dataclass(kw_only=True)
 class PacedStream:
-    """A stream that has begun. `pause_s` is the pause after each event; `charge` takes the share that was sent.
+    """A stream that has begun. `pause_s` is the pause after each event; `charge` is called with the sent share.
 
-    `stopping` ends what hangs; `error` is the event that reports an error.
+    `stopping` ends a hanging stream; `error` is the event that reports an error.
     """
 
     request: web.Request
@@ -28,8 +28,8 @@ class PacedStream:
     _sent: int = field(default=0, init=False)
 
     async def send(self, fault: str | None = None) -> web.StreamResponse:
-        """Send the events, or half of them and what the fault says."""
-        # Before the very last event there is one that says what all of it cost: from there on it is charged so.
+        """Send the events; with a fault, send half of them and play the fault."""
+        # The last but one event has the cost of the whole answer, so the whole answer is charged before it is sent.
         last, total = len(self.events) - 1, len(self.events) - 2
         is_charged = False
         try:
@@ -62,4 +62,4 @@ class PacedStream:
             case "stream_reset" if self.request.transport is not None:
                 self.request.transport.abort()
             case _:
-                pass  # It just ends.
+                pass  # The stream just ends.

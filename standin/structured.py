@@ -1,7 +1,7 @@
 """Answers in the form that a request asks for: JSON of a schema, and calls of its tools.
 
-Their values mean nothing. They are the first that a schema allows, so that a client's own check of them passes.
-A schema that is none is refused, as providers do: TypeError, ValueError, AttributeError, KeyError or RecursionError.
+Their values have no meaning. They are the first values that a schema allows, so that clients can validate them.
+An invalid schema is refused, as by providers: TypeError, ValueError, AttributeError, KeyError or RecursionError.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 _CALL: Final = re.compile(r"\[\[call=([A-Za-z0-9_-]{1,64})\]\]")
-# Schemas may contain themselves: from the first level on, what can be left out is; at the second nothing goes on.
+# Schemas may be recursive: below the first depth, optional parts are left out; below the second, everything is.
 _DEEP, _DEEPEST = 8, 32
 _MAX_ITEMS: Final = 100
 _MAX_CHARACTERS: Final = 10_000
@@ -22,7 +22,7 @@ Table = Mapping[str, Any]
 
 
 def json_answer(body: Table) -> str | None:
-    """Return the JSON that `response_format` asks for; None where it asks for text."""
+    """Return the JSON that `response_format` asks for; None if it asks for text."""
     asked = _table(body.get("response_format"))
     match asked.get("type"):
         case "json_schema":
@@ -34,10 +34,10 @@ def json_answer(body: Table) -> str | None:
 
 
 def tool_call(body: Table) -> tuple[str, str] | None:
-    """Return the name of a tool to call, and its arguments as JSON; None where no tool is called.
+    """Return the name of a tool to call, and its arguments as JSON; None if no tool is called.
 
-    A tool is called where `tool_choice` demands it, or where the last message is the user's and has the mark
-    `[[call=NAME]]`. Of several, the first is called that the conversation has not called yet, else the last.
+    A tool is called if `tool_choice` demands it, or if the last message is the user's and has the mark `[[call=NAME]]`.
+    Of several tools, this is the first one that the conversation has not called yet, else the last one.
     """
     tools = {
         str(function["name"]): _table(function.get("parameters"))
@@ -65,7 +65,7 @@ def _chosen(body: Table, tools: Mapping[str, Table]) -> str | None:
 
 
 def value_of(schema: Table, root: Table | None = None, depth: int = 0) -> Any:
-    """Return a value that a JSON Schema allows. Deeper than some levels, and where nothing is said: None."""
+    """Return a value that a JSON Schema allows; None below the deepest level, or if the schema has no type."""
     root = schema if root is None else root
     if depth > _DEEPEST:
         return None

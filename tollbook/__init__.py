@@ -2,7 +2,7 @@
 
     from tollbook import InferenceClient, Publisher, MODEL_ROUTING, COST_CAPS
 
-These are the public names. Importing the package loads nothing else; a name's module is loaded when it is first used.
+`__all__` has the public names. Importing the package loads no module; a name's module is loaded at its first use.
 """
 
 from importlib import import_module

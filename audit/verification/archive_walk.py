@@ -52,7 +52,7 @@ class ArchiveWalk:
         last_seq = self._last_seq
         folder = f"partition-{self._partition}"
         files = self._archive.storage.names(folder)
-        self._archive.storage.expect([file for file in files if file.endswith(".json")])
+        self._archive.storage.prefetch([file for file in files if file.endswith(".json")])
         for name in sorted({file.rpartition(".")[0] for file in files if file.endswith((".json", ".parquet"))}):
             named = _NAME.fullmatch(name.removeprefix(f"{folder}/"))
             if named is None:

@@ -152,7 +152,7 @@ def _ends_with(source: LedgerSource, head: str) -> dict[int, int]:
         return {}
     for keys in source.keys:
         names = archive.manifests(keys.partition)
-        archive.storage.expect(names)
+        archive.storage.prefetch(names)
         for name in names:
             try:
                 document = parse_json(archive.storage.read(name))

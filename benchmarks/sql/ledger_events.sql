@@ -1,5 +1,5 @@
--- The events from $first to $last of what ledger_plan.sql drew, in the columns of a stream's batch. The news of a
--- sealing lacks its payload: only who seals knows it.
+-- The events from $first to $last that ledger_plan.sql drew, in the columns of a stream's batch. `segment-sealed` events
+-- have no payload yet: only the sealing knows it.
 WITH texts AS (
     SELECT
         *,

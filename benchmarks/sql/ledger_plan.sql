@@ -1,11 +1,11 @@
 -- A ledger drawn from a seed: every type of event, calls that end in every way, several periods, budgets beside the
 -- user's own; stamped as the gate stamps. One narrow row for each event; ledger_events.sql writes them out.
 --
--- `dice(what, call)` is a number from 0 to 999,999 that depends on the seed, the call and what it is thrown for.
+-- `dice(what, call)` is a number from 0 to 999,999 that depends on the seed, the call and the purpose `what`.
 CREATE OR REPLACE MACRO dice(what, call) AS (hash(what, call, getvariable('seed')) % 1000000)::BIGINT;
 CREATE OR REPLACE MACRO month_of(ms) AS strftime(make_timestamp(ms * 1000), '%Y-%m');
 
--- How a call goes, of a hundred: {steps that it takes}. `hold2` is the second hold of a call that was taken over.
+-- Percentage of calls -> {steps of such a call}. `hold2` is the second hold of a call that was taken over.
 CREATE OR REPLACE TEMP TABLE lives AS
 SELECT unnest([
     {'name': 'done', 'share': 56, 'steps': ['hold', 'ok', 'done']},
@@ -29,7 +29,7 @@ CREATE OR REPLACE TEMP TABLE shares AS
 SELECT row_number() OVER () - 1 AS number, steps
 FROM (SELECT steps, unnest(range(share)) FROM lives);
 
--- Calls begin one after the other and go on beside each other; users are drawn unevenly, so that some have many calls.
+-- Calls begin one after the other and overlap; users are drawn unevenly, so that some have many calls.
 CREATE OR REPLACE TEMP TABLE steps AS
 WITH calls AS (
     SELECT
@@ -47,7 +47,7 @@ steps AS (
 )
 SELECT
     call, user, month_of(begun_ms) AS period, begun_ms, step, place,
-    -- What a step holds, or frees, and what it books.
+    -- The amount that a step holds or frees, and the amount that it books.
     CASE step WHEN 'hold' THEN 31000000 WHEN 'hold2' THEN 29000000 WHEN 'extension' THEN 7000000
         WHEN 'denied' THEN 900000000000 + dice('amount', call)
         WHEN 'credit' THEN 1000000000 + dice('amount', call) WHEN 'paid' THEN 1000000000 ELSE 0 END::BIGINT AS asked,
@@ -62,7 +62,7 @@ SELECT
 FROM steps
 WHERE moment < getvariable('calls');
 
--- `seq` leaves room for the news of each sealing, which takes the place after the first event of the next segment.
+-- `seq` leaves room for the `segment-sealed` event of each segment, after the first event of the next segment.
 CREATE OR REPLACE TEMP TABLE plan AS
 WITH numbered AS (
     SELECT *, row_number() OVER (ORDER BY moment, call, place) AS number

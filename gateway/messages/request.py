@@ -16,9 +16,9 @@ DISPENSABLE: Final = frozenset({"reasoning", "parallel_tool_calls"})
 """Chat fields that SDKs and agents send unasked: may be left out where the model does not support them."""
 
 _REFUSED: Final = {
-    "service_tier": "it changes the price of a token, and the bound rests on the standard price",
-    "speed": "it changes the price of a token, and the bound rests on the standard price",
-    "inference_geo": "it changes the price of a token, and the bound rests on the standard price",
+    "service_tier": "it changes the price of a token, and the bound is computed from the standard price",
+    "speed": "it changes the price of a token, and the bound is computed from the standard price",
+    "inference_geo": "it changes the price of a token, and the bound is computed from the standard price",
     "container": f"{NOTHING_KEPT}, no containers either",
     "mcp_servers": "tools that the provider runs have no bound",
 }

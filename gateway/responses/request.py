@@ -24,7 +24,7 @@ _REFUSED: Final = {
     "background": f"{NOTHING_KEPT}, so an answer cannot be fetched later; stream it, or publish a task",
     "prompt": f"{NOTHING_KEPT}, no prompt templates either; send `instructions` and `input`",
     "moderation": "answers are not moderated here",
-    "service_tier": "it changes the price of a token, and the bound rests on the standard price",
+    "service_tier": "it changes the price of a token, and the bound is computed from the standard price",
     "top_logprobs": "an answer has no log probabilities here",
 }
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {

@@ -1,6 +1,6 @@
 """The whole ledger as tables of events: the archive first, then the stream, without gap or overlap.
 
-Only reads, also while the system runs; without Redis, from the archive alone.
+Only reads. The system may run meanwhile; without Redis, only the archive is read.
 """
 
 import asyncio
@@ -29,15 +29,15 @@ _PAGE: Final = 25_000
 
 
 class Regrouping:
-    """Joins tables as they come into tables of `ROWS`, since segments and pages are smaller than that."""
+    """Joins the small tables of segments and pages into tables of `ROWS` rows."""
 
     def __init__(self) -> None:
         self._waiting: list[pa.Table] = []
         self._rows = 0
 
     def add(self, events: pa.Table) -> list[pa.Table]:
-        """Take the next events, and return the tables that are full."""
-        # Segments have the chain's marks as well; pages of the stream do not.
+        """Add the next events, and return the tables that are full."""
+        # Segments have the column `head` of the chain; pages of the stream do not.
         self._waiting.append(events.drop_columns(["head"]) if "head" in events.column_names else events)
         self._rows += events.num_rows
         if self._rows < ROWS:
@@ -83,9 +83,9 @@ class LedgerSource:
         """As `of_archive`, if parts may be damaged: the ledger that most manifests name. Errors: NoLedger."""
         found, partitions = Counter[str](), set[int]()
         names = archive.manifests()
-        archive.storage.expect(names)
+        archive.storage.prefetch(names)
         for name in names:
-            with contextlib.suppress(ArchiveDamaged, ValueError):  # Reported by whoever reads the segments.
+            with contextlib.suppress(ArchiveDamaged, ValueError):  # Reported when the segments are read.
                 partitions.add(int(name.split("/")[0].removeprefix("partition-")))
                 found[read_manifest(archive.storage, name).ledger_id] += 1
         if not found:

@@ -1,7 +1,7 @@
-"""What the projection and the archive know of a ledger's events: the copies from which lost events come back.
+"""The copies of a ledger's events in the projection and the archive, from which lost events are restored.
 
-Only reads. Both keep an event as it was written; DuckDB keeps payloads of older versions as they were upcast, so only
-those that an upcaster leaves alone are taken from there.
+Only reads. The archive keeps events as they were written. DuckDB keeps payloads upcast, so an event is taken from there
+only if no upcaster changes it.
 """
 
 from collections.abc import Generator
@@ -49,12 +49,12 @@ Row = dict[str, Any]
 
 
 class CopiesDiffer(LedgerRefused):
-    """DuckDB and the archive tell different histories of the ledger, so neither is followed."""
+    """DuckDB and the archive have different histories of the ledger, so neither is used."""
 
     def __init__(self, partition: int, seq: int) -> None:
         super().__init__(
             f"partition {partition}: DuckDB and the archive have different events at position {seq}: one of them is of "
-            "another history of this ledger. Move the one that does not belong here away, and run the command again"
+            "another history of this ledger. Move away the one that does not belong here, and run the command again"
         )
 
 
@@ -81,7 +81,7 @@ class KnownEvents:
             yield known
 
     def newest(self, partition: int) -> Position:
-        """Return the newest event that either knows. Errors: CopiesDiffer; ArchiveDamaged; StoreFailed. Blocks."""
+        """Return the newest event in either copy. Errors: CopiesDiffer; ArchiveDamaged; StoreFailed. Blocks."""
         segments = self.segments(partition)
         archived = _end_of(segments[-1]) if segments else _NOTHING
         folded = self._folded(partition)
@@ -104,7 +104,7 @@ class KnownEvents:
         return {seq: entry_id for seq, entry_id in found.items() if seq > after_seq}
 
     def id_at(self, partition: int, seq: int, *, is_archived: bool) -> str | None:
-        """Return the id of one event, in the archive or in DuckDB; None where it is not there. Blocks."""
+        """Return the id of one event, in the archive or in DuckDB; None if it is not there. Blocks."""
         if is_archived:
             holder = next((each for each in self.segments(partition) if each.manifest.last_seq >= seq), None)
             if holder is None or holder.manifest.first_seq > seq:
@@ -117,7 +117,7 @@ class KnownEvents:
     def events_after(self, partition: int, after_seq: int) -> Generator[list[Row]]:
         """Yield the events after a position as they were written, in pages: those of the archive, then DuckDB's.
 
-        Errors: ArchiveDamaged; StoreFailed; LedgerRefused where an event is not there as it was written. Blocks.
+        Errors: ArchiveDamaged; StoreFailed; LedgerRefused if no copy has an event as it was written. Blocks.
         """
         for segment in self.segments(partition):
             if segment.manifest.last_seq > after_seq:

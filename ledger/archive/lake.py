@@ -1,8 +1,8 @@
-"""A DuckLake of copies: the events of sealed segments as rows of its table `events`, each segment taken once.
+"""Copies sealed segments into a DuckLake: their events are rows of its table `events`; each segment is copied once.
 
-The lake's files are its own, so it may compact and expire them as it likes; the archive's files are read and never
-registered. The table `segments` says what was taken, in the same transaction, so a run that was killed is repeated
-without harm. Segments must continue each other, by number and by the head of the chain.
+The lake has files of its own, which it may compact and expire; the archive's files are only read. The table `segments`
+lists the copied segments and is written in the same transaction, so a killed run can be repeated without harm. Each
+segment must continue the one before it, by number and by the head of the chain.
 """
 
 import importlib.resources
@@ -28,17 +28,17 @@ CREATE TABLE IF NOT EXISTS lake.segments (
     chain_after VARCHAR
 )
 """
-# The heads in the file serve the archive alone.
+# Only the archive needs the column `head`.
 _EVENTS: Final = "SELECT * EXCLUDE (head) FROM read_parquet($path)"
 
 
 class LakeRefused(LedgerError):
-    """The lake cannot be opened, or what it has is of another ledger or another history."""
+    """The lake cannot be opened, or it has events of another ledger or another history."""
 
 
 @dataclass(slots=True)
-class Taken:
-    """What a run has copied."""
+class CopiedCounts:
+    """How much a run has copied."""
 
     segments: int = 0
     events: int = 0
@@ -48,7 +48,7 @@ class Taken:
 def open_lake(catalog: Path, files: str | None) -> Generator[duckdb.DuckDBPyConnection]:
     """Open the DuckLake whose catalogue is a file, or make it; it is attached as `lake`.
 
-    `files`: where a new lake puts its Parquet files, a directory or `s3://bucket/prefix`; None: beside the catalogue.
+    `files`: where a new lake has its Parquet files, a directory or `s3://bucket/prefix`; None: beside the catalogue.
     Errors: LakeRefused.
     """
     with connect() as connection:
@@ -65,34 +65,34 @@ def open_lake(catalog: Path, files: str | None) -> Generator[duckdb.DuckDBPyConn
         yield connection
 
 
-def take_in(archive: Archive, lake: duckdb.DuckDBPyConnection, report: Callable[[Segment], None]) -> Taken:
-    """Copy every sealed segment that the lake does not have; `report` is told of each.
+def copy_segments(archive: Archive, lake: duckdb.DuckDBPyConnection, report: Callable[[Segment], None]) -> CopiedCounts:
+    """Copy every sealed segment that the lake does not have; `report` is called with each of them.
 
-    Errors: LakeRefused; ArchiveDamaged; ArchiveUnavailable; ArchiveRefused. What was copied before stays.
+    Errors: LakeRefused; ArchiveDamaged; ArchiveUnavailable; ArchiveRefused. Segments copied before the error stay.
     """
-    taken = Taken()
+    copied = CopiedCounts()
     _check_ledger(lake, archive)
     for partition in archive.partitions():
-        last_seq, head = _taken_to(lake, partition)
+        last_seq, head = _end_of_copy(lake, partition)
         for segment in archive.segments(partition):
             manifest = segment.manifest
             if manifest.last_seq <= last_seq:
                 continue
             if manifest.first_seq != last_seq + 1 or head not in (None, manifest.chain_before):
                 raise LakeRefused(
-                    f"{segment.place} does not continue what the lake has of partition {partition}, up to event "
-                    f"{last_seq}: the lake is of another history of the ledger; begin a new one"
+                    f"{segment.place} does not continue the lake's events of partition {partition}, which end at event "
+                    f"{last_seq}: the lake is of another history of the ledger; begin a new lake"
                 )
             _copy(lake, segment)
             last_seq, head = manifest.last_seq, manifest.chain_after
-            taken.segments += 1
-            taken.events += manifest.events
+            copied.segments += 1
+            copied.events += manifest.events
             report(segment)
-    return taken
+    return copied
 
 
 def _files_of(catalog: Path) -> str:
-    """Return where a lake that exists has its files; nothing of a new one. Errors: duckdb.Error."""
+    """Return where an existing lake has its files; empty for a new lake. Errors: duckdb.Error."""
     if not catalog.exists():
         return ""
     with connect(catalog, read_only=True) as connection:
@@ -107,8 +107,8 @@ def _check_ledger(lake: duckdb.DuckDBPyConnection, archive: Archive) -> None:
         raise LakeRefused(f"the lake is of ledger {other[0]}, the archive of {ledger_id}: name another catalogue")
 
 
-def _taken_to(lake: duckdb.DuckDBPyConnection, partition: int) -> tuple[int, str | None]:
-    """Return the last event that the lake has of a partition, and the head there; 0 and None where it has none."""
+def _end_of_copy(lake: duckdb.DuckDBPyConnection, partition: int) -> tuple[int, str | None]:
+    """Return the lake's last event of a partition, and the chain's head there; (0, None) if it has no events."""
     row = lake.execute(
         "SELECT max(last_seq), arg_max(chain_after, last_seq) FROM lake.segments WHERE partition = ?", [partition]
     ).fetchone()
@@ -136,19 +136,19 @@ def _copy(lake: duckdb.DuckDBPyConnection, segment: Segment) -> None:
 
 
 def _load(connection: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Load one of DuckDB's extensions from its wheel. Errors: LakeRefused where there is none of this DuckDB."""
+    """Load one of DuckDB's extensions from its wheel. Errors: LakeRefused if it is missing or of another DuckDB."""
     try:
         wheel = importlib.resources.files(f"duckdb_extension_{name}")
     except ModuleNotFoundError:
         raise LakeRefused(_EXTRA) from None
     file = wheel.joinpath("extensions", f"v{duckdb.__version__}", f"{name}.duckdb_extension")
     if not file.is_file():
-        raise LakeRefused(f"the extension {name} is not of DuckDB {duckdb.__version__}: {_EXTRA}")
+        raise LakeRefused(f"the extension {name} is not for DuckDB {duckdb.__version__}: {_EXTRA}")
     connection.execute(f"LOAD {quoted(str(file))}")
 
 
 def _secret() -> str:
-    """Return the statement that lets DuckDB write to the object store, as other AWS programs find their credentials.
+    """Return the statement that lets DuckDB write to the object store, with the usual AWS credentials.
 
     Errors: LakeRefused.
     """

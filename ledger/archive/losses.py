@@ -1,6 +1,6 @@
-"""What a ledger that went back in time has lost, by comparing its stream with what DuckDB and the archive know.
+"""Lost events of a ledger that went back in time: its stream is compared with the copies in DuckDB and the archive.
 
-Only reads. Events are compared by id and sequence number; the last event that both have is where the histories part.
+Only reads. Events are compared by id and sequence number. The histories differ after the last event that both have.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tollbook.schemas.upcasters import payload_object
 
 
 class HistoryTrimmed(LedgerRefused):
-    """The ledger has another history than the copies from before what is still on its stream."""
+    """The ledger and the copies differ already before the oldest event on the stream."""
 
     def __init__(self, partition: int, removed: int) -> None:
         super().__init__(
@@ -33,10 +33,10 @@ class HistoryTrimmed(LedgerRefused):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one partition lacks: the events between `common` and `known`.
+    """The events that one partition has lost: those after `common`, up to `known`.
 
-    `common` is the last event that the ledger and the copies have; `known` the newest that the copies have; `head` the
-    newest on the ledger. `unfinished` is the note of a recovery that was interrupted.
+    `common` is the last event that both the ledger and the copies have; `known` is the newest event of the copies;
+    `head` is the newest event on the ledger. `unfinished` is the note of a recovery that was interrupted.
     """
 
     keys: Keys
@@ -52,12 +52,12 @@ class Loss:
 
     @property
     def newer(self) -> int:
-        """How many events stand on the ledger that the copies do not have; only counted where some are lost."""
+        """How many events on the ledger the copies do not have; 0 if nothing is lost."""
         return self.head.seq - self.common.seq if self.events else 0
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is lost, and no recovery is to be finished."""
+        """Whether nothing is lost, and no recovery is unfinished."""
         return not self.events and self.unfinished is None
 
 
@@ -79,7 +79,7 @@ class LossSummary:
             self.users.add(row["user_id"])
         match kind:
             case "budget-reserved":
-                # An extension of a hold that is not lost is no hold that is lost.
+                # The extension of a hold that is not lost does not count as a lost hold.
                 if payload.get("kind", "hold") == "hold" or key in self.holds:
                     self.holds[key] = self.holds.get(key, 0) + row["amount"]
             case "cost-recorded":

@@ -1,6 +1,6 @@
-"""Manifests: what each sealed segment holds, and where it stands in the chain.
+"""Manifests: the content of each sealed segment, and its place in the hash chain.
 
-Apart from `segments`, since a command that only asks how far the archive goes must not load pyarrow.
+Separate from `segments`, so that a command that only asks how far the archive goes does not load pyarrow.
 """
 
 from typing import Final
@@ -77,7 +77,7 @@ def read_manifest(storage: Storage, name: str) -> Manifest:
     except OSError as exc:
         raise ArchiveDamaged(place, f"cannot be read ({exc.strerror})") from exc
     except ValidationError as exc:
-        raise ArchiveDamaged(place, f"is no manifest ({as_text(problems_of(exc, Manifest))})") from exc
+        raise ArchiveDamaged(place, f"is not a manifest ({as_text(problems_of(exc, Manifest))})") from exc
     if manifest.format != FORMAT:
         raise ArchiveDamaged(place, f"is of format {manifest.format}; this program reads format {FORMAT}")
     if manifest.segment != name.removesuffix(".json"):

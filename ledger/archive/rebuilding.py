@@ -104,7 +104,7 @@ class Rebuild:
         appending = deque[Future[Counted | None]]()
         try:
             for first_seq in range(self._end_of(partition) + 1, segments[-1].manifest.last_seq + 1, _ROWS):
-                prepare = partial(_readable, _holding(segments, first_seq), first_seq, until)
+                prepare = partial(_readable, _segments_with(segments, first_seq), first_seq, until)
                 before = appending[-1] if appending else None
                 appending.append(self._lanes.submit(self._append, prepare, partition, first_seq - 1, before))
                 if len(appending) > _LANES and not self._finish(appending.popleft(), partition, progress):
@@ -113,7 +113,7 @@ class Rebuild:
                 pass
         except (StoreFailed, UnreadableEvent, LedgerGap):
             for segment in segments:
-                # If a segment was forged, that is the better reason.
+                # A damaged segment explains the error better.
                 check_segment(segment)
             raise
         finally:
@@ -173,7 +173,7 @@ def are_current(segment: Segment) -> bool:
     return all(versions == [EVENT_VERSION] for versions in segment.manifest.schema_versions.values())
 
 
-def _holding(segments: Sequence[Segment], first_seq: int) -> list[Segment]:
+def _segments_with(segments: Sequence[Segment], first_seq: int) -> list[Segment]:
     """Return the segments that hold any of the events to be appended at once."""
     last_seq = first_seq + _ROWS - 1
     return [each for each in segments if each.manifest.first_seq <= last_seq and each.manifest.last_seq >= first_seq]
@@ -202,7 +202,7 @@ def _make_incoming(
 ) -> None:
     end = "true" if until is None else f"(ms < {until.ms} OR (ms = {until.ms} AND n <= {until.seq}))"
     # Several files in one read_parquet are not always read in their order (DuckDB 1.5, November 2026); parts of a UNION
-    # ALL are. To sort them would take longer. Columns are not read from the paths.
+    # ALL are. Sorting would take longer. No columns are read from the paths.
     files = " UNION ALL ".join(
         f"(SELECT * EXCLUDE (head) FROM read_parquet({quoted(path)}, hive_partitioning = false) "  # noqa: S608
         f"WHERE seq BETWEEN {first_seq} AND {first_seq + _ROWS - 1} AND {end})"

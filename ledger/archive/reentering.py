@@ -1,7 +1,7 @@
-"""Entering again, by new events, what lost events charged and assigned: where newer events stand on the stream.
+"""Re-entry: new events for what lost events charged and assigned, if newer events are on the stream already.
 
-Each new event bears the id of the lost one (`recovered_id`), so a second run enters nothing twice. Costs count against
-the budgets and periods that the lost events charged. Open holds and refusals are not entered: they are declared lost.
+Each new event has the id of the lost event (`recovered_id`), so a second run enters nothing twice. Costs count in the
+budgets and periods that the lost events charged. Open holds and refusals are not entered again: they are declared lost.
 """
 
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ from tollbook.schemas.upcasters import payload_object
 
 _NO_HASH: Final = "-"
 _PLAN_EVENTS: Final = ("plan-assigned", "plan-cleared")
-# Those that are refused for good where somebody has decided anew since, or what they were about is lost.
+# Final errors of a repeated command: a person has decided again since then, or its subject is lost.
 _REFUSALS: Final = (
     IdempotencyConflict, CreditTooLow, BudgetCreditTooLow, NoPlanAssigned, KeyTaken, KeyUnknown, KeyAlreadyRevoked,
 )  # fmt: skip
@@ -69,7 +69,7 @@ _COMMANDS: Final[dict[str, type[_Command]]] = {
     "key-created": KeyCreated,
     "key-revoked": KeyRevoked,
 }
-# What the gate adds by itself.
+# The gate fills in these fields.
 _UNSTAMPED: Final[dict[str, Any]] = {
     "hold": 0, "hold_nanousd": 0, "budgets": (), "overage_nanousd": 0, "content_hash": None, "is_final": True,
 }  # fmt: skip
@@ -90,15 +90,15 @@ class LostCost:
 
 @dataclass(slots=True)
 class LostSteps:
-    """The lost events that moved money or changed a cap, as they are entered again."""
+    """The lost events that moved money or changed a cap, sorted for re-entry."""
 
     costs: dict[tuple[str, int], LostCost] = field(default_factory=dict[tuple[str, int], LostCost])
     corrections: list[Row] = field(default_factory=list[Row])
-    """Of holds whose settlement is not lost."""
+    """Corrections of holds whose settlement is not lost."""
     commands: list[Row] = field(default_factory=list[Row])
     policies: list[Row] = field(default_factory=list[Row])
     openings: dict[int, list[Opening]] = field(default_factory=dict[int, list[Opening]])
-    """By version, the budgets that a policy opened."""
+    """The budgets that a policy opened, by the policy's version."""
     reserved: set[tuple[str, int]] = field(default_factory=set[tuple[str, int]])
     hashes: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -148,7 +148,7 @@ class LostSteps:
 
 @dataclass(slots=True)
 class Entered:
-    """What was entered again. `left` are lost events of money that could not be, or need not be."""
+    """What was entered again. `left` are ids of lost events that could not be entered, or need not be."""
 
     events: int = 0
     nanousd: int = 0
@@ -156,7 +156,7 @@ class Entered:
 
 
 class Reentry:
-    """Enters one partition's lost charges again. `since` are the events that stand on the ledger beyond the loss."""
+    """Enters one partition's lost charges again. `since` are the ledger's events after the loss."""
 
     def __init__(
         self, ledger: Ledger, gate: Gate, pipeline: CommandPipeline, signature: Signature, since: Iterable[Row],
@@ -178,7 +178,7 @@ class Reentry:
                 self._newer_plans.add(row["user_id"])
 
     async def enter(self, lost: LostSteps) -> None:
-        """Enter what is not entered yet. Errors: LedgerUnavailable; LedgerRefused."""
+        """Enter all lost steps that are not entered yet. Errors: LedgerUnavailable; LedgerRefused."""
         for row in lost.policies:
             if row["id"] not in self._done:
                 await self._apply_policy(row, lost)
@@ -194,7 +194,7 @@ class Reentry:
                 await self._correct(row)
 
     async def _apply_policy(self, row: Row, lost: LostSteps) -> None:
-        """Put a lost policy in force again, with what its budgets began with, unless it was replaced since."""
+        """Put a lost policy in force again, with the opening balances of its budgets, unless it was replaced since."""
         applied = PolicyApplied.model_validate(payload_object(row["payload"]))
         in_force = (await self._gate.policy()).version
         if applied.version <= in_force:
@@ -214,31 +214,31 @@ class Reentry:
         self._count(0)
 
     async def _opening(self, opening: Opening, lost: LostSteps) -> Opening:
-        """Return what a budget begins with now: a hold that was open then may have been settled since, or be lost."""
+        """Return a budget's opening balance as of now: a hold that was open may be settled by now, or be lost."""
         spent, holds = opening.spent_nanousd, list[OpeningHold]()
         for each in opening.holds:
             record = await self._gate.call_record(each.call_id)
             if record is None or (each.call_id, each.hold) in lost.reserved:
-                continue  # What it cost is entered by itself, in the budgets that it was settled in.
+                continue  # Its cost is entered separately, in the budgets in which it was settled.
             if (settled := record.settled.get(each.hold)) is not None:
                 spent += settled.cost_nanousd
             elif record.has_hold(each.hold):
                 holds.append(replace(each, amount_nanousd=record.hold.amount_nanousd))
         return replace(opening, spent_nanousd=spent, holds=tuple(holds))
 
-    async def book(self, charge: UnbookedCharge, *, is_held_anew: bool) -> bool:
-        """Book a charge that was noted beside the ledger; return False where it is left to the workers' sweeper.
+    async def book(self, charge: UnbookedCharge, *, is_held_again: bool) -> bool:
+        """Book a charge that was noted beside the ledger; return False if the workers' sweeper is to book it.
 
-        A hold that stands is settled; a charge whose hold is gone is entered under an id made of its call and hold.
-        With `is_held_anew`, the hold that bears its number is another run's, and is left alone.
+        If the hold is on the ledger, it is settled. If it is lost, the charge is entered under an id made of call and
+        hold. With `is_held_again`, the hold with this number belongs to another run and is left alone.
         """
         record = await self._gate.call_record(charge.call_id)
         if charge.hold == 0:
             if await self._ledger.charge(charge.charge_request):
                 self._count(charge.cost_nanousd)
-        elif record is not None and record.has_hold(charge.hold) and not is_held_anew:  # G3
+        elif record is not None and record.has_hold(charge.hold) and not is_held_again:  # G3
             if await self._gate.is_on_stream(charge.seen):
-                return False  # The noting process, or the sweeper, may settle by itself.
+                return False  # The process that wrote the note, or the sweeper, may settle it.
             await self._settle_noted(charge, record)
         else:
             payload = CostRecorded.model_validate(payload_object(charge.payload)).model_copy(
@@ -294,9 +294,9 @@ class Reentry:
             )  # fmt: skip
             return
         if record is not None and lost.hold == 0 and record.content_hash == lost.payload.content_hash:
-            self.entered.left.append(lost.row["id"])  # The application has repeated it: it is booked.
+            self.entered.left.append(lost.row["id"])  # The application has repeated the charge, so it is booked.
             return
-        # Under the call's own id, a repeat of its task finds it over and is not paid again (G4).
+        # Under the call's own id, a repeat of its task finds the call closed and is not charged again (G4).
         is_own = record is None and lost.is_final
         content_hash = content_hash or lost.payload.content_hash or _NO_HASH
         if record is not None and lost.is_final and record.content_hash == content_hash:
@@ -320,7 +320,7 @@ class Reentry:
         row = lost.row
         reason = lost.payload.reason or "entered again"
         request = ChargeRequest(
-            # With a space, which no task id has.
+            # No task id can begin with this word and a space.
             call_id=call_id or f"recovered {row['id']}",
             user_id=row["user_id"],
             period=row["period"],
@@ -350,12 +350,12 @@ class Reentry:
             )
             await self._charge(LostCost(row, 0, budgets, row["amount"], 0, is_final=False, payload=paid), None, "")
         else:
-            self.entered.left.append(row["id"])  # Its call's record has expired: there is nothing to give back from.
+            self.entered.left.append(row["id"])  # The call's record has expired, so its cost cannot be reduced.
 
     async def _end(self, lost: LostCost, record: CallRecord) -> None:
-        """End a call of which the ledger has only holds before the last, so that a repeat is not paid again (G4).
+        """End a call whose last hold is lost, so that a repeat is not charged again (G4).
 
-        It bears no `recovered_id`: the charge, which follows, must not be missed if the command is killed in between.
+        The event has no `recovered_id`: if the command is killed before the charge, the next run must still enter it.
         """
         hold = record.hold.hold
         if record.state == "closed" and (found := record.settled.get(hold)) is not None:
@@ -390,7 +390,7 @@ class Reentry:
 
     async def _assign(self, row: Row) -> None:
         if row["type"] in _PLAN_EVENTS and row["user_id"] in self._newer_plans:
-            self.entered.left.append(row["id"])  # A person has decided anew since.
+            self.entered.left.append(row["id"])  # A person has decided again since then.
             return
         try:
             is_new = await self._repeat_command(row)
@@ -399,7 +399,7 @@ class Reentry:
         if is_new:
             self._count(0)
         else:
-            # A person has repeated the command since, or there is nothing left to take back.
+            # A person has repeated the command since then, or there is nothing left to take back.
             self.entered.left.append(row["id"])
 
     async def _repeat_command(self, row: Row) -> bool:
@@ -429,7 +429,7 @@ class Reentry:
                 return await self._ledger.withdraw(WithdrawRequest(**command, amount_nanousd=-row["amount"]))
 
     async def _repeat_key(self, row: Row, model: KeyCreated | KeyRevoked) -> bool:
-        """Create or revoke a key again; it ends when it was to end."""
+        """Create or revoke a key again; a revocation keeps its time."""
         unstamped = model.model_copy(update={"content_hash": None, "recovered_id": row["id"]})
         content_hash = model.content_hash or _NO_HASH
         if isinstance(model, KeyCreated):
@@ -445,16 +445,16 @@ class Reentry:
             command_id=row["call_id"],
             content_hash=content_hash,
             key_id=model.key_id,
-            payload=payload_json(unstamped.model_copy(update={"at_ms": 0})),  # The gate says when.
+            payload=payload_json(unstamped.model_copy(update={"at_ms": 0})),  # The gate sets the time.
             not_before_ms=model.at_ms,
         )
         return (await self._gate.revoke_key(request)).is_new
 
     async def _repeat_credit(self, row: Row, model: CreditGranted | CreditRevoked) -> bool:
-        """Grant or take back a budget's credit again. What has expired since, the projector takes back again."""
+        """Grant or take back a budget's credit again. The projector then lets expired credit expire again."""
         assert model.budget is not None
         assert model.credit is not None
-        # The budget is this partition's: of everybody, or of a user whom its value names.
+        # The budget belongs to this partition: it has one balance for all calls, or its value names a user.
         partition = self._gate.keys.partition
         value = split_budget_name(model.budget)[1]
         values = ["", value, *(read_values(value, 1 + value.count(",")) if "," in value else ())]

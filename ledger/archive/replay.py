@@ -1,4 +1,4 @@
-"""Rebuilding the projection from archive and stream: the whole, up to a point, or one user's part (G5)."""
+"""Rebuilding the projection from archive and stream: whole, up to an event, or for one user (G5)."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
@@ -27,7 +27,7 @@ _BEGINNING: Final = Position()
 
 @dataclass(frozen=True, slots=True)
 class ReplayLimits:
-    """What to replay: up to an entry (inclusive), one for all partitions or for each; and one user's events alone."""
+    """What to replay: up to an entry (inclusive), for all partitions or each of them; optionally one user's events."""
 
     until: EntryId | Mapping[int, EntryId] | None = None
     user_id: str | None = None
@@ -44,7 +44,7 @@ async def replay(
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Store:
-    """Fold a ledger into a new file; the caller closes the store. `progress` is called with numbers of folded events.
+    """Fold a ledger into a new file; the caller closes the store. `progress` gets the number of events just folded.
 
     Errors: LedgerUnavailable; LedgerGap if the stream was trimmed and the archive lacks the trimmed events;
         ArchiveDamaged; UnreadableEvent; StoreFailed.
@@ -66,7 +66,7 @@ async def replay(
 
 
 async def _rebuild(source: LedgerSource, store: Store, limits: ReplayLimits, progress: Callable[[int], None]) -> None:
-    """Fold everything in the fastest way: segments by DuckDB alone, the rest in tables."""
+    """Fold everything in the fastest way: DuckDB reads the segments itself; the rest is folded as tables."""
     with Rebuild.of(store) as rebuild:
         for keys in source.keys:
             partition, end = keys.partition, limits.end_of(keys.partition)
@@ -100,7 +100,7 @@ async def _fold_tables(
 async def _tables(
     source: LedgerSource, partition: int, limits: ReplayLimits, *, after: Position = _BEGINNING
 ) -> AsyncGenerator[pa.Table]:
-    """Yield a partition's events after a position in tables that fold well."""
+    """Yield a partition's events after a position in tables of the best size for folding."""
     regrouping, end = Regrouping(), limits.end_of(partition)
     async with aclosing(source.events(partition, after_seq=after.seq, after=after.entry, until=end)) as tables:
         async for events in tables:
@@ -111,7 +111,7 @@ async def _tables(
 
 
 async def _read_ahead(tables: AsyncGenerator[pa.Table]) -> AsyncGenerator[pa.Table]:
-    """Yield the tables; while one is used, the next is read."""
+    """Yield the tables; the next table is read while the caller uses the current one."""
     async with aclosing(tables):
         ahead = asyncio.create_task(anext(tables, None))
         try:

@@ -1,7 +1,7 @@
-"""Putting lost events back under their own ids, while nothing newer stands on the stream.
+"""Restoring lost events under their own ids, if nothing newer is on the stream.
 
-The gate's `restore` appends a batch and puts back, in the same step, what the events moved: tails, holds, accounts,
-records of calls. So a crash leaves a ledger that ends earlier, and a second run goes on from there. Balances before
+The gate's `restore` appends a batch and restores, in the same step, what the events changed: tails, holds, accounts,
+records of calls. So a crash leaves a ledger that ends earlier, and a second run continues from there. Balances before
 the first lost event come from a fold of the ledger as it is.
 """
 
@@ -20,10 +20,10 @@ from tollbook.schemas.events import ENVELOPE_FIELDS
 from tollbook.schemas.identifiers import budget_name
 from tollbook.schemas.upcasters import payload_object
 
-# An atomic step appends fewer events than this.
+# One step of the gate appends fewer events than this.
 _LOOK_AHEAD: Final = 200
 _MOVES: Final = ("budget-reserved", "cost-recorded", "cost-adjusted", "budget-opened")
-_OF_ATTEMPT: Final = ("model-called", "fallback-used")
+_ATTEMPT_EVENTS: Final = ("model-called", "fallback-used")
 
 
 class LedgerMoved(LedgerRefused):
@@ -32,12 +32,12 @@ class LedgerMoved(LedgerRefused):
     def __init__(self, partition: int) -> None:
         super().__init__(
             f"partition {partition}: something was written to the ledger meanwhile. Stop all workers and programs that "
-            "make calls, and run the command again: it goes on from here"
+            "make calls, and run the command again: it continues from here"
         )
 
 
 class Restorer:
-    """Puts one partition's lost events back. `ledger` is a fold of the ledger as it is now."""
+    """Restores one partition's lost events. `ledger` is a fold of the ledger as it is now."""
 
     def __init__(
         self, pipeline: CommandPipeline, loss: Loss, ledger: Store, *, idempotency_ttl_s: int, batch_events: int
@@ -59,7 +59,7 @@ class Restorer:
         self._balances.clear()
 
     async def restore(self, rows: Iterable[Row], note: str) -> int:
-        """Append the lost events; `note` is the payload of the event that ends the recovery. Return how many.
+        """Append the lost events, and return how many. `note` is the payload of the event that ends the recovery.
 
         Errors: LedgerMoved; LedgerDiverged; LedgerUnavailable.
         """
@@ -98,7 +98,7 @@ class Restorer:
         self._balances |= {name: list(found.get(name, (0, 0))) for name in missing}
 
     def _move(self, row: Row, payload: dict[str, Any], names: Sequence[str]) -> None:
-        """Follow the balances, and compare them with what the gate has stamped."""
+        """Update the balances, and compare them with the balances that the gate stamped into the event."""
         kind, amount = row["type"], row["amount"]
         settled = amount if kind != "budget-reserved" else 0
         held = amount if kind == "budget-reserved" else payload.get("hold_nanousd", 0)
@@ -113,13 +113,13 @@ class Restorer:
                 raise LedgerDiverged(budget=name, baseline_nanousd=was, ledger_nanousd=(balance[0], balance[1]))
 
     async def _claim(self, batch: Sequence[tuple[Row, str]]) -> None:
-        """Claim the task ids for their partition again, where there are several."""
+        """Claim the task ids for their partition again, if there are several partitions."""
         if self._ledger.partitions > 1:
             await claim_calls(self._pipeline, self._loss.keys, {row["call_id"] for row, _ in batch}, self._ttl_s)
 
 
 async def claim_calls(pipeline: CommandPipeline, keys: Keys, call_ids: set[str], ttl_s: int) -> None:
-    """Claim task ids for the partition that has their calls (G4); what is claimed already stays."""
+    """Claim task ids for the partition that has their calls (G4); existing claims stay."""
     for call_id in sorted(call_ids - {""}):
         await pipeline.execute("SET", task_partition(keys.namespace, call_id), keys.partition, "NX", "EX", ttl_s)
 
@@ -147,21 +147,21 @@ def _check(reply: Any, keys: Keys, ledger_id: str) -> None:
 
 
 def _with_steps(rows: Iterable[Row]) -> Iterator[tuple[Row, str]]:
-    """Yield events with the gate's step that appended those of attempts: `record`, or `` for a settlement."""
+    """Yield each event with its step of the gate: `record` for attempts without a settlement, else an empty text."""
     rows = iter(rows)
     window = list(islice(rows, _LOOK_AHEAD))
     while window:
         row = window.pop(0)
         window += islice(rows, 1)
-        yield row, "record" if row["type"] in _OF_ATTEMPT and not _is_settling(row, window) else ""
+        yield row, "record" if row["type"] in _ATTEMPT_EVENTS and not _is_settling(row, window) else ""
 
 
 def _is_settling(row: Row, following: Sequence[Row]) -> bool:
-    """Whether the call's settlement or correction follows at once, so that both are of one step."""
+    """Whether the call's settlement or correction follows directly, so that one step appended both."""
     for after in following:
         if after["call_id"] != row["call_id"]:
             return False
-        if after["type"] not in _OF_ATTEMPT:
+        if after["type"] not in _ATTEMPT_EVENTS:
             return after["type"] in ("cost-recorded", "cost-adjusted")
     return False
 

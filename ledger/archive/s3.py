@@ -1,7 +1,7 @@
 """An archive in an object store that speaks S3.
 
-Objects are created by `If-None-Match: *`, so that nobody's object is ever replaced, whoever else writes. Credentials,
-region and endpoint are found as every AWS program finds them: in the environment, `~/.aws`, or the machine's role.
+Objects are created with `If-None-Match: *`, so that no object is ever replaced, even if several programs write.
+Credentials, region and endpoint come from the usual places of AWS: the environment, `~/.aws`, or the machine's role.
 """
 
 import base64
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 _CONNECT_S: Final = 5
 _READ_S: Final = 30
 _READ: Final = 1 << 20
-# Times that an object is read from its beginning where the connection breaks in its midst.
+# Attempts to read an object, each from its beginning, if the connection breaks during the read.
 _TRIES: Final = 3
 _AT_A_TIME: Final = 8
 _EXISTS: Final = 412
@@ -72,12 +72,12 @@ def open_s3(url: str) -> "S3Storage":
 
 @cache
 def _loader() -> Any:
-    """Return what reads the descriptions of AWS; shared, a further client costs a sixth of the first."""
+    """Return the loader of AWS's service descriptions; shared, since a second client then takes a sixth of the time."""
     return create_loader()
 
 
 class S3Storage:
-    """Objects of a bucket whose keys begin with a prefix. Fulfils `Storage`; may be used by several threads."""
+    """Objects of a bucket whose keys begin with a prefix. Implements `Storage`; safe to use from several threads."""
 
     def __init__(self, client: Any, bucket: str, prefix: str) -> None:
         self._client = client
@@ -86,9 +86,9 @@ class S3Storage:
         self._host = urlsplit(str(client.meta.endpoint_url)).hostname or "the object store"
         client.meta.events.register("needs-retry.s3.HeadBucket", self._refuse_redirect)
         self._lock = threading.Lock()
-        # Manifests by name, each with the version that was listed: an object that is changed gets another one.
+        # Versions of manifests as listed last, and a cache of their contents; a changed object has a new version.
         self._versions: dict[str, str] = {}
-        self._known: dict[str, tuple[str, bytes]] = {}
+        self._cache: dict[str, tuple[str, bytes]] = {}
         self._is_checked = False
 
     @property
@@ -117,14 +117,14 @@ class S3Storage:
             self._versions |= {name: version for name, version in found.items() if name.endswith(".json")}
         return sorted(found)
 
-    def expect(self, names: Sequence[str]) -> None:
-        """As `Storage.expect`."""
-        wanted = [name for name in names if self._kept(name) is None]
+    def prefetch(self, names: Sequence[str]) -> None:
+        """As `Storage.prefetch`."""
+        wanted = [name for name in names if self._cached(name) is None]
         if len(wanted) < 2:
             return
 
         def fetch(name: str) -> None:
-            with contextlib.suppress(FileNotFoundError):  # Whoever reads it is told.
+            with contextlib.suppress(FileNotFoundError):  # The later `read` raises it.
                 self.read(name)
 
         with ThreadPoolExecutor(_AT_A_TIME) as threads:
@@ -132,13 +132,13 @@ class S3Storage:
 
     def read(self, name: str) -> bytes:
         """As `Storage.read`."""
-        kept = self._kept(name)
+        kept = self._cached(name)
         if kept is not None:
             return kept
         content, version = self._retrying(name, lambda body: body.read())
         if name.endswith(".json"):
             with self._lock:
-                self._known[name] = version, content
+                self._cache[name] = version, content
         return content
 
     def size(self, name: str) -> int:
@@ -174,14 +174,14 @@ class S3Storage:
     def check_writing(self, name: str) -> None:
         """As `Storage.check_writing`: the object is created again, which the store must refuse.
 
-        A store that knows no conditions would write the same content again.
+        A store without conditional writes would write the same content again.
         """
         with self._lock:
-            self._known.pop(name, None)
+            self._cache.pop(name, None)
         if self._put_new(name, self.read(name)):
             raise ArchiveRefused(
                 f"{self.place}: the store replaces objects in spite of If-None-Match, so two projectors could replace "
-                "each other's segments: use a store, or a newer release of it, that knows conditional writes"
+                "each other's segments: use a store, or a newer release of it, that supports conditional writes"
             )
 
     def set_aside(self, names: Sequence[str], *, suffix: str) -> str:
@@ -204,13 +204,13 @@ class S3Storage:
 
     def _create(self, name: str, content: bytes) -> None:
         if not self._put_new(name, content) and self._stored(name) != content:  # G7
-            raise FileExistsError(errno.EEXIST, "other content stands there", self.located(name))
+            raise FileExistsError(errno.EEXIST, "the object has other content", self.located(name))
         if not self._is_checked:
             self.check_writing(name)
             self._is_checked = True
 
     def _put_new(self, name: str, content: bytes) -> bool:
-        """Create an object; return whether it was created: False where one stands there, which may be our own."""
+        """Create an object; return False if an object of this name exists, which may be our own."""
         with self._translated(self.located(name)):
             try:
                 self._put(name, content, hashlib.md5(content, usedforsecurity=False).digest(), IfNoneMatch="*")  # G7
@@ -225,7 +225,7 @@ class S3Storage:
             Bucket=self._bucket,
             Key=self._prefix + name,
             Body=content,
-            # The store compares it, and buckets with a lock want it.
+            # The store compares the digest, and buckets with object lock require it.
             ContentMD5=base64.b64encode(digest).decode(),
             **condition,
         )
@@ -233,9 +233,9 @@ class S3Storage:
     def _stored(self, name: str) -> bytes:
         return self._retrying(name, lambda body: body.read())[0]
 
-    def _kept(self, name: str) -> bytes | None:
+    def _cached(self, name: str) -> bytes | None:
         with self._lock:
-            version, content = self._known.get(name, (None, None))
+            version, content = self._cache.get(name, (None, None))
             return content if version is not None and self._versions.get(name) == version else None
 
     def _copied(self, name: str, folder: Path) -> Path:
@@ -250,9 +250,9 @@ class S3Storage:
         return path
 
     def _retrying(self, name: str, use: Callable[[Any], _T]) -> tuple[_T, str]:
-        """Return what `use` makes of an object's body, and the object's version.
+        """Return the result of `use` for an object's body, and the object's version.
 
-        The library repeats a request; a body that breaks off in its midst is ours to read again.
+        The library retries requests, but not a body that breaks off: this method retries that.
         """
         for number in range(1, _TRIES + 1):
             with self._translated(self.located(name)):
@@ -266,7 +266,7 @@ class S3Storage:
         raise AssertionError("the last try returns or raises")
 
     def _refuse_redirect(self, response: Any, **_: Any) -> None:
-        # Only the library asks for a bucket.
+        # Only the library itself sends HeadBucket.
         refuse_redirect(self._host, response)
 
     def _translated(self, subject: str) -> AbstractContextManager[None]:

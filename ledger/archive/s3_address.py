@@ -1,9 +1,9 @@
-"""Addresses in an object store, as settings and commands name them."""
+"""Addresses in an object store, as in settings and commands."""
 
 import re
 from typing import Final
 
-# A bucket as AWS names it, and names of folders that need no escape anywhere.
+# A bucket name by the rules of AWS, and folder names that need no escaping.
 _ADDRESS: Final = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9!_.*'()=+-]+)*)/?")
 
 

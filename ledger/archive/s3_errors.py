@@ -1,7 +1,7 @@
-"""What an object store answers, in the words of a storage.
+"""Translates the errors of an object store into the errors of a storage.
 
-No message shows what the store or the library says in its own words, since that may hold an address with a password or
-a part of a key (G10): only a plain error code, the status, and the name of the library's error.
+No message quotes the store or the library, since their texts may hold an address with a password or a part of a key
+(G10): messages have only the plain error code, the status, and the name of the library's error.
 """
 
 import errno
@@ -24,7 +24,7 @@ _ADVICE: Final = {
     "RequestTimeTooSkewed": "this machine's clock is not the store's: set it right",
     "ExpiredToken": "the session has ended: get new credentials",
 }
-"""What to do, where the code says more than that access is denied."""
+"""What to do, for codes that say more than that access is denied."""
 
 
 @contextmanager
@@ -40,14 +40,14 @@ def translated(subject: str, *, bucket: str, host: str) -> Generator[None]:
             "AWS_PROFILE, or give this machine a role"
         ) from None
     except BotoCoreError as exc:
-        raise ArchiveUnavailable(f"{subject}: {host} gave no answer ({type(exc).__name__})") from None
+        raise ArchiveUnavailable(f"{subject}: {host} did not answer ({type(exc).__name__})") from None
 
 
 def refuse_redirect(host: str, response: Any) -> None:
-    """Refuse an answer that leads elsewhere and names no region, such as that of a proxy which wants TLS.
+    """Refuse a redirect that names no region, such as that of a proxy which requires TLS.
 
-    The library asks for the bucket's region where it is sent elsewhere. An answer that does so again without naming it
-    has it ask without end (botocore 1.44, November 2026). Errors: ArchiveRefused.
+    After a redirect, the library asks for the bucket's region. If the answer is again a redirect without a region, it
+    asks for ever (botocore 1.44, November 2026). Errors: ArchiveRefused.
     """
     if response is None or response[0].status_code not in _REDIRECTS:
         return
@@ -56,7 +56,7 @@ def refuse_redirect(host: str, response: Any) -> None:
 
 
 def status_of(exc: ClientError) -> int:
-    """Return the HTTP status of an answer."""
+    """Return the HTTP status of an error reply."""
     metadata: Any = exc.response.get("ResponseMetadata", {})
     return int(metadata.get("HTTPStatusCode", 0))
 
@@ -79,17 +79,17 @@ def _answered(subject: str, bucket: str, host: str, exc: ClientError) -> Excepti
     if status in _REDIRECTS:
         return _redirected(host, status)
     if status == _NOT_IMPLEMENTED:
-        return ArchiveRefused(f"{subject}: {host} does not know what was asked of it ({code})")
+        return ArchiveRefused(f"{subject}: {host} does not support the request ({code})")
     if status >= 500 or status in _WAIT or code == "RequestTimeout":
         return ArchiveUnavailable(f"{subject}: {host} cannot serve now ({code}, status {status})")
     advice = f": {_ADVICE[code]}" if code in _ADVICE else ""
-    return ArchiveRefused(f"{subject}: {host} refuses it ({code}, status {status}){advice}")
+    return ArchiveRefused(f"{subject}: {host} refuses the request ({code}, status {status}){advice}")
 
 
 def _redirected(host: str, status: int) -> ArchiveRefused:
     return ArchiveRefused(
         f"{host} sends requests to another address (status {status}): set AWS_ENDPOINT_URL to the address of the "
-        "object store itself, with https:// where it wants TLS"
+        "object store itself, with https:// if it requires TLS"
     )
 
 

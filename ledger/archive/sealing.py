@@ -4,7 +4,7 @@ Invariant (G7): an event leaves the stream only after it is in a segment that wa
 and verified, is folded, and is older than what is kept. Each step can be repeated: after a
 crash, the next pass continues where the last one stopped.
 
-A pass: write the next segment; record it on the ledger (`segment-sealed`); trim what may go.
+A pass: write the next segment; record it on the ledger (`segment-sealed`); trim the stream.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ArchiveBehind(LedgerRefused):
-    """More is sealed by the ledger than this archive holds: the ledger's archive is in another place."""
+    """The ledger has more sealed events than this archive: the ledger's archive is in another place."""
 
     def __init__(self, *, partition: int, sealed_seq: int, archived_seq: int) -> None:
         super().__init__(
@@ -83,7 +83,7 @@ class Sealer:
         self._oldest: Manifest | None = None
         """The oldest segment that stays on the stream, as far as is known."""
         self._begun_seq: int | None = None
-        """The last event of a segment that was begun and not finished: it is finished as it was begun."""
+        """The last event of a segment that was begun and not finished: it is finished with the same events."""
 
     async def run(self) -> None:
         """Seal and trim until cancelled. Errors: ArchiveBehind; ArchiveDamaged; LedgerReplaced; UnreadableEvent."""
@@ -93,53 +93,53 @@ class Sealer:
                     pass
                 await self.trim()
             except (LedgerUnavailable, ArchiveRefused, OSError) as exc:
-                # Redis or the object store is down, or the disk is full: nothing is lost, the stream keeps what is not
-                # sealed.
+                # Redis or the object store is down, or the disk is full. Nothing is lost: events that are not sealed
+                # stay on the stream.
                 _log.warning("sealing.postponed", partition=self._keys.partition, problem=str(exc))
             await asyncio.sleep(self._settings.every_s)
 
     async def seal(self, *, is_forced: bool = False) -> bool:
         """Seal the next segment if it is due, with `is_forced` in any case; return whether one was sealed."""
-        newest = await self._announce_last()
+        newest = await self._load_newest()
         after_seq = newest.manifest.last_seq if newest else 0
         events = await self._due(newest, after_seq, is_forced=is_forced)
         if events is None:
             return False
         head = bytes.fromhex(newest.manifest.chain_after) if newest else self._genesis()
-        # Should this fail halfway, the next pass must not seal the same events under another name.
+        # If this fails halfway, the next pass must not seal the same events under another name.
         self._begun_seq = events["seq"][-1].as_py()
         segment = await asyncio.to_thread(
             self._archive.write, events, ledger_id=self._ledger_id, partition=self._keys.partition, head=head
         )
-        await self._announce(segment)
+        await self._record(segment)
         self._newest, self._begun_seq = segment, None
         return True
 
     async def trim(self) -> int:
-        """Trim sealed, verified and folded events that need not be kept; return the last event that is trimmed."""
+        """Trim sealed, verified and folded events that need not be kept; return the number of the last one."""
         folded, (removed, length), now_ms = await self._folded(), await self._extent(), await self._now_ms()
         oldest_ms = now_ms - round(1000 * self._settings.keep_s)
         surplus_seq = removed + length - self._settings.keep_events
 
-        def may_go(manifest: Manifest) -> bool:
+        def can_be_trimmed(manifest: Manifest) -> bool:
             is_over = EntryId.parse(manifest.last_id).ms < oldest_ms or manifest.last_seq <= surplus_seq
             return is_over and manifest.last_seq <= folded.seq  # G7
 
-        # While the oldest one stays, the archive, which may be far away, is not asked.
-        if self._oldest is not None and self._oldest.last_seq > removed and not may_go(self._oldest):
+        # While the oldest segment stays, the archive, which may be remote, is not read.
+        if self._oldest is not None and self._oldest.last_seq > removed and not can_be_trimmed(self._oldest):
             return removed
         for segment in await asyncio.to_thread(self._archive.segments, self._keys.partition):
             self._oldest = segment.manifest
             if self._oldest.last_seq <= removed:
                 continue
-            if not may_go(self._oldest):
+            if not can_be_trimmed(self._oldest):
                 break
             await asyncio.to_thread(check_segment, segment)  # G7
             removed = await self._discard(segment)
         return removed
 
-    async def _announce_last(self) -> Segment | None:
-        """Return the archive's last segment; segments that a crash has left unrecorded are recorded on the ledger."""
+    async def _load_newest(self) -> Segment | None:
+        """Return the archive's last segment. Segments that a crash left unrecorded are recorded on the ledger."""
         if self._newest is None:
             segments = await asyncio.to_thread(self._archive.segments, self._keys.partition)
             newest = segments[-1] if segments else None
@@ -147,11 +147,11 @@ class Sealer:
             archived_seq = newest.manifest.last_seq if newest else 0
             if sealed_seq > archived_seq:  # G8
                 raise ArchiveBehind(partition=self._keys.partition, sealed_seq=sealed_seq, archived_seq=archived_seq)
-            # Several, where lost events were restored from the archive alone.
+            # There are several if lost events were restored from the archive alone.
             for segment in segments:
                 if segment.manifest.last_seq > sealed_seq:
                     await asyncio.to_thread(check_segment, segment)
-                    await self._announce(segment)
+                    await self._record(segment)
             if self._begun_seq is None:
                 self._begun_seq = await asyncio.to_thread(self._archive.begun, self._keys.partition, archived_seq)
             self._newest = newest
@@ -170,7 +170,7 @@ class Sealer:
         events = await self._read(after, min(waiting, settings.segment_events))
         if waiting >= settings.segment_events or is_forced:
             return events
-        # Otherwise an idle ledger would seal its own `segment-sealed` events for ever.
+        # Without this check, an idle ledger would seal its own `segment-sealed` events for ever.
         if set(events["type"].unique().to_pylist()) == {"segment-sealed"}:
             return None
         age_ms = await self._now_ms() - events["ms"][0].as_py()
@@ -189,7 +189,7 @@ class Sealer:
             await reader.aclose()
         return pa.concat_tables(tables)
 
-    async def _announce(self, segment: Segment) -> None:
+    async def _record(self, segment: Segment) -> None:
         manifest = segment.manifest
         payload = SegmentSealed(
             segment=manifest.segment,

@@ -6,8 +6,8 @@
 A segment holds whole events as they were written (payloads not upcast), sorted by id, with
 the columns of `Batch.to_table`, and `head`, the first bytes of the chain's head after each event.
 Its manifest binds it into the hash chain. Each file appears whole, the manifest last: a segment
-exists if its manifest does. Nothing here is changed afterwards. Where the files are is known to
-`storage.py` alone.
+exists if its manifest does. Files are never changed afterwards. Only `storage.py` knows where
+they are.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class Segment:
 
     @property
     def place(self) -> str:
-        """What people call the segment's file."""
+        """Path or address of the segment's file, for people."""
         return self.storage.located(parquet_name(self.stem))
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
@@ -56,7 +56,7 @@ class Segment:
             return self._read(path, columns)
 
     def read_checked(self) -> pa.Table:
-        """Return the events of a file that is the one that was sealed. Errors: ArchiveDamaged."""
+        """Return the events, after a check that the file is the sealed one. Errors: ArchiveDamaged."""
         with self.checked_file() as path:
             return self._read(path)
 
@@ -67,7 +67,7 @@ class Segment:
 
     @contextmanager
     def file(self) -> Generator[Path]:
-        """Yield a local file with the segment, for the time of the block alone. Errors: ArchiveDamaged."""
+        """Yield a local file with the segment, which is valid during the block only. Errors: ArchiveDamaged."""
         with ExitStack() as stack:
             try:
                 path = stack.enter_context(self.storage.file(parquet_name(self.stem)))
@@ -77,7 +77,7 @@ class Segment:
 
     @contextmanager
     def checked_file(self) -> Generator[Path]:
-        """As `file`, of a file that is the one that was sealed. Errors: ArchiveDamaged."""
+        """As `file`, after a check that the file is the sealed one. Errors: ArchiveDamaged."""
         with self.file() as path:
             try:
                 is_same = path.stat().st_size == self.manifest.file_bytes
@@ -103,7 +103,7 @@ class Archive:
 
     @property
     def place(self) -> str:
-        """What people call the archive."""
+        """Path or address of the archive, for people."""
         return self.storage.place
 
     def partitions(self) -> list[int]:
@@ -121,7 +121,7 @@ class Archive:
             self.storage.check_writing(names[-1])
 
     def ledger_id(self) -> str | None:
-        """Return the ledger that the first segment is of; None where there is none. Errors: ArchiveDamaged."""
+        """Return the ledger id of the first segment; None if there are no segments. Errors: ArchiveDamaged."""
         for name in self.manifests():
             return read_manifest(self.storage, name).ledger_id
         return None
@@ -132,7 +132,7 @@ class Archive:
         Errors: ArchiveDamaged for a manifest that cannot be read, or a gap between segments.
         """
         names = self.manifests(partition)
-        self.storage.expect(names)
+        self.storage.prefetch(names)
         found: list[Segment] = []
         for name in names:
             manifest = read_manifest(self.storage, name)
@@ -145,7 +145,7 @@ class Archive:
         return found
 
     def begun(self, partition: int, after_seq: int) -> int | None:
-        """Return where a segment ends that a crash has left without its manifest, next after an event; None if none."""
+        """Return the last event of a segment after `after_seq` that a crash left without a manifest; else None."""
         first = f"{folder_of(partition)}/{after_seq + 1:0{_DIGITS}}-"
         for name in self.storage.names(folder_of(partition)):
             if name.startswith(first) and name.endswith(".parquet"):
@@ -155,9 +155,9 @@ class Archive:
     def write(self, events: pa.Table, *, ledger_id: str, partition: int, head: bytes) -> Segment:
         """Seal a table of events as the next segment; `head` is the chain's head before it.
 
-        What a crash has left half written is completed, and what is written already stays, where it has the same
-        events. Errors: ArchiveDamaged where it has others, and nothing is written; OSError (disk full, no permission);
-        ArchiveUnavailable; ArchiveRefused.
+        A segment that a crash has left half written is completed, and one that is written already stays, if it has the
+        same events. Errors: ArchiveDamaged if it has other events (then nothing is written); OSError (disk full, no
+        permission); ArchiveUnavailable; ArchiveRefused.
         """
         seqs, ids = events["seq"], events["id"]
         first_seq, last_seq = seqs[0].as_py(), seqs[-1].as_py()
@@ -200,7 +200,7 @@ class Archive:
         return Segment(read_manifest(self.storage, manifest_name(stem)), self.storage, stem)
 
     def _write_events(self, stem: str, events: pa.Table) -> tuple[str, int]:
-        """Write a segment's file, and return the hash and the size of the file that stands there."""
+        """Write a segment's file, unless it exists, and return the hash and the size of the file."""
         try:
             with self.storage.creating(parquet_name(stem)) as draft:
                 pq.write_table(  # pyright: ignore[reportUnknownMemberType]
@@ -215,20 +215,16 @@ class Archive:
             return self._adopt(stem, events)
 
     def _adopt(self, stem: str, events: pa.Table) -> tuple[str, int]:
-        """Return hash and size of a file that another process has written, if it holds the very same events.
+        """Return hash and size of a file that another process has written, if it has the same events.
 
-        Another release of Arrow writes the same events in other bytes. Replacing the file could part it from the
-        manifest that its writer is about to write.
+        Another release of Arrow writes the same events as other bytes. A replaced file would not match the manifest
+        that its writer is about to write.
         """
         name = parquet_name(stem)
         with self.storage.file(name) as path:
             try:
                 found = pa.concat_tables(read_batches(path, self.storage.located(name), _ROW_GROUP))
-            except (
-                ArchiveDamaged,
-                pa.ArrowException,
-                KeyError,
-            ) as exc:  # No table, an empty one, one of other columns.
+            except (ArchiveDamaged, pa.ArrowException, KeyError) as exc:  # No table, an empty one, or other columns.
                 raise self._differs(name) from exc
             if not found.equals(events):  # G7
                 raise self._differs(name)
@@ -237,8 +233,8 @@ class Archive:
     def _differs(self, name: str) -> ArchiveDamaged:
         return ArchiveDamaged(
             self.storage.located(name),
-            "was written before and is not what the ledger has now, so it is not replaced, and nothing is trimmed: see "
-            "which other ledger or projector writes there",
+            "was written before and is not what the ledger has now, so it is not replaced, and nothing is trimmed: "
+            "find the other ledger or projector that writes there",
         )
 
 
@@ -263,7 +259,7 @@ def check_segment(segment: Segment) -> None:
     manifest, events = segment.manifest, segment.read_checked()
     head = chain.extend(bytes.fromhex(manifest.chain_before), chain.digests(events))
     if head.hex() != manifest.chain_after or events.num_rows != manifest.events:  # G7
-        raise ArchiveDamaged(segment.place, "does not give the chain head that its manifest says")
+        raise ArchiveDamaged(segment.place, "does not give the chain head in its manifest")
 
 
 def file_sha256(path: Path) -> str:

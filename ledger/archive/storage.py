@@ -1,7 +1,7 @@
-"""Where an archive's files are: a directory, or a bucket of an object store. Nobody above knows which.
+"""Where an archive's files are: a directory, or a bucket of an object store. Callers need not know which.
 
 A file has a name with one folder in it, `partition-0/000000000001-000000100000.json`. It appears whole or not at all,
-and is never changed. What is missing is a FileNotFoundError in every storage.
+and is never changed. A missing file is a FileNotFoundError in every storage.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ class Storage(Protocol):
 
     @property
     def place(self) -> str:
-        """What people call the place: a path, or an address without any secret."""
+        """The place, for people: a path, or an address without any secret."""
         ...
 
     @property
     def directory(self) -> Path | None:
-        """The directory that is written to, where the files are on a disk of this machine."""
+        """The directory, if the files are on a disk of this machine; else None."""
         ...
 
     def located(self, name: str) -> str:
-        """Return what people call a file."""
+        """Return the path or address of a file, for people."""
         ...
 
     def names(self, folder: str | None = None) -> list[str]:
         """Return the names of all files, or those of one folder, in order."""
         ...
 
-    def expect(self, names: Sequence[str]) -> None:
-        """Say which small files are read next: a storage that is far away fetches them at once."""
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Fetch small files that are read next, all at once, if the storage is remote."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -54,42 +54,42 @@ class Storage(Protocol):
         ...
 
     def file(self, name: str) -> AbstractContextManager[Path]:
-        """Yield a local file with the content; it may be there for the time of the block alone."""
+        """Yield a local file with the content, which is valid during the block only."""
         ...
 
     def files(self, names: Sequence[str]) -> Generator[list[Path]]:
-        """Yield local files with the content, in order, as many at a time as are at hand; each until the next."""
+        """Yield local files with the content, in order and in groups; each group is valid until the next."""
         ...
 
     def creating(self, name: str) -> AbstractContextManager[Path]:
-        """Yield a path to write to; after the block, what was written stands under the name, whole.
+        """Yield a path to write to; after the block, the written file appears under the name, whole.
 
-        A directory replaces what stands there. An object store never does: equal content is taken as written, other
+        A directory replaces an existing file. An object store never does: equal content counts as written, other
         content is a FileExistsError.
         """
         ...
 
     def check_writing(self, name: str) -> None:
-        """Check, by a file that is there, that others can be created beside it; changes nothing."""
+        """Check that files can be created beside the existing file `name`; changes nothing."""
         ...
 
     def set_aside(self, names: Sequence[str], *, suffix: str) -> str:
-        """Move files into a place beside this one, in the order of their names here; return what it is called."""
+        """Move files, in the given order, into a place beside this one; return its path or address."""
         ...
 
 
 class ObjectStore(Storage, Protocol):
-    """A storage whose objects others can read by an address, and in which what is no archive can be replaced."""
+    """A storage whose objects others can read by an address. Objects that are no part of an archive can be replaced."""
 
     def replace(self, name: str, file: Path) -> None:
-        """Store a local file under a name, in one step, in place of what stands there."""
+        """Store a local file under a name, in one step; an existing object is replaced."""
         ...
 
 
 def open_storage(place: str | Path) -> Storage:
     """Return the storage at a directory, or at an address `s3://bucket/prefix`; nothing is read or made yet.
 
-    Errors: ArchiveRefused where the extra for object stores is missing, or the address is none.
+    Errors: ArchiveRefused if the extra for object stores is missing, or the address is not valid.
     """
     return open_object_store(str(place)) if str(place).startswith(_S3) else Directory(Path(place))
 
@@ -128,11 +128,11 @@ class Directory:
     def names(self, folder: str | None = None) -> list[str]:
         """As `Storage.names`."""
         found = self._path.glob(f"{folder or 'partition-*'}/*")
-        # What begins with a dot is a draft.
+        # Names of drafts begin with a dot.
         return sorted(f"{path.parent.name}/{path.name}" for path in found if path.name[0] != ".")
 
-    def expect(self, names: Sequence[str]) -> None:
-        """As `Storage.expect`: a disk needs no notice."""
+    def prefetch(self, names: Sequence[str]) -> None:
+        """As `Storage.prefetch`: nothing to do on a disk."""
 
     def read(self, name: str) -> bytes:
         """As `Storage.read`."""
@@ -148,7 +148,7 @@ class Directory:
         yield self._path / name
 
     def files(self, names: Sequence[str]) -> Generator[list[Path]]:
-        """As `Storage.files`: all are at hand."""
+        """As `Storage.files`: all in one group."""
         yield [self._path / name for name in names]
 
     @contextlib.contextmanager

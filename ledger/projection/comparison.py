@@ -54,7 +54,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The result of comparing with a live projection: `rows` were compared, `moved_on` had changed since."""
+    """The result of comparing with a live projection: `rows` were compared, `moved_on` were changed by later events."""
 
     differences: list[Difference]
     rows: int
@@ -74,9 +74,9 @@ def compare(first: Tables, second: Tables) -> list[Difference]:
 
 
 def compare_with_live(replayed: Tables, live: Tables, positions: Mapping[int, Position]) -> Comparison:
-    """Compare a projection replayed up to `positions` with one that goes on folding.
+    """Compare a projection replayed up to `positions` with a live one, which continues to fold.
 
-    A row that a later event has changed is left out on both sides, and counted. Blocks.
+    Rows that a later event has changed are left out on both sides, and counted. Blocks.
     """
     differences, rows, moved_on = list[Difference](), 0, 0
     with connect() as connection:

@@ -1,7 +1,7 @@
-"""Confirming a fold before it is committed: its thread asks the event loop, which asks Redis what the gate left.
+"""Confirming a fold before it is committed: its thread asks the event loop, which reads the gate's traces from Redis.
 
-The fold keeps its transaction open meanwhile, so a confirmation must end whenever the fold is no longer wanted: `end`
-cancels the question that the thread waits for.
+The fold keeps its transaction open meanwhile, so a confirmation must end as soon as the fold is cancelled: `end`
+cancels the request that the thread waits for.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ _T = TypeVar("_T")
 
 
 class Confirmation:
-    """One fold's comparison with the gate's traces after `after`: made in the event loop, called in the thread."""
+    """Compares one fold with the gate's traces after `after`. Made in the event loop, called in the fold's thread."""
 
     def __init__(self, traces: Traces, after: EntryId) -> None:
         self._traces = traces
         self._after = after
         self._loop = asyncio.get_running_loop()
-        self._question: Future[Any] | None = None
+        self._request: Future[Any] | None = None
         self._has_ended = False
 
     def __call__(self, cursor: duckdb.DuckDBPyConnection, folded: Folded) -> None:
@@ -49,17 +49,17 @@ class Confirmation:
             check_stamps(cursor, partition=self._traces.partition, first_seq=first_seq, last_seq=last_seq, after=after)
 
     def end(self) -> None:
-        """Let the fold's thread wait for nothing any more; called in the event loop."""
+        """Cancel what the fold's thread waits for, now and later; called in the event loop."""
         self._has_ended = True
-        if self._question is not None:
-            self._question.cancel()
+        if self._request is not None:
+            self._request.cancel()
 
-    def _ask(self, question: Callable[[], Awaitable[_T]]) -> _T:
+    def _ask(self, request: Callable[[], Awaitable[_T]]) -> _T:
         async def bounded() -> _T:
             if self._has_ended:
                 raise asyncio.CancelledError
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await question()
+                return await request()
 
-        self._question = future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
+        self._request = future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
         return future.result()

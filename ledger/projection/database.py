@@ -1,7 +1,7 @@
-"""DuckDB databases: how one is opened, and the projection's file.
+"""DuckDB databases: how they are opened, and the projection's file.
 
 Every connection of Tollbook is made by `connect`. The projection is derived data: a file that cannot
-be read, or has an older layout, is set aside and built again from the ledger.
+be read, or has an older layout, is set aside and rebuilt from the ledger.
 
 All functions block.
 """
@@ -33,13 +33,13 @@ _STORAGE: Final = "v1.2.0"
 def connect(
     path: Path | None = None, *, read_only: bool = False, config: dict[str, Any] | None = None
 ) -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB file, or a database in memory where `path` is None. Errors: duckdb.Error."""
-    # DuckDB 2 advises another call for results as Arrow tables, which the range's older versions lack.
+    """Open a DuckDB file, or a database in memory if `path` is None. Errors: duckdb.Error."""
+    # DuckDB 2 recommends another call for Arrow results, which the older versions that we support lack.
     warnings.filterwarnings("ignore", message="Arrow output on a DB-API result", category=UserWarning)
     connection = duckdb.connect(":memory:" if path is None else str(path), read_only=read_only, config=config or {})
     # In a process without a main script, DuckDB (1.5, November 2026) draws a progress bar on stdout after two seconds.
-    # The option belongs to one connection; cursors made from it have it off.
-    # In a notebook without ipywidgets it can draw none, and refuses the option.
+    # The option belongs to one connection, and to the cursors made from it.
+    # In a notebook without ipywidgets, DuckDB cannot draw one and refuses the option.
     with contextlib.suppress(duckdb.InvalidInputException):
         connection.execute("SET enable_progress_bar = false")
     return connection
@@ -67,7 +67,7 @@ def stored_ledger_id(path: Path) -> str | None:
 def stored_heads(path: Path, ledger_id: str) -> dict[int, EntryId]:
     """Return the newest event of a ledger that the projection at `path` has folded, by partition.
 
-    Nothing where it is another ledger's, or cannot be read: a projector that has it open compares by itself.
+    Empty if the file is of another ledger or cannot be read: a projector that has it open makes the comparison itself.
     """
     try:
         with connect(path, read_only=True) as connection:
@@ -101,11 +101,11 @@ def _open_database(
 ) -> duckdb.DuckDBPyConnection:
     make_private_folder(path.parent)
     for each in (path, path.with_name(path.name + ".wal")):
-        # DuckDB would follow it, and write where somebody else has it point to.
+        # DuckDB would follow the link, and write to a place that somebody else chose.
         if each.is_symlink():
             raise StoreFailed(f"{each} is a symbolic link: put the file itself there, or set TOLLBOOK_DATA_DIR")
     if not path.exists() and path.with_name(path.name + ".wal").exists():
-        set_aside(path, now())  # A log without its file; a new file must not be given it.
+        set_aside(path, now())  # A log without its file: a new file must not get it.
     config = {"storage_compatibility_version": _STORAGE, **config}
     connection = _open_usable(path, config)
     if connection is None:
@@ -135,7 +135,7 @@ def set_aside(path: Path, now: datetime) -> Path:
 def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnection | None:
     """Open a file and check that it can be used; None if it is damaged or has another layout.
 
-    Errors: StoreLocked; StoreFailed; duckdb.Error or MemoryError where there is no memory to look.
+    Errors: StoreLocked; StoreFailed; duckdb.Error or MemoryError if there is too little memory to check.
     """
     try:
         connection = connect(path, config=config)
@@ -151,7 +151,7 @@ def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnectio
         raise StoreLocked(path, str(exc)) from exc
     except duckdb.Error as exc:
         if is_out_of_memory(exc):
-            raise  # The file may be in order: it is not set aside.
+            raise  # The file may be intact, so it is not set aside.
         return None
     try:
         _set_up(connection)
@@ -164,8 +164,8 @@ def _open_usable(path: Path, config: dict[str, Any]) -> duckdb.DuckDBPyConnectio
         if not tables:
             return connection
         versions = connection.execute("SELECT DISTINCT schema_version, duckdb_version FROM position").fetchall()
-        # A damaged block is found only when it is read. So every table is read that decisions and the next fold depend
-        # on; `events` is not: it takes a second or two per million, and DuckDB names the damage to whoever reads it.
+        # A damaged block is found only when it is read. So all tables that decisions and the next fold depend on are
+        # read here. `events` is not: it takes a second or two per million, and later reads report the damage.
         for table in sorted(tables - {"events"}):
             connection.execute(f'SELECT max(hash(t)) FROM "{table}" AS t').fetchall()  # noqa: S608 - DuckDB's own names.
         if versions == [(LAYOUT_VERSION, duckdb.__version__)]:

@@ -1,9 +1,9 @@
-"""Checking a projection's file: before it is read, and for as long as it is open.
+"""Checks of a projection's file: before it is read, and while it is open.
 
-Owns when a file is checked and what a check that fails means for it. Invariant (G8): nobody reads a file before its
-balances were recomputed from its events. Between two such checks, every balance that is read is compared with its
-checksum, and the number of balances with that of the fold (`baseline_page`). It never folds, and never changes a file:
-one that was changed by others is set aside whole.
+Owns when a file is checked and what follows from a failed check. Invariant (G8): no file is read before its balances
+were recomputed from its events. Between two such checks, every balance that is read is compared with its checksum, and
+the number of balances with the fold's count (`baseline_page`). It never folds, and never changes a file: a file that
+others have changed is set aside whole.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tollbook.ledger.projection.database import set_aside
 from tollbook.ledger.projection.store import Store
 from tollbook.ledger.projection.store_errors import StoreFailed
 
-# A check of the file takes about a second for a million events; at most one part in fifty of the time is spent on it.
+# A check takes about a second for a million events; checks take at most a fiftieth of the time.
 CHECK_EVERY_S: Final = 60.0
 _CHECK_SHARE: Final = 50
 _WATCH_S: Final = 1.0
@@ -32,9 +32,9 @@ _log = structlog.get_logger(__name__)
 def open_checked(
     path: Path, ledger_id: str, partitions: int, *, memory_limit: str, now: Callable[[], datetime]
 ) -> Store:
-    """Open the file and check it before anybody reads it; one that was changed is set aside. Blocks.
+    """Open the file and check it before it is read; a file that others have changed is set aside. Blocks.
 
-    Errors: as `Store.open`; StoreFailed where it cannot be checked now.
+    Errors: as `Store.open`; StoreFailed if it cannot be checked now.
     """
     opening = partial(Store.open, path, ledger_id, partitions, memory_limit=memory_limit)
     store = opening()
@@ -69,9 +69,9 @@ async def check_forever(store: Store, *, every_s: float = CHECK_EVERY_S) -> None
 
 
 async def watch_file(store: Store, path: Path) -> None:
-    """See once a second that the file is there and can be read.
+    """Check once a second that the file exists and can be read.
 
-    Errors: StoreFailed when it is not, was replaced, or a balance was read that others have changed.
+    Errors: StoreFailed if it does not or cannot, if it was replaced, or if a balance was read that others have changed.
     """
     file = await asyncio.to_thread(_identity, path)
     while True:
@@ -79,7 +79,7 @@ async def watch_file(store: Store, path: Path) -> None:
         if await asyncio.to_thread(_identity, path) != file:
             raise StoreFailed(f"{path} was deleted or replaced while it was open")
         if store.has_changed:
-            raise StoreFailed(f"{path} has a balance that is not as it was folded")
+            raise StoreFailed(f"{path} has a balance that the fold did not write")
         try:
             await asyncio.to_thread(store.baselines, [f"user:{time.monotonic()}:none"])
         except (BaselineUnavailable, duckdb.Error) as exc:

@@ -31,10 +31,10 @@ _STEPS: Final = (
 
 
 class LedgerGap(LedgerRefused):
-    """The next event does not follow the one before it: events are missing, or come again."""
+    """The next event does not follow the event before it: events are missing or repeated."""
 
     def __init__(self, *, partition: int, folded_seq: int, next_seq: int) -> None:
-        problem = "is missing" if next_seq > folded_seq else "comes again"
+        problem = "is missing" if next_seq > folded_seq else "is repeated"
         super().__init__(
             f"partition {partition}: event {min(folded_seq + 1, next_seq)} {problem} (read up to {folded_seq}, the "
             f"next one is {next_seq}): Redis was trimmed, restored or replaced. Restore its data, or set the "
@@ -46,7 +46,7 @@ class LedgerGap(LedgerRefused):
 
 
 class LedgerMismatch(LedgerRefused):
-    """The DuckDB file is the projection of another ledger than the one given."""
+    """The DuckDB file is the projection of another ledger."""
 
     def __init__(self, *, stored: str, given: str) -> None:
         super().__init__(
@@ -89,8 +89,8 @@ def counts_statement(*, counts: str = "counts", before: str = "counters") -> str
 
 
 def moves_statement(*, only_own: bool) -> str:
-    """Return the statement that lists what moves; with `only_own`, of further budgets only those in `own_budgets`."""
-    # The fold of one user's events has all of a budget only if that is surely the user's own.
+    """Return the statement that lists moves; with `only_own`, of further budgets only those in `own_budgets`."""
+    # A fold of one user's events has all moves of a budget only if the budget is certainly the user's own.
     where = "WHERE further.budget IN (FROM own_budgets)" if only_own else ""
     return Template(statement("fold_moves")).safe_substitute(only_own=where)
 
@@ -98,9 +98,9 @@ def moves_statement(*, only_own: bool) -> str:
 def fold_incoming(
     cursor: duckdb.DuckDBPyConnection, *, partition: int, ledger_id: str, only_user_id: str | None = None
 ) -> Folded | None:
-    """Fold the relation `incoming`; None if it is empty. With `only_user_id`, that user's events alone.
+    """Fold the relation `incoming`; return None if it is empty. With `only_user_id`, fold only that user's events.
 
-    The caller has begun a transaction, and commits it or rolls it back.
+    The caller begins the transaction, and commits it or rolls it back.
     Errors: LedgerGap; LedgerMismatch; UnreadableEvent; duckdb.Error.
     """
     before = read_position(cursor, partition, ledger_id)
@@ -155,7 +155,7 @@ def advance(cursor: duckdb.DuckDBPyConnection, partition: int, counted: Counted)
 
 
 def append_incoming(cursor: duckdb.DuckDBPyConnection, *, only_user_id: str | None = None) -> None:
-    """Append the relation `incoming` to the events and do nothing else. Errors: UnreadableEvent; duckdb.Error."""
+    """Append the relation `incoming` to the events; balances stay. Errors: UnreadableEvent; duckdb.Error."""
     try:
         cursor.execute(statement("fold_read"))
         if only_user_id is not None:
@@ -174,7 +174,7 @@ def add_up(
     last_seq: int,
     only_user_id: str | None = None,
 ) -> None:
-    """Add events that were appended to budgets and counters, and note discrepancies. Errors: duckdb.Error."""
+    """Add appended events to budgets and counters, and record discrepancies. Errors: duckdb.Error."""
     given = {"partition": partition, "first": first_seq, "last": last_seq}
     if only_user_id is not None:
         cursor.execute(statement("fold_own"), given | {"user": only_user_id})
@@ -200,7 +200,7 @@ def read_position(cursor: duckdb.DuckDBPyConnection, partition: int, ledger_id: 
 
 
 def _first_wrong(cursor: duckdb.DuckDBPyConnection, folded_seq: int) -> tuple[int, int]:
-    """Return the last number that is in order, and the one that follows it."""
+    """Return the last number in order, and the wrong number that follows it."""
     rows = cursor.execute("SELECT seq FROM incoming ORDER BY seq").fetchall()
     for expected, (seq,) in enumerate(rows, start=folded_seq + 1):
         if seq != expected:

@@ -1,6 +1,6 @@
 """Following one partition of the ledger: read, fold, then move its watermark.
 
-While Redis is down, the follower waits; what cannot be folded is raised, never skipped.
+While Redis is down, the follower waits. An event that cannot be folded is an error and is never skipped.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 from tollbook.schemas.upcasters import UnreadableEvent
 
-# After a small fold: so many times as long as it took, so that others have the processor; but no longer than that.
+# The pause after a small fold is this many times the fold's duration, so that others get the processor, up to a limit.
 _PAUSE_FOLDS: Final = 5
 _MAX_PAUSE_S: Final = 0.5
 _log = structlog.get_logger(__name__)
 
 
 class LedgerRewritten(LedgerRefused):
-    """The last event that was folded is not on the ledger: the ledger has another history."""
+    """The last folded event is not on the ledger: the ledger has another history."""
 
     def __init__(self, *, partition: int, position: Position) -> None:
         super().__init__(
@@ -49,11 +49,11 @@ class LedgerRewritten(LedgerRefused):
 
 
 class PolicyForged(LedgerRefused):
-    """What Redis holds as the policy of a partition is not what its last `policy-applied` event says."""
+    """The policy in Redis of a partition differs from its last `policy-applied` event."""
 
     def __init__(self, *, partition: int, problem: str) -> None:
         super().__init__(
-            f"partition {partition}: {problem}: the policy was changed in Redis, and not by the gate. Run `tollbook "
+            f"partition {partition}: {problem}: the policy in Redis was changed, but not by the gate. Run `tollbook "
             "verify`, and restore Redis"
         )
         self.partition = partition
@@ -63,9 +63,9 @@ class PolicyForged(LedgerRefused):
 class ProjectorSettings:
     """How the projector reads, and how far behind it keeps the watermark.
 
-    `batch_events` are read at once; while catching up, up to `max_batches` of them are folded at once.
-    `pause_ms` is the shortest pause after a small fold, since a fold costs nearly as much for one event as for
-    a hundred; 0 for none. `checkpoint_events` are folded between two checkpoints.
+    `batch_events`: events read at once; while catching up, up to `max_batches` batches are folded at once.
+    `pause_ms`: shortest pause after a small fold, since a fold of one event costs nearly as much as one of a hundred;
+    0: no pause. `checkpoint_events`: events folded between two checkpoints.
     """
 
     batch_events: int = 10_000
@@ -183,7 +183,7 @@ class Follower:
             await self._checkpoint()
 
     async def _pause(self, fold_s: float) -> None:
-        """Let events gather after a small fold that took so long, unless somebody waits for them."""
+        """Let events gather after a small fold that took `fold_s`, unless a caller waits for them."""
         shortest_s = self._settings.pause_ms / 1000
         if not shortest_s or self._waiting:
             return
@@ -198,24 +198,24 @@ class Follower:
 
     async def _read(self, after: EntryId, *, block_ms: int | None = None) -> _Page:
         batch = await self._reader.read_after(after, count=self._settings.batch_events, block_ms=block_ms)
-        # In a thread, while the page before is folded: DuckDB releases Python's lock while it works.
+        # In a thread, while the previous page is folded: DuckDB releases Python's lock while it works.
         table = await asyncio.to_thread(batch.to_table)
         return _Page(table, batch.last_id if batch else after, is_full=len(batch) == self._settings.batch_events)
 
     async def _read_until(self, is_folded: asyncio.Event, after: EntryId) -> _Page:
-        """Read on while the page before is being folded: the larger a fold, the less it costs per event."""
+        """Read on while the previous page is folded: a larger fold costs less per event."""
         page = await self._read(after)
         tables = [page.table]
         while page.is_full and len(tables) < self._settings.max_batches and not is_folded.is_set():
             try:
                 page = await self._read(page.last_id)
             except UnreadableEvent:
-                break  # It is read again once everything before it is folded.
+                break  # It is read again, and raised, once everything before it is folded.
             tables.append(page.table)
         return _Page(pa.concat_tables(tables), page.last_id, page.is_full)
 
     async def check(self) -> None:
-        """Check that the projection belongs to the ledger as it is now, before anybody reads it.
+        """Check that the projection belongs to the ledger as it is now, before it is read.
 
         Errors: LedgerUnavailable; LedgerReplaced; LedgerAhead; LedgerRewritten; PolicyForged.
         """
@@ -226,13 +226,13 @@ class Follower:
             raise LedgerUnavailable(f"the ledger cannot be read ({exc})") from exc
 
     async def _load(self) -> None:
-        """Read from the projection how far it is, and which policy is the last one there."""
+        """Read the position and the newest policy from the projection."""
         self._position = await asyncio.to_thread(self._store.position, self._keys.partition)
         self._policy = await asyncio.to_thread(self._store.newest_policy, self._keys.partition)
         self._wake()
 
     async def _check_identity(self) -> None:
-        """Refuse a ledger other than the one folded so far, or one that has lost or replaced events."""
+        """Refuse another ledger than the one folded so far, and one that has lost or replaced events."""
         partition, position = self._keys.partition, self._position
         entry, meta, ledger = str(position.entry), self._keys.meta, self._keys.ledger
         commands = (
@@ -254,10 +254,10 @@ class Follower:
         self._check_policy(StoredPolicy.of_fields(policy), is_all_folded=seq == position.seq)
 
     def _check_policy(self, stored: StoredPolicy, *, is_all_folded: bool) -> None:
-        """Refuse a policy in Redis that no event put there. One that is newer than the fold has its event to come."""
+        """Refuse a policy in Redis that no event set. The event of a newer policy may still be to fold."""
         folded, partition = self._policy, self._keys.partition
         if stored.version < folded.version or (stored.version > folded.version and is_all_folded):  # G11
-            problem = f"policy {stored.version} is in force in Redis, {folded.version} by the events"
+            problem = f"policy {stored.version} is in force in Redis, but policy {folded.version} by the events"
             raise PolicyForged(partition=partition, problem=problem)
         if stored.version != folded.version or stored.payload == self._confirmed_policy:
             return
@@ -272,13 +272,13 @@ class Follower:
         except ForgedEvent as exc:
             first_seq = cast("int", page.table["seq"][0].as_py())
             if exc.seq > first_seq:
-                # What stands before it is true. If that has a forged event too, it is the one that is named.
+                # Fold the events before it. If one of them is forged too, the error names that one.
                 before = page.table.slice(0, exc.seq - first_seq)
                 await self._fold(_Page(before, EntryId.parse(before["id"][-1].as_py()), is_full=False))
             raise
 
     async def _fold_confirmed(self, table: pa.Table) -> None:
-        """Fold a table once it agrees with what the gate left beside its events. Errors: ForgedEvent; TailChanged."""
+        """Fold a table if it agrees with the gate's traces of its events. Errors: ForgedEvent; TailChanged."""
         await self._check_replicated(EntryId.parse(table["id"][-1].as_py()))
         confirmation = Confirmation(self._traces, max(self._position.entry, self._trimmed_to))
         folding = asyncio.create_task(
@@ -287,12 +287,12 @@ class Follower:
         try:
             folded = await asyncio.shield(folding)
         except asyncio.CancelledError:
-            # Its thread asks this event loop, so it must be over before the loop is.
+            # The fold's thread uses this event loop, so it must end before the loop does.
             confirmation.end()
             await asyncio.wait([folding])
             raise
         except Doubted as exc:
-            # Of gate, events and DuckDB, one is not what it was. DuckDB can be checked by itself, and is rebuilt.
+            # Redis or DuckDB was changed. DuckDB can be checked by itself; if it is wrong, it is rebuilt.
             await asyncio.to_thread(self._store.check)
             raise exc.refusal from exc
         if folded is None:
@@ -308,13 +308,15 @@ class Follower:
             await self._checkpoint()
 
     async def _check_replicated(self, entry: EntryId) -> None:
-        """See that replicas have an event: what is folded must not be lost in a failover. Errors: LedgerUnavailable."""
+        """Check that replicas have an event: a failover must not lose folded events. Errors: LedgerUnavailable."""
         if self._pipeline is None or self._pipeline.replication is None:
             return
         await self._pipeline.replicate(self._keys.mark)
-        # Between the reading and this, the primary may have been replaced by a replica that did not have it.
+        # Since the event was read, a replica without it may have become the primary.
         if not await self._pipeline.execute("XRANGE", self._keys.ledger, str(entry), str(entry), "COUNT", 1):  # G5 G8
-            raise LedgerUnavailable(f"event {entry} was read, and is no longer on the ledger: it is read again")
+            raise LedgerUnavailable(
+                f"event {entry} was read, but is no longer on the ledger: the events are read again"
+            )
 
     def _report(self, folded: Folded) -> None:
         partition, seq = self._keys.partition, folded.position.seq
@@ -327,7 +329,7 @@ class Follower:
         await asyncio.to_thread(self._store.checkpoint)
 
     async def wait_for(self, entry: EntryId) -> None:
-        """Return once the entry is folded. Errors: what `fail` was given."""
+        """Return once the entry is folded. Errors: the problem given to `fail`."""
         if entry <= self._position.entry:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -344,7 +346,7 @@ class Follower:
                 future.set_result(None)
 
     def fail(self, problem: Exception) -> None:
-        """Fail every `wait_for` that still waits."""
+        """Raise this error in every `wait_for` that still waits."""
         for future in list(self._waiting):
             if not future.done():
                 future.set_exception(problem)

@@ -1,10 +1,10 @@
 --[[
 Take or renew the projector's lease. Run with EVAL; the value of the key is "owner<newline>place<newline>epoch".
-The epoch is the time at which this owner took the lease, so a later owner's is higher, also after a restore of Redis;
-where the clock was put back, the owner asks for a higher one.
+The epoch is the time at which this owner took the lease, so a later owner's epoch is higher, also after a restore of
+Redis; if the clock was put back, the owner asks for a higher epoch.
 KEYS lease
-ARGS 1 owner 2 place 3 ttl ms 4 1: whoever had the lease at this place is dead, 0: perhaps not
-     5 the least epoch (0: any)
+ARGS 1 owner 2 place 3 ttl ms 4 1: no other owner can be alive at this place, 0: perhaps
+     5 the lowest epoch (0: any)
 OK epoch | HELD owner place remaining-ms
 ]]
 local held = redis.call('GET', KEYS[1])

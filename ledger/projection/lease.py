@@ -1,9 +1,9 @@
 """The projector's lease: one projector per ledger, on any machine and in any directory.
 
-Two projectors would not break a cap, since the watermark only ever rises. But each would
-drop tail entries that the other has not folded yet, and calls would fail closed. A lease that
-is not renewed ends by itself. A lease held at the same place, that is on the same DuckDB file,
-is taken over at once: whoever has that file open is its only user.
+Two projectors would not break a cap, since the watermark only rises. But each would drop
+tail entries that the other has not folded yet, and calls would fail closed. A lease that is
+not renewed expires. A lease held at the same place, that is on the same DuckDB file, is taken
+over at once: only one process at a time can have that file open.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ _log = structlog.get_logger(__name__)
 
 
 class ProjectorRunning(LedgerRefused):
-    """Another projector works on the ledger."""
+    """Another projector runs on the ledger."""
 
     def __init__(self, *, owner: str, place: str, remaining_ms: int) -> None:
         super().__init__(
             f"a projector ({owner}, {place}) works on this ledger: stop it first, or start this one with --standby "
-            f"to wait and take over. If it has died, its lease ends in {max(1, round(remaining_ms / 1000))} s"
+            f"to wait and take over. If it has died, its lease expires in {max(1, round(remaining_ms / 1000))} s"
         )
         self.owner = owner
         self.place = place
@@ -38,7 +38,7 @@ class ProjectorRunning(LedgerRefused):
 class Lease:
     """One projector's lease of a ledger. Errors of every method but `wait`: LedgerUnavailable.
 
-    `epoch` tells this owner's turn from earlier and later ones; 0 before the lease was ever taken.
+    `epoch` numbers the owners of the lease: a later owner has a higher epoch. 0: the lease was never taken.
     """
 
     def __init__(self, pipeline: CommandPipeline, *, namespace: str, owner: str, place: str) -> None:
@@ -64,9 +64,9 @@ class Lease:
         self.epoch = int(reply[1])
 
     async def wait(self, on_held: Callable[[ProjectorRunning], None] = lambda _: None) -> None:
-        """Take the lease as soon as the projector that has it releases it or dies; `on_held` is told who has it.
+        """Take the lease as soon as its owner releases it or dies; `on_held` is called with the present owner.
 
-        An outage of Redis is waited out: who stands by for the day when something fails must not end with it.
+        Waits through an outage of Redis: a standby must survive the failures for which it stands by.
         """
         is_logged = False
         while True:
@@ -83,7 +83,7 @@ class Lease:
                 await asyncio.sleep(min(1.0, max(0.05, exc.remaining_ms / 1000)))
 
     async def keep(self) -> None:
-        """Renew until cancelled. Errors: ProjectorRunning if another has taken over meanwhile."""
+        """Renew until cancelled. Errors: ProjectorRunning if another projector has taken over."""
         while True:
             await asyncio.sleep(_TTL_MS / 1000 / _RENEWALS)
             try:

@@ -1,7 +1,7 @@
 """The projector: folds every partition of the ledger into DuckDB as it grows.
 
 Its only state is the position in DuckDB, committed with the rows. An event that cannot be
-folded stops it, and `failure` says why; nothing is ever skipped.
+folded stops the projector, and `failure` says why; no event is skipped.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Projector:
         settings: ProjectorSettings | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`pipeline` is asked whether replicas have what is folded, where it waits for replicas."""
+        """`pipeline`: if it waits for replicas, it is asked whether they have an event before it is folded."""
         self.failure: Exception | None = None
         self._running = asyncio.Event()
         self._running.set()
@@ -61,14 +61,14 @@ class Projector:
     async def run(self) -> None:
         """Follow the ledger until cancelled, or until something cannot be folded.
 
-        Errors: what `failure` then holds, raised once every partition has stopped.
+        Errors: the error in `failure`, raised once every partition has stopped.
         """
         reason: Exception = LedgerUnavailable("the projector has stopped")
         try:
             async with asyncio.TaskGroup() as group:
                 for follower in self._followers.values():
                     group.create_task(follower.run())
-        except* Exception as problems:  # noqa: BLE001 - whatever it is, folding has stopped and the reason must be known.
+        except* Exception as problems:  # noqa: BLE001 - folding has stopped, and the reason must be known in any case.
             self.failure = reason = _first(problems)  # G8
             _log.error("projection.stopped", problem=str(reason), kind=type(reason).__name__)
         finally:
@@ -95,7 +95,7 @@ class Projector:
         self._running.clear()
 
     def resume(self) -> None:
-        """Go on folding."""
+        """Continue to fold."""
         self._running.set()
 
     async def wait_for(self, partition: int, entry: EntryId) -> None:

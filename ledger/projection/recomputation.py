@@ -1,8 +1,8 @@
-"""The projection recomputed from the events in its own file, and compared: DuckDB is checked, not believed.
+"""Recomputes the projection from the events in its own file, and compares: DuckDB is checked, not trusted.
 
-Found are a changed, added or dropped event, a balance, cap or counter that the events do not give, and a position that
-is not their end. Not found is a file that was changed consistently, checksums included: `tollbook verify` compares the
-events with archive and stream. All of one moment, while the fold goes on.
+It finds changed, added or dropped events, balances, caps and counters that differ from the events, and a position that
+is not their end. It does not find a consistent change, checksums included: `tollbook verify` compares the events with
+archive and stream for that. Everything is read of one moment, while the fold goes on.
 """
 
 import duckdb
@@ -15,7 +15,7 @@ from tollbook.schemas.money import format_usd
 
 
 def recompute(cursor: duckdb.DuckDBPyConnection) -> None:
-    """Recompute everything that decisions and reports come from. Blocks. Errors: StoreChanged; duckdb.Error."""
+    """Recompute everything that decisions and reports use. Blocks. Errors: StoreChanged; duckdb.Error."""
     cursor.begin()
     try:
         problems = [*_events(cursor), *_budgets(cursor), *_counters(cursor)]

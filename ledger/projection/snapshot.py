@@ -1,4 +1,4 @@
-"""Queries that people write, run on a copy of the projection in their own process.
+"""Snapshots: copies of the projection, on which people's queries run in a process of their own.
 
 A heavy query must not delay a budget check or the fold, and within one process DuckDB shares processors and memory
 among all queries. So such a query never runs in the projector: the file is copied, which takes 0.2 s for two million
@@ -44,12 +44,12 @@ class QueryRefused(LedgerError):
 
 
 class QueryCutOff(LedgerError):
-    """The query took more time or memory than it may."""
+    """The query exceeded its limit of time or memory."""
 
 
 @contextmanager
 def naming_memory_limit(limit: str, setting: str) -> Generator[None]:
-    """Errors: QueryCutOff, which names limit and setting, where DuckDB or Arrow can get no more memory."""
+    """Errors: QueryCutOff, which names limit and setting, if DuckDB or Arrow cannot get more memory."""
     try:
         yield
     except (duckdb.Error, MemoryError) as exc:
@@ -87,7 +87,7 @@ def open_snapshot(path: Path, *, memory_limit: str = "512MB", threads: int = 1) 
     _remove_left_behind(path.parent)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=path.parent) as folder:
         connection = _copied(path, Path(folder) / path.name, lambda copy: _open_copy(copy, limits))
-    # The folder is removed by now: the system frees what DuckDB holds open when the process ends, however it ends.
+    # The folder is removed already: the system frees the open files when the process ends, however it ends.
     try:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET python_enable_replacements = false")
@@ -99,13 +99,13 @@ def open_snapshot(path: Path, *, memory_limit: str = "512MB", threads: int = 1) 
 
 
 def take_snapshot(path: Path, copy: Path) -> None:
-    """Copy the projection at `path`, even while it is written, to the single file `copy`, all of one moment.
+    """Copy the projection at `path`, even while it is written, to the single file `copy`. The copy is of one moment.
 
     Errors: LedgerUnavailable.
     """
     _check_exists(path)
     _copied(path, copy, _merge)
-    copy.chmod(0o600)  # As the projection itself; whoever shares it changes that.
+    copy.chmod(0o600)  # As the projection itself; change it to share the file.
 
 
 @contextmanager
@@ -128,7 +128,7 @@ def _check_exists(path: Path) -> None:
 
 
 def _copied(path: Path, copy: Path, use: Callable[[Path], _T]) -> _T:
-    """Copy file and write-ahead log of one moment, and return what `use` makes of them.
+    """Copy file and write-ahead log of one moment, and return the result of `use` for the copy.
 
     The log is copied first: what it refers to is in the file by then, and stays there until a checkpoint writes a new
     header. A record that is cut off at its end was not committed yet; DuckDB leaves it out.
@@ -148,9 +148,9 @@ def _copied(path: Path, copy: Path, use: Callable[[Path], _T]) -> _T:
         time.sleep(0.05)  # A checkpoint is being made just now.
     if isinstance(problem, duckdb.CatalogException) or "not a valid DuckDB database" in str(problem):
         raise LedgerUnavailable(
-            f"{path} is empty or no projection: move it away and start `tollbook up`, which rebuilds it from the ledger"
+            f"{path} is empty or not a projection: move it away and start `tollbook up`, which rebuilds it"
         ) from problem
-    reason = "it is written to without a pause" if problem is None else str(problem).partition("\n")[0]
+    reason = "it is being written all the time" if problem is None else str(problem).partition("\n")[0]
     raise LedgerUnavailable(f"the projection at {path} could not be copied: {reason}") from problem
 
 
@@ -177,9 +177,9 @@ def _copy(path: Path, copy: Path) -> bool:
 
 
 def _open_copy(copy: Path, limits: dict[str, Any]) -> duckdb.DuckDBPyConnection:
-    """Open a copy as it is: merging the log first would sync it to disk, and Redis would wait for the disk.
+    """Open a copy with its log: merging the log first would sync it to disk, and Redis would wait for the disk.
 
-    A long log is merged all the same, since DuckDB would keep its content in the query's memory.
+    Only a long log is merged, since DuckDB would keep its content in the query's memory.
     """
     if _size_of_log(copy) > _LONG_LOG_BYTES:
         _merge(copy)
@@ -197,7 +197,7 @@ def _merge(copy: Path) -> None:
     with connect(copy, config={"threads": 1}) as connection:
         connection.execute("FROM position").fetchall()
         connection.execute("CHECKPOINT")
-    # DuckDB leaves a log without a complete commit, since there is nothing to merge.
+    # DuckDB keeps a log without a complete commit, since it has nothing to merge.
     _log_of(copy).unlink(missing_ok=True)
 
 
@@ -216,7 +216,7 @@ def _log_of(path: Path) -> Path:
 
 
 def _remove_left_behind(folder: Path) -> None:
-    """Remove copies of processes that were killed while they copied."""
+    """Remove copies of processes that were killed during the copy."""
     for left in folder.glob(f"{_PREFIX}*"):
         try:
             is_old = time.time() - left.stat().st_mtime > _LEFT_BEHIND_S
@@ -238,5 +238,5 @@ def memory_bytes(text: str) -> int:
     units = {"MB": 10**6, "GB": 10**9}
     found = re.fullmatch(r"(\d+)\s*(MB|GB)", text.strip().upper())
     if found is None or int(found[1]) == 0:
-        raise ValueError(f"a size is written like 512MB or 2GB, not {text!r}")
+        raise ValueError(f"a size must be written like 512MB or 2GB, not {text!r}")
     return int(found[1]) * units[found[2]]

@@ -1,6 +1,6 @@
-"""Texts inside SQL statements, where DuckDB takes no parameter or is slow with one."""
+"""Texts inside SQL statements, for places where DuckDB accepts no parameter or is slow with it."""
 
 
 def quoted(text: object) -> str:
-    """Return a text, or a path, as it stands in SQL."""
+    """Return a text, or a path, as an SQL string literal."""
     return "'" + str(text).replace("'", "''") + "'"

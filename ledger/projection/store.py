@@ -36,8 +36,8 @@ from tollbook.ledger.stream import Batch
 from tollbook.schemas.identifiers import EntryId
 
 _log = structlog.get_logger(__name__)
-# With a second thread, DuckDB (1.5, November 2026) writes the data of an INSERT twice, and the thread that waits
-# spins and takes Python's lock each time. Readers still run beside the fold, each query on its caller's thread.
+# With a second thread, DuckDB (1.5, November 2026) writes the data of an INSERT twice, and the waiting thread spins and
+# takes Python's lock each time. Readers still run beside the fold, each query on its caller's thread.
 _THREADS: Final = 1
 
 NEWEST_POLICY: Final = """
@@ -46,13 +46,13 @@ FROM policies AS p
 JOIN events AS e ON e.partition = p.partition AND e.seq = p.seq
 QUALIFY row_number() OVER (PARTITION BY p.partition ORDER BY p.seq DESC) = 1
 """
-"""The policy in force of each partition, as its event has it."""
+"""The policy in force of each partition, from its event."""
 
 
 class Store:
     """The projection of one ledger. Make it with `Store.open`.
 
-    `has_changed`: a balance was read that is not as it was folded.
+    `has_changed`: a balance was read that the fold did not write.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Store:
         return cls(connection, path, ledger_id, partitions, memory_limit)
 
     def close(self) -> None:
-        """Close the file, its write-ahead log folded in; reads in progress end with StoreClosed."""
+        """Close the file, with its write-ahead log merged; reads in progress end with StoreClosed."""
         with self._writing:
             if self._is_closed:
                 return
@@ -98,9 +98,9 @@ class Store:
                 cursor.close()
 
     def fold(self, batch: Batch) -> Folded | None:
-        """Fold a batch read from the stream; None if it is empty.
+        """Fold a batch read from the stream; return None if it is empty.
 
-        Errors: UnreadableEvent; LedgerGap; LedgerMismatch; StoreFailed. Nothing is folded then.
+        Errors: UnreadableEvent; LedgerGap; LedgerMismatch; StoreFailed. After an error, nothing is folded.
         """
         try:
             table = batch.to_table()
@@ -116,9 +116,9 @@ class Store:
         only_user_id: str | None = None,
         confirm: Callable[[duckdb.DuckDBPyConnection, Folded], None] = lambda _, __: None,
     ) -> Folded | None:
-        """Fold a table of envelope columns, as made by `Batch.to_table`; with `only_user_id`, that user's events alone.
+        """Fold a table of envelope columns, as made by `Batch.to_table`; with `only_user_id`, only that user's events.
 
-        `confirm` may refuse before anything is committed. Errors: as `fold`; what `confirm` raises.
+        `confirm` is called before the commit and may raise. Errors: as `fold`; those of `confirm`.
         """
         with self._writing:
             self._check_writable()
@@ -164,7 +164,7 @@ class Store:
         """Recompute balances and counters from the events, and the events' checksums, while the fold goes on.
 
         Takes about a second for a million events.
-        Errors: StoreChanged; StoreOutOfMemory; StoreFailed where it cannot be read; StoreClosed.
+        Errors: StoreChanged; StoreOutOfMemory; StoreFailed if the file cannot be read; StoreClosed.
         """
         try:
             with self.reading() as cursor:
@@ -187,7 +187,7 @@ class Store:
         return self.baselines(()).positions[partition]
 
     def newest_policy(self, partition: int = 0) -> StoredPolicy:
-        """Return the last policy of a partition, as its event has it; version 0 where there is none."""
+        """Return the newest policy of a partition, from its event; version 0 if there is none."""
         rows = self.query(
             f"SELECT version, digest, payload FROM ({NEWEST_POLICY}) WHERE partition = ?",  # noqa: S608 - a constant.
             [partition],
@@ -195,7 +195,7 @@ class Store:
         return StoredPolicy(**rows[0]) if rows else StoredPolicy()
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """Run a query and return its rows; money comes back as Decimal. Errors: as `reading`."""
+        """Run a query and return its rows; money is a Decimal. Errors: as `reading`."""
         # Through Arrow, since DuckDB's own conversion of timestamps needs pytz.
         return self.table(sql, params).to_pylist()
 
@@ -234,7 +234,7 @@ class Store:
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """The database itself."""
+        """The database connection."""
         return self._connection
 
     def _failed(self, exc: BaseException, text: str) -> StoreFailed:
@@ -268,10 +268,10 @@ def baselines_sql(names: Sequence[str]) -> str:
 def baseline_page(rows: Sequence[Sequence[Any]]) -> BaselinePage:
     """Return the rows of `baselines_sql` as a page.
 
-    Errors: BaselineUnavailable where rows of budgets were added or deleted, and not by the fold.
+    Errors: BaselineUnavailable if rows of budgets were added or deleted, but not by the fold.
     """
     if not all(row[6] for row in rows if row[3] is None):
-        raise BaselineUnavailable("DuckDB has other budgets than were folded: it was changed, and is rebuilt")  # G8
+        raise BaselineUnavailable("DuckDB has other budgets than the fold wrote: it was changed, and is rebuilt")  # G8
     return BaselinePage(
         positions={row[0]: Position(EntryId.parse(row[1]), row[2]) for row in rows if row[3] is None},
         balances={row[3]: (row[4], row[5]) for row in rows if row[3] is not None and row[6]},

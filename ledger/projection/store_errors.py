@@ -1,6 +1,6 @@
-"""What DuckDB's errors mean, for the projection's file and for other databases.
+"""The meaning of DuckDB's errors, for the projection's file and for other databases.
 
-Owns which error says what: a lock, no room, no memory, a damaged or a changed file. It opens and changes nothing.
+Owns the classification: a lock, a full disk, no memory, a damaged or a changed file. It opens and changes nothing.
 """
 
 from pathlib import Path
@@ -40,22 +40,22 @@ class StoreFailed(LedgerRefused):
 
 
 class StoreOutOfMemory(StoreFailed):
-    """DuckDB got no more memory: by its own limit, or from the machine. The file is as it was."""
+    """DuckDB could not get more memory, because of its own limit or the machine's. The file is unchanged."""
 
     def __init__(self, path: Path, limit: str, problem: object) -> None:
         super().__init__(f"{path}: {no_memory(limit)} ({str(problem).splitlines()[0]:.200})")
 
     @property
     def is_recoverable(self) -> bool:
-        """The file is in order."""
+        """True: the file is intact."""
         return True
 
 
 class StoreChanged(StoreFailed):
-    """The file is not what was folded into it: somebody changed it. It is set aside and rebuilt."""
+    """The file differs from what was folded into it: somebody changed it. It is set aside and rebuilt."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"the DuckDB file was changed, not by the fold: {problem}")
+        super().__init__(f"the DuckDB file was changed, but not by the fold: {problem}")
 
 
 class StoreClosed(BaselineUnavailable):
@@ -63,13 +63,13 @@ class StoreClosed(BaselineUnavailable):
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Whether DuckDB, Arrow or Python could not get memory; DuckDB may say so in the text of any of its errors."""
+    """Whether DuckDB, Arrow or Python could not get memory. Any error of DuckDB may say so in its text."""
     texts = ("Out of Memory", "bad_alloc", "llocation failure", "failed to allocate")
     return isinstance(exc, duckdb.OutOfMemoryException | MemoryError) or any(text in str(exc) for text in texts)
 
 
 def no_memory(limit: str) -> str:
-    """Say that the projector has too little memory, and what to do."""
+    """Return the sentence that the projector has too little memory, and what to do."""
     return (
         f"DuckDB cannot get the memory that it needs, its limit is {limit}: raise TOLLBOOK_DUCKDB_MEMORY, "
         "or give this machine more free memory"
@@ -81,8 +81,8 @@ def read_error(
 ) -> LedgerError | duckdb.Error:
     """Return the error to raise when reading `what` failed; `memory_limit` is that of the projector's database.
 
-    StoreClosed if it was closed meanwhile, whatever DuckDB says then (`No open result set` for a query that was
-    running); BaselineUnavailable if the database itself fails; otherwise `exc`: the query is at fault.
+    StoreClosed if it was closed meanwhile, whatever DuckDB then says (`No open result set` for a running query);
+    BaselineUnavailable if the database itself fails; otherwise `exc`, since the query is wrong.
     """
     if is_closed:
         return StoreClosed(f"{what} is closed")

@@ -32,7 +32,7 @@ _SUMS: Final = (
 
 
 class Group(NamedTuple):
-    """The columns by which events are grouped; '' and 0 where a type has no such column."""
+    """The columns by which events are grouped; '' or 0 if a type has no such column."""
 
     type: str
     model: str
@@ -77,7 +77,7 @@ class Totals:
         self._groups: dict[Group, Sums] = {}
 
     def advance(self, store: Store) -> None:
-        """Add the events folded since; a file being rebuilt adds nothing until it is past what was seen. Blocks.
+        """Add the events folded since the last call; a file being rebuilt adds none until it has passed these. Blocks.
 
         Errors: duckdb.Error; StoreClosed; BaselineUnavailable.
         """
@@ -109,7 +109,7 @@ class Totals:
 
     @property
     def held_usd(self) -> Decimal:
-        """Money held now: reserved and not freed."""
+        """Money held now: reserved and not yet settled."""
         return self.of("budget-reserved").usd - self.of("cost-recorded").freed_usd
 
     @property

@@ -1,15 +1,15 @@
 #!lua flags=no-writes
 --[[
-Read what the gate wrote on tails, to compare it with the events being folded. Run with EVAL; changes nothing.
+Read the gate's entries on tails, to compare them with the events being folded. Run with EVAL; changes nothing.
 KEYS meta tail...
 ARGS 1 the watermark that the caller knows, ms 2 and n; then for each tail: 3 after ms 4 n 5 number of entries
 OK for each tail "digest settled held": the SHA-1 of the next entries after an id, each as "id dS dH" and joined by
-semicolons; and both balances after the last of them. '' where the tail has fewer
+semicolons; and both balances after the last of them. '' if the tail has fewer entries
 | TRIMMED watermark (it has moved since: entries may be gone)
 ]]
 local function id_of(entry)
   local ms, n = string.match(entry, '^(%d+)%-(%d+) ')
-  return tonumber(ms) or 0, tonumber(n) or 0 -- What another program wrote has no id; the digest differs then.
+  return tonumber(ms) or 0, tonumber(n) or 0 -- An entry of another program may have no id; then the digest differs.
 end
 
 local function is_after(ms, n, other_ms, other_n)

@@ -1,12 +1,12 @@
-"""Events compared with what the gate left beside them, before they are folded: an event of another program is found.
+"""Traces: what the gate wrote beside its events. Events are compared with them before the fold, to find forged ones.
 
-In the step that appends an event, the gate also writes each of its moves on the tail of the budget, a refusal, a plan
-or a credit as a record under its id, and a policy in `meta`. The comparison is exact for every move of money after the
-watermark: entry by entry, and the balance after the last. Entries up to the watermark may be gone; but the watermark
-only passes what was folded, hence compared.
+In the step that appends an event, the gate also writes each of its moves to the tail of the budget, a record under the
+id of a refusal, a plan or a credit, and a policy into `meta`. The comparison is exact for every move of money after the
+watermark: entry by entry, and the balance after the last one. Entries up to the watermark may be gone; but the
+watermark only passes events that were folded, and so compared.
 
-Not compared are attempts, fallbacks and seals: they move no money. `tollbook verify` compares attempts and fallbacks
-with the records of their calls, and seals with the archive.
+Attempts, fallbacks and seals are not compared here: they move no money. `tollbook verify` compares attempts and
+fallbacks with the records of their calls, and seals with the archive.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,18 +27,18 @@ from tollbook.ledger.server.servers import clock_ms, read_together
 from tollbook.schemas.identifiers import EntryId, describe_budget
 from tollbook.schemas.money import format_usd
 
-# Read in one step of the server; others wait meanwhile.
+# Limits of one script call, during which the server's other clients wait.
 _MAX_ENTRIES: Final = 5_000
 _MAX_KEYS: Final = 500
 
 
 class ForgedEvent(LedgerRefused):
-    """An event that the gate cannot have written. Neither it nor what follows is folded."""
+    """An event that the gate cannot have written. Neither it nor a later event is folded."""
 
     def __init__(self, *, partition: int, seq: int, entry_id: str, problem: str) -> None:
         super().__init__(
-            f"partition {partition}: event {seq} ({entry_id}) was not written by the gate: {problem}. Neither it nor "
-            "what follows is folded. Find out who writes to Redis, run `tollbook verify`, and restore Redis"
+            f"partition {partition}: event {seq} ({entry_id}) was not written by the gate: {problem}. It and later "
+            "events are not folded. Find out who writes to Redis, run `tollbook verify`, and restore Redis"
         )
         self.partition = partition
         self.seq = seq
@@ -46,11 +46,11 @@ class ForgedEvent(LedgerRefused):
 
 
 class TailChanged(LedgerRefused):
-    """The gate's own balance of a budget is not the one that the events give."""
+    """The gate's own balance of a budget differs from the sum of the events."""
 
     def __init__(self, *, partition: int, budget: str, problem: str) -> None:
         super().__init__(
-            f"partition {partition}: {describe_budget(budget)}: {problem}: the tail was changed in Redis, and not by "
+            f"partition {partition}: {describe_budget(budget)}: {problem}: the tail in Redis was changed, but not by "
             "the gate. Run `tollbook verify`, and restore Redis"
         )
         self.partition = partition
@@ -62,7 +62,7 @@ class WatermarkMoved(LedgerUnavailable):
 
 
 class Doubted(Exception):
-    """Gate and projection disagree, and either may be wrong: `refusal` is the reason if DuckDB is in order."""
+    """Gate and projection disagree, and either may be wrong. `refusal` is the error to raise if DuckDB is intact."""
 
     def __init__(self, refusal: LedgerRefused) -> None:
         super().__init__(str(refusal))
@@ -70,7 +70,7 @@ class Doubted(Exception):
 
 
 class _Part(NamedTuple):
-    """Consecutive entries that must be on a budget's tail. `balance` is after the last; None if more entries follow."""
+    """Consecutive entries that must be on a budget's tail. `balance`: after the last; None if more entries follow."""
 
     budget: str
     after_ms: int
@@ -114,7 +114,7 @@ class _Policy(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the gate must have left beside the events of a batch after `after`."""
+    """The traces that the gate must have written for the events of a batch after `after`."""
 
     after: EntryId
     parts: Sequence[_Part]
@@ -124,18 +124,18 @@ class Expected:
 
 
 def read_expected(cursor: duckdb.DuckDBPyConnection, after: EntryId) -> Expected:
-    """Read it from the tables of a fold that is not committed yet. Blocks. Errors: duckdb.Error."""
+    """Read the expected traces from the tables of a fold that is not committed yet. Blocks. Errors: duckdb.Error."""
     given = {"ms": after.ms, "n": after.seq}
     parts = [_Part(*row) for row in cursor.execute(statement("trace_moves"), given).fetchall()]
     others = [_Other(*row) for row in cursor.execute(statement("trace_others"), given).fetchall()]
     policies = list[_Policy]()
     if any(other.type == "policy-applied" for other in others):
-        # Asked for only then, since it looks through all events.
+        # Only in this case, since the statement scans all events.
         policies = [_Policy(*row) for row in cursor.execute(statement("trace_policies")).fetchall()]
         others = [other for other in others if other.type != "policy-applied"]
     repeated = list[_Repeated]()
     if any(other.type != "budget-denied" for other in others):
-        # As above.
+        # Only in this case, as above.
         rows = cursor.execute(statement("trace_commands"), {"kept_ms": RECORD_KEPT_MS}).fetchall()
         repeated = [_Repeated(*row) for row in rows]
     return Expected(after, parts, others, repeated, policies)
@@ -150,7 +150,7 @@ def read_moves(cursor: duckdb.DuckDBPyConnection, budget: str, after: EntryId) -
 def check_stamps(
     cursor: duckdb.DuckDBPyConnection, *, partition: int, first_seq: int, last_seq: int, after: EntryId
 ) -> None:
-    """Check what the gate stamped in the events. Blocks. Errors: Doubted; duckdb.Error."""
+    """Check the balances that the gate stamped into the events. Blocks. Errors: Doubted; duckdb.Error."""
     given = {"partition": partition, "first": first_seq, "last": last_seq, "ms": after.ms, "n": after.seq}
     for seq, entry_id, budget, kind, stamped, recomputed in cursor.execute(statement("trace_stamps"), given).fetchall():
         says = "-" if stamped is None else _usd(stamped)
@@ -163,7 +163,7 @@ def check_stamps(
 
 
 class Traces:
-    """What the gate left in one partition. Errors of every method: LedgerUnavailable; RedisError; TimeoutError."""
+    """The gate's traces in one partition. Errors of every method: LedgerUnavailable; RedisError; TimeoutError."""
 
     def __init__(self, redis: Redis, keys: Keys) -> None:
         self._redis = redis
@@ -176,7 +176,7 @@ class Traces:
         return self._keys.partition
 
     async def differing(self, expected: Expected) -> list[str]:
-        """Return the budgets whose tails are not what the events say."""
+        """Return the budgets whose tails differ from the events."""
         found = set[str]()
         for parts in _grouped(expected.parts):
             try:
@@ -191,7 +191,7 @@ class Traces:
         return sorted(found)
 
     async def explain(self, budget: str, moves: Sequence[_Move], after: EntryId) -> LedgerRefused | Doubted:
-        """Return what is wrong with a budget whose tail differs: the first event that is not on it, or its balance."""
+        """Return the error for a budget whose tail differs: its first event that is not on the tail, or its balance."""
         tail = await self._tail(budget, after)
         partition, what = self._keys.partition, describe_budget(budget)
         for move in moves:
@@ -208,12 +208,12 @@ class Traces:
             return ForgedEvent(partition=partition, seq=move.seq, entry_id=move.id, problem=problem)
         unknown = [entry_id for entry_id in tail if EntryId.parse(entry_id) < EntryId.parse(moves[-1].id)]
         if unknown:
-            return TailChanged(partition=partition, budget=budget, problem=f"it has {unknown[0]}, which no event gives")
-        problem = f"the balance after event {moves[-1].seq} ({moves[-1].id}) is not the one that the events give"
+            return TailChanged(partition=partition, budget=budget, problem=f"it has {unknown[0]}, which is no event")
+        problem = f"the balance after event {moves[-1].seq} ({moves[-1].id}) differs from the sum of the events"
         return Doubted(TailChanged(partition=partition, budget=budget, problem=problem))
 
     async def check_others(self, expected: Expected) -> None:
-        """Check that refusals, plans and credits have their records, each its own. Errors: ForgedEvent."""
+        """Check that each refusal, plan and credit has a record of its own. Errors: ForgedEvent."""
         if not expected.others:
             return
         oldest_ms = await clock_ms(self._redis, self._keys.meta) - RECORD_KEPT_MS
@@ -228,13 +228,13 @@ class Traces:
                 if (problem := _record_problem(other, value)) is not None:
                     raise self._forged(other, f"{other.type} {other.call_id} {problem}")  # G8
         for each in expected.repeated:
-            raise self._forged(each, f"{each.type} {each.call_id} comes again")  # G8
+            raise self._forged(each, f"{each.type} {each.call_id} is repeated")  # G8
 
     def _forged(self, event: _Other | _Repeated, problem: str) -> ForgedEvent:
         return ForgedEvent(partition=self._keys.partition, seq=event.seq, entry_id=event.id, problem=problem)
 
     async def check_policies(self, expected: Expected) -> None:
-        """Check that applied policies are in `meta`, or older than the one there. Errors: ForgedEvent."""
+        """Check that each applied policy is the one in `meta`, or older. Errors: ForgedEvent."""
         if not expected.policies:
             return
         found: Any = await cast("Any", self._redis).hmget(self._keys.meta, *POLICY_FIELDS)
@@ -258,7 +258,7 @@ class Traces:
         return answers
 
     async def _check_types(self, parts: Sequence[_Part], problem: ResponseError) -> None:
-        """Find the tail that is no list, if that is the problem. Errors: TailChanged."""
+        """Find the tail that is not a list, if that is the problem. Errors: TailChanged."""
         if "WRONGTYPE" not in str(problem):
             return
         for part in parts:
@@ -296,7 +296,7 @@ def _grouped(parts: Sequence[_Part]) -> Iterator[list[_Part]]:
 
 
 def _record_problem(other: _Other, value: bytes | Exception | None) -> str | None:
-    """Return what is wrong with the record under an event's id, or None where it is the event's own."""
+    """Return what is wrong with the record under an event's id, or None if it is the event's own."""
     if value is None:
         return "has no record"
     try:
@@ -304,7 +304,7 @@ def _record_problem(other: _Other, value: bytes | Exception | None) -> str | Non
     except ValueError:
         record = None
     if record is None:
-        return "has a record that the gate has not written"
+        return "has a record that the gate did not write"
     if other.type == "budget-denied":
         is_own = record.state == "denied"
     else:

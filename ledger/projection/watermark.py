@@ -1,4 +1,4 @@
-"""The watermark of one partition: how far tail entries may be dropped.
+"""The watermark of one partition: up to where tail entries may be dropped.
 
 Invariant (G6): the watermark never passes what is committed to DuckDB. It stays some seconds
 behind, so that baselines kept by workers remain usable.
@@ -40,11 +40,11 @@ class Watermark:
         self._is_swept = False
 
     def note(self, folded: Folded) -> None:
-        """Take up the budgets of a fold that is committed."""
+        """Add the budgets of a committed fold, for the next `move`."""
         self._touched.append((folded.position.entry, folded.budgets))
 
     async def move(self, position: Position) -> None:
-        """Trim what is folded and old enough; the first time, every tail there is. `position` is what is folded.
+        """Trim tail entries that are folded and old enough; the first time, on every tail. `position`: the fold's.
 
         Errors: LedgerUnavailable; RedisError; TimeoutError.
         """

@@ -1,8 +1,8 @@
-"""The address of a Redis server, REDIS_URL: what its parts may be.
+"""The address of a Redis server, REDIS_URL: which parts it may have.
 
-Invariant: an address is understood whole or refused with a sentence that names the part, never a password. redis-py
-takes what it understands of an address and leaves the rest: `/x` would be database 0, `/1/2` database 12, and
-`redis:h:1` the server of this machine.
+Invariant: an address is either fully understood, or refused with a sentence that names the wrong part, never a
+password. redis-py ignores what it does not understand: `/x` would be database 0, `/1/2` database 12, and `redis:h:1`
+the server of this machine.
 """
 
 import re
@@ -13,8 +13,8 @@ from tollbook.ledger.server.sentinel_address import QUOTING, names_sentinels, re
 from tollbook.schemas.problems import unknown_name
 
 _SCHEMES: Final = ("redis", "rediss", "unix")
-# redis-py takes any option of its own as a parameter. Some change how replies are read, or send a command again: they
-# would stop the workers or book a task twice. Only options of the connection are safe.
+# redis-py accepts all of its options as parameters. Some change how replies are parsed, or retry commands: they would
+# stop the workers or book a task twice. Only options of the connection are safe.
 PARAMETERS: Final = ("db", "username", "password", "client_name")
 TLS_PARAMETERS: Final = (
     "ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password", "ssl_cert_reqs",
@@ -25,13 +25,13 @@ _PASSWORD_PARAMETER: Final = re.compile(r"(\w*password=)[^&]*", re.IGNORECASE)
 
 
 def check_address(url: str) -> str:
-    """Return an address that is understood whole. Errors: ValueError, whose text follows the name of the setting."""
+    """Return an address that is fully understood. Errors: ValueError, without the name of the setting."""
     if names_sentinels(url):
         check_address(read_sentinel_address(url).server_url)
         return url
     scheme = url.partition(":")[0].lower()
     if "cluster" in scheme:
-        raise ValueError("a cluster is recognised by itself: write redis://HOST:PORT,HOST:PORT/0")
+        raise ValueError("a cluster is recognised automatically: write redis://HOST:PORT,HOST:PORT/0")
     if "sentinel" in scheme:
         raise ValueError("must name Sentinels as redis+sentinel://HOST:PORT,HOST:PORT/SERVICE")
     for each in each_server(url):
@@ -42,7 +42,7 @@ def check_address(url: str) -> str:
 def each_server(url: str) -> tuple[str, ...]:
     """Return the address of each server that a URL names: several for a cluster, separated by commas."""
     scheme, separator, rest = url.partition("://")
-    # Commas behind the host, and in a password before it, separate nothing.
+    # Only commas between hosts separate; those in a password, or after the hosts, do not.
     network, slash, path = rest.partition("/")
     if "?" in network:
         network, mark, path = network.partition("?")
@@ -62,7 +62,7 @@ def _check_one(url: str) -> None:
 
 
 def database_of(url: str) -> int:
-    """Return the number of the database that an address names, 0 where it names none."""
+    """Return the number of the database in an address, 0 if it has none."""
     if names_sentinels(url):
         return database_of(read_sentinel_address(url).server_url)
     parts = urlsplit(url)
@@ -74,8 +74,8 @@ def database_of(url: str) -> int:
 
 def hide_password(redis_url: str) -> str:
     """Return the URL without its passwords, for logs and messages."""
-    # Those of the server and of a TLS key may be parameters too. A password that should have been quoted, with a ? or
-    # a # in it, must be hidden as well.
+    # Passwords of the server and of a TLS key may also be parameters. An unquoted password with a ? or # in it must be
+    # hidden as well.
     return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD.sub(r"\1***@", redis_url))  # G10
 
 
@@ -97,21 +97,21 @@ def _split(url: str) -> SplitResult:
 
 def _check_server(parts: SplitResult) -> None:
     if parts.fragment or "#" in parts.netloc:
-        raise ValueError(f"has a #, after which nothing may stand; {QUOTING}")
+        raise ValueError(f"must not have a #; {QUOTING}")
     if parts.scheme == "unix":
         if parts.hostname or parts.path in ("", "/"):
-            raise ValueError("must name the socket with its whole path: unix:///PATH/TO/SOCKET?db=0")
+            raise ValueError("must name the socket with its full path: unix:///PATH/TO/SOCKET?db=0")
         return
     if "@" in parts.query and "@" not in parts.netloc:
-        # The password holds a ?, so what follows it is not shown.
+        # The query is part of a password with a ?, so it is not shown.
         raise ValueError(f"has an @ after a ?; {QUOTING}")
     if not parts.hostname:
         raise ValueError("names no host: write redis://HOST:PORT/0")
     database = unquote(parts.path).removeprefix("/")
     if database and not _is_number(database):
-        # With an @ in it, it is a part of a password that holds a /, so it is not shown.
+        # A path with an @ is part of a password with a /, so it is not shown.
         shown = "what follows the host" if "@" in parts.path + parts.query else f"/{database}"
-        raise ValueError(f"{shown} is no database: write its number, redis://HOST:PORT/0; {QUOTING}")
+        raise ValueError(f"{shown} is not a database: write its number, redis://HOST:PORT/0; {QUOTING}")
 
 
 def _check_parameters(parts: SplitResult) -> None:
@@ -119,16 +119,16 @@ def _check_parameters(parts: SplitResult) -> None:
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     for name, value in pairs:
         if name not in known and "@" in parts.query:
-            # The "parameter" is a part of a password that holds a ?, so it is not shown.
+            # The "parameter" is part of a password with a ?, so it is not shown.
             raise ValueError(f"has an @ after a ?; {QUOTING}")
         if name not in known:
             raise ValueError(f"{unknown_name('parameter', name, known)}; ssl_... with rediss://")
         if name == "db" and not _is_number(value):
             raise ValueError("'db' must be the number of a database")
         if [given for given, _ in pairs].count(name) > 1:
-            raise ValueError(f"gives {name!r} twice")
+            raise ValueError(f"has {name!r} twice")
         if not value:
-            raise ValueError(f"gives {name!r} no value")
+            raise ValueError(f"has no value for {name!r}")
     database = unquote(parts.path).removeprefix("/")
     if parts.scheme != "unix" and database and "db" in dict(pairs):
         raise ValueError("names the database twice: as /NUMBER and as 'db'")

@@ -1,8 +1,8 @@
-"""A data directory at rest: the embedded server runs over it for as long as one command reads, and writes nothing.
+"""A data directory at rest: a read-only embedded server runs on it while one command reads.
 
-The server is started as a replica of nobody. So it takes no write from anyone, and does not expire keys by itself: what
-its append-only file holds stays as it is, but for an end that a power failure cut short, which it takes off as at any
-start. A command that comes while another one reads waits for it.
+The server is started as a replica without a primary. So it refuses all writes and expires no keys: its append-only file
+stays as it is, except that an entry which a power failure cut short is removed, as at any start. A second command waits
+until the first has finished.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ _MAX_WAIT_S: Final = 600.0
 
 
 def is_at_rest(data_dir: Path) -> bool:
-    """Whether an embedded server has kept data here and no system runs on it."""
+    """Whether the directory has data of an embedded server, and no system runs on it."""
     return (data_dir / "valkey" / "appendonlydir").is_dir() and read_endpoint(data_dir) is None
 
 
 @asynccontextmanager
 async def server_at_rest(data_dir: Path, *, on_waiting: Callable[[], None] = lambda: None) -> AsyncGenerator[str]:
-    """Yield the URL of a server over the data that takes no write; it ends with this.
+    """Yield the URL of a read-only server on the data; the server ends after the block.
 
-    Where a system has been started meanwhile, its server is used. `on_waiting` is called once where another command
-    must be waited for. Errors: EmbeddedServerError.
+    If a system has been started meanwhile, its server is used. `on_waiting` is called once if another command must
+    finish first. Errors: EmbeddedServerError.
     """
     server = EmbeddedServer(data_dir, is_read_only=True)
-    deadline, has_told = time.monotonic() + _MAX_WAIT_S, False
+    deadline, is_waiting = time.monotonic() + _MAX_WAIT_S, False
     while True:
         if (endpoint := read_endpoint(data_dir)) is not None:
             yield endpoint.redis_url
@@ -44,8 +44,8 @@ async def server_at_rest(data_dir: Path, *, on_waiting: Callable[[], None] = lam
         except DirectoryInUse as exc:
             if time.monotonic() > deadline:
                 raise EmbeddedServerError(str(exc)) from exc
-        if not has_told:
-            has_told = True
+        if not is_waiting:
+            is_waiting = True
             on_waiting()
         await asyncio.sleep(_POLL_S)
     try:

@@ -1,9 +1,9 @@
-"""Channels: messages between processes over Redis, which keeps none of them.
+"""Channels: messages between processes over Redis pub/sub, which stores none of them.
 
-For baselines and for calls that wait for money; `arrivals.py` listens to results, whose channels come and go. On a
-cluster a subscription is at any node, since each passes on what is published at another.
+For baselines and for calls that wait for money; `arrivals.py` listens for results, on many short-lived channels. On a
+cluster a subscription can be at any node, since nodes forward messages to each other.
 
-A message can be lost: while the connection is made again, or when nobody listens. Whoever needs it asks again.
+A message can be lost: during a reconnect, or when no process listens. So requests must be repeated.
 """
 
 import asyncio
@@ -25,9 +25,9 @@ _log = LazyLogger(__name__)
 
 
 async def publish(pipeline: CommandPipeline, channel: str, message: str) -> int:
-    """Send a message; return how many processes heard it, as far as can be known.
+    """Send a message; return how many processes received it, as far as is known.
 
-    On a cluster at least 1: a node passes messages on to the others, and counts its own listeners alone.
+    On a cluster at least 1: a node forwards messages to the others, but counts only its own listeners.
 
     Errors: as `CommandPipeline.execute`.
     """
@@ -36,9 +36,9 @@ async def publish(pipeline: CommandPipeline, channel: str, message: str) -> int:
 
 
 class Subscription:
-    """Some channels over one connection, which is made again whenever it is lost.
+    """Some channels over one connection, which reconnects whenever it is lost.
 
-    `in_place` is set while every message on the channels is heard. `problem` is why they are not heard now.
+    `in_place` is set while all channels are subscribed. `problem` is why they are not, or empty.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Subscription:
         *,
         max_silence_s: float = _SILENCE_S,
     ) -> None:
-        """`on_message` is given a channel and a message, and must not raise.
+        """`on_message` is called with a channel and a message, and must not raise.
 
-        `max_silence_s`: after so long without a message the server is asked for a sign of life, and the connection is
-        given up if none comes within as long again.
+        `max_silence_s`: after this time without a message, the server is pinged; the connection is closed if no answer
+        comes within the same time again.
         """
         self.in_place = asyncio.Event()
         self.problem = ""
@@ -68,11 +68,11 @@ class Subscription:
             pubsub = self._redis.pubsub()  # pyright: ignore[reportUnknownMemberType]
             try:
                 await pubsub.subscribe(*self._channels)
-                await self._hear(pubsub)
+                await self._receive(pubsub)
             except (RedisError, OSError) as exc:
                 if self.in_place.is_set():
                     pause_s = _FIRST_PAUSE_S
-                # Once, not at each try: a user without channels never hears anything.
+                # Logged once, not at each try: a Redis user without rights on channels never gets a message.
                 if (problem := reason_of(exc)) != self.problem:
                     _log.warning("channels.connection_lost", problem=problem, channel=self._channels[0])
                 self.problem = problem
@@ -82,14 +82,14 @@ class Subscription:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    async def _hear(self, pubsub: PubSub) -> None:
+    async def _receive(self, pubsub: PubSub) -> None:
         """Errors: RedisError, OSError when the connection is lost; TimeoutError, an OSError, when it is silent."""
         confirmed: set[bytes] = set()
         is_asked = False
         while True:
             message = cast("dict[str, Any] | None", await pubsub.get_message(timeout=self._max_silence_s))
             if message is None:
-                # A connection that a firewall has forgotten looks like one on which nothing happens.
+                # A connection that a firewall has dropped looks like an idle one.
                 if is_asked:
                     raise TimeoutError(f"no answer within {self._max_silence_s:g} s")
                 await pubsub.ping()  # pyright: ignore[reportUnknownMemberType]

@@ -1,7 +1,7 @@
 """A Redis or Valkey Cluster: which node has which key, and following a key that has moved.
 
-Invariant: a command goes out again only where a node has refused it unread, with MOVED, ASK or TRYAGAIN. Whatever else
-goes wrong is for the caller, who knows what is idempotent. See docs/adr/0021-one-batch-a-node.md.
+Invariant: a command is sent again only after a node has refused it unread, with MOVED, ASK or TRYAGAIN. All other
+errors go to the caller, who knows what is idempotent. See docs/adr/0021-one-batch-a-node.md.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from tollbook.ledger.server.slots import SLOTS, Command, key_of, slot_of
 
 T = TypeVar("T")
 _log = LazyLogger(__name__)
-# A node that is asked where keys are answers from memory. After so long another one is asked too.
+# A node answers CLUSTER SLOTS from memory. After this time without an answer, another node is asked too.
 _NEXT_S: Final = 0.5
 _ASK_S: Final = 10.0
 _FIRST: Final = asyncio.FIRST_COMPLETED
-# How long a command is sent after a key that moves. Nothing was done so far, so its caller may go on longer.
+# How long a command follows a moving key. Nothing was done so far, so the caller may retry.
 _FOLLOW_S: Final = 10.0
-# Two nodes can each name the other, for as long as one has not heard of a failover.
+# Two nodes can redirect to each other until both know of a failover.
 _PAUSE_S: Final = 0.02
 _HOPS_AT_ONCE: Final = 4
 
@@ -38,7 +38,7 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        """Return it as it stands in an address."""
+        """Return `host:port`, as in a URL."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -79,7 +79,7 @@ class Cluster:
         return self._clients[address]
 
     def next_client(self) -> Redis:
-        """Return the client of some primary: of another one each time, so that a lost one is not tried again."""
+        """Return the client of the next primary in turn, so that a lost primary is not tried twice in a row."""
         primaries = self.known_primaries or self._seeds
         self._turn += 1
         return self.client(primaries[self._turn % len(primaries)])
@@ -95,7 +95,7 @@ class Cluster:
         return sorted({each.primary for each in self._ranges})
 
     def use(self, reply: Sequence[Any], asked: Address) -> None:
-        """Take over what a node has answered to CLUSTER SLOTS."""
+        """Store a node's reply to CLUSTER SLOTS."""
         self._ranges = tuple(_range(row, asked) for row in reply)
         places: list[Address | None] = [None] * SLOTS
         for each in self._ranges:
@@ -103,21 +103,21 @@ class Cluster:
         self._places = places
 
     async def refresh(self) -> None:
-        """Ask where the slots are. Errors: LedgerUnavailable where no node answers."""
+        """Read where the slots are. Errors: LedgerUnavailable if no node answers."""
         await asyncio.shield(self.refresh_soon())
 
     def refresh_soon(self) -> "asyncio.Task[None]":
-        """Ask where the slots are, while others go on: once for all who want to know."""
+        """Read where the slots are, in the background: once for all callers at the same time."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
-            # Whoever needs a place that is not known asks again, and gets the error.
+            # A caller that needs an unknown place refreshes again, and gets the error.
             self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         return self._refreshing
 
     async def _refresh(self) -> None:
         replicas = (replica for each in self._ranges for replica in each.replicas)
         known = [*dict.fromkeys((*self.known_primaries, *self._seeds, *replicas))]
-        # Each time another one first: one that was cut off from the others knows only what was.
+        # Another node comes first each time: a node that is cut off from the others has old data.
         self._turn += 1
         start = self._turn % len(known)
         left = [*known[start:], *known[:start]]
@@ -128,7 +128,7 @@ class Cluster:
                 if left:
                     address = left.pop(0)
                     asked[asyncio.create_task(self._slots_by(address))] = address
-                # The next one is asked at once where one fails, and soon where one does not answer.
+                # The next node is asked at once if a node fails, and soon if a node does not answer.
                 done, _ = await asyncio.wait(asked, timeout=_NEXT_S if left else None, return_when=_FIRST)
                 for each in done:
                     answering = asked.pop(each)
@@ -158,7 +158,7 @@ class Cluster:
         return place
 
     def known_place_of(self, slot: int) -> Address | None:
-        """Return the node that had a slot when it was last heard of."""
+        """Return the node that had a slot at the last refresh or redirect."""
         return self._places[slot]
 
     def _any_place(self) -> Address | None:
@@ -167,10 +167,10 @@ class Cluster:
     async def follow(
         self, command: Command, send: Callable[[Address, bool], Awaitable[T]], *, at: str | None = None
     ) -> T:
-        """Send a command to the node that has its key, or the key `at`, and after that key where it has moved.
+        """Send a command to the node that has its key, or the key `at`, and follow that key if it has moved.
 
-        `send` sends it to a node, with ASKING before it where told so, and raises what the node answers.
-        Errors: those of `send`; RedisCannotServe where the key is nowhere to be found: nothing was done.
+        `send(address, is_asking)` sends the command to a node, with ASKING first if `is_asking`, and raises an error
+        reply. Errors: those of `send`; RedisCannotServe if the key is not found: nothing was done.
         """
         key = key_of(command) if at is None else at
         slot = None if key is None else slot_of(key)
@@ -189,10 +189,10 @@ class Cluster:
                 raise RedisCannotServe(f"Redis cannot serve now: a key is being moved ({problem})") from problem
             if isinstance(problem, TryAgainError) or hops > _HOPS_AT_ONCE:
                 await asyncio.sleep(_PAUSE_S)
-            place, is_asking = self._led_to(problem, place)
+            place, is_asking = self._redirected(problem, place)
 
-    def _led_to(self, problem: AskError | TryAgainError, place: Address) -> tuple[Address, bool]:
-        """Return where a refusal leads, and whether only for this once."""
+    def _redirected(self, problem: AskError | TryAgainError, place: Address) -> tuple[Address, bool]:
+        """Return the node to which a refusal redirects, and whether only for this command."""
         if isinstance(problem, TryAgainError):
             return place, False
         host, port = cast("tuple[str, int]", problem.node_addr)
@@ -203,7 +203,7 @@ class Cluster:
         return target, True
 
     def note_problem(self, problem: Exception) -> None:
-        """Go by what a node has answered elsewhere, or ask where the slots are."""
+        """Apply a redirect that was received elsewhere; for other errors, read again where the slots are."""
         if isinstance(problem, MovedError) and (address := cast("tuple[str, int]", problem.node_addr))[0]:
             self._move(problem.slot_id, Address(*address))
         else:
@@ -226,7 +226,7 @@ class Cluster:
 
 
 async def ask_on(client: Redis, command: Command, options: dict[str, Any], *, is_asking: bool) -> Any:
-    """Send a command to one node, with ASKING before it on the same connection where told so."""
+    """Send a command to one node; with `is_asking`, send ASKING before it on the same connection."""
     if not is_asking:
         return await _ask(client, *command, **options)
     async with client.pipeline(transaction=False) as pipeline:
@@ -251,5 +251,5 @@ def _range(row: Sequence[Any], asked: Address) -> SlotRange:
 
 def _address(node: Sequence[Any], asked: Address) -> Address:
     host = node[0].decode() if isinstance(node[0], bytes) else node[0]
-    # A node that knows no name of its own is where it was asked; see CLUSTER SLOTS.
+    # A node that does not know its own name is reached at the address that was asked; see CLUSTER SLOTS.
     return Address(asked.host if host in (None, "", "?") else host, int(node[1]))

@@ -1,12 +1,12 @@
-"""The one way in which Tollbook makes a Redis client, for one server or for a cluster.
+"""Redis clients: all of Tollbook's are made here, for one server or for a cluster.
 
 Two features of redis-py (8.1, read in November 2026) are switched off, since each breaks a
-guarantee: it sends a command again after a lost connection, and under Python 3.11 its
-socket timeout (`asyncio.wait_for`) loses a cancellation that arrives while the command is
-sent, so that a loop which was told to stop goes on. Callers set timeouts of their own.
+guarantee. It retries a command after a lost connection. And under Python 3.11 its socket
+timeout (`asyncio.wait_for`) loses a cancellation that arrives while the command is sent, so
+that a cancelled loop continues. Callers set their own timeouts.
 
-On a cluster a command goes to the node that has its key (see cluster.py). Whatever sends commands in another way asks
-first in servers.py where to.
+On a cluster a command goes to the node that has its key (see cluster.py). Code that sends commands in another way gets
+the right server from servers.py.
 """
 
 import asyncio
@@ -42,16 +42,16 @@ _Client = TypeVar("_Client", bound=Redis)
 
 
 class ServerClient(Redis):
-    """A client of one server, or of a cluster: which of them it is, is asked with the first command.
+    """A client of one server, or of a cluster: the first command finds out which.
 
-    `urls` are the addresses to begin with: several for a cluster. Errors of every command: those of redis-py;
+    `urls` are the configured addresses: several for a cluster. Errors of every command: those of redis-py;
     LedgerUnavailable for a cluster that cannot be used.
     """
 
     urls: tuple[str, ...]
     _cluster: Cluster | None = None
     _is_known = False
-    _recognising: asyncio.Lock | None = None
+    _detecting: asyncio.Lock | None = None
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send a command, on a cluster to the node that has its key."""
@@ -71,17 +71,17 @@ class ServerClient(Redis):
         """Return the cluster behind the address; None for one server. Errors: RedisError; LedgerUnavailable."""
         if self._is_known:
             return self._cluster
-        if self._recognising is None:
-            self._recognising = asyncio.Lock()
-        async with self._recognising:
+        if self._detecting is None:
+            self._detecting = asyncio.Lock()
+        async with self._detecting:
             if not self._is_known:
                 async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    self._cluster = await self._recognise()
+                    self._cluster = await self._detect_cluster()
                 self._is_known = True
         return self._cluster
 
-    async def _recognise(self) -> Cluster | None:
-        """Ask whether this is a cluster. Errors: RedisError; LedgerUnavailable for one that cannot be used."""
+    async def _detect_cluster(self) -> Cluster | None:
+        """Return the cluster, or None for one server. Errors: RedisError; LedgerUnavailable for an unusable cluster."""
         first, *others = self.urls
         is_direct = not first.startswith("unix:") and not names_sentinels(first)
         cluster = Cluster(self._open_node, [_address_of(url) for url in self.urls] if is_direct else ())
@@ -91,7 +91,7 @@ class ServerClient(Redis):
             try:
                 reply: list[Any] = await self._execute_here("CLUSTER", "SLOTS")
             except ResponseError:
-                # It says that it is none of a cluster. Of a user who may not ask, too, one server is expected.
+                # The server is not in a cluster. If this user may not ask, one server is assumed too.
                 return None
             if not reply:
                 raise LedgerUnavailable(
@@ -99,14 +99,12 @@ class ServerClient(Redis):
                 )
             if not is_direct:
                 raise LedgerUnavailable(
-                    f"{self._shown} is a node of a cluster, whose other nodes are not reached by a socket or by "
+                    f"{self._shown} is a node of a cluster, whose other nodes cannot be reached over a socket or "
                     "Sentinels: write redis://HOST:PORT/0"
                 )
             cluster.use(reply, _address_of(first))
         if database_of(first):
-            raise LedgerUnavailable(
-                f"{self._shown} is a cluster, which has database 0 alone: write redis://HOST:PORT/0"
-            )
+            raise LedgerUnavailable(f"{self._shown} is a cluster, which has only database 0: write redis://HOST:PORT/0")
         return cluster
 
     async def _find_slots(self, cluster: Cluster) -> None:
@@ -116,11 +114,11 @@ class ServerClient(Redis):
             await cluster.aclose()
             if isinstance(exc.__cause__, NoPermissionError):
                 raise LedgerUnavailable(
-                    f"the Redis user may not ask where keys are at {self._shown}: allow CLUSTER SLOTS with ACL SETUSER"
+                    f"the Redis user may not use CLUSTER SLOTS at {self._shown}: allow it with ACL SETUSER"
                 ) from exc
             if isinstance(exc.__cause__, ResponseError):
                 raise LedgerUnavailable(
-                    f"{self._shown} names several servers that are no cluster: give the address of one primary"
+                    f"{self._shown} names several servers that are not a cluster: give the address of one primary"
                 ) from exc
             raise
 
@@ -130,17 +128,17 @@ class ServerClient(Redis):
         return _open(Redis, urlunsplit(parts._replace(netloc=f"{login}{at}{address}")))
 
     def note_problem(self, problem: Exception) -> None:
-        """Go by what a node has answered, or look where the slots are now."""
+        """Apply a node's redirect, or read again where the slots are."""
         if self._cluster is not None:
             self._cluster.note_problem(problem)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        """Return a pipeline of redis-py's own, for one server; `read_together` and CommandPipeline are for both."""
+        """Return redis-py's pipeline, for one server only; `read_together` and CommandPipeline also serve a cluster."""
         assert self._cluster is None, "commands of several slots cannot go over one connection"
         return super().pipeline(transaction, shard_hint)
 
     def pubsub(self, **options: Any) -> PubSub:
-        """Return a subscription; on a cluster over any node, since each passes on what is published at another."""
+        """Return a subscription; on a cluster at any node, since nodes forward messages to each other."""
         if self._cluster is not None:
             return self._cluster.next_client().pubsub(**options)  # pyright: ignore[reportUnknownMemberType]
         return super().pubsub(**options)  # pyright: ignore[reportUnknownMemberType]
@@ -150,21 +148,21 @@ class ServerClient(Redis):
         return ", ".join(map(hide_password, self.urls))
 
     async def leave(self) -> None:
-        """Close every connection. On a cluster, whose other nodes are right, only ask where the slots are now."""
+        """Close every connection. On a cluster, only read again where the slots are: other nodes are still right."""
         if self._cluster is not None:
             self._cluster.refresh_soon()
         else:
             await self.connection_pool.disconnect(inuse_connections=True)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close every client of a node, too."""
+        """Close this client and the clients of all nodes."""
         if self._cluster is not None:
             await self._cluster.aclose()
         await super().aclose(close_connection_pool)
 
 
 def connect(redis_url: str) -> ServerClient:
-    """Return a client that never repeats a command by itself and can be cancelled at any moment.
+    """Return a client that never retries a command by itself and can be cancelled at any time.
 
     Errors: LedgerUnavailable for an address that cannot be used. Nothing is sent yet.
     """
@@ -172,7 +170,7 @@ def connect(redis_url: str) -> ServerClient:
         check_address(redis_url)
         urls = (redis_url,) if names_sentinels(redis_url) else each_server(redis_url)
         redis = _open(ServerClient, urls[0])
-        # What is wrong with the address is otherwise found by the first command, as a TypeError.
+        # Without this, the first command would find a wrong address, as a TypeError.
         redis.connection_pool.make_connection()
     except (TypeError, ValueError, RedisError) as exc:
         raise LedgerUnavailable(f"{hide_password(redis_url)} cannot be used as REDIS_URL: {exc}") from exc
@@ -186,7 +184,7 @@ def _open(kind: type[_Client], url: str) -> _Client:
         "socket_timeout": None,
         "socket_connect_timeout": CONNECT_TIMEOUT_S,
         "health_check_interval": 0,
-        # A Unix socket has no keep-alive, and redis-py refuses to be told of one.
+        # A Unix socket has no keep-alive, and redis-py refuses the option.
         **({} if url.startswith("unix:") else {"socket_keepalive": True}),
     }
     if names_sentinels(url):
@@ -196,10 +194,10 @@ def _open(kind: type[_Client], url: str) -> _Client:
 
 
 async def leave_server(redis: Redis) -> None:
-    """Close every connection of a client to a server that is no longer the right one.
+    """Close every connection of a client to a server that is no longer the primary.
 
-    Each is made again when it is next used, and its address resolved anew: after a failover it leads to the promoted
-    server. Who waits for a reply or an announcement gets a connection error.
+    Each connection reconnects at its next use and resolves its address again: after a failover, it reaches the promoted
+    server. Code that waits for a reply or a message gets a connection error.
     """
     with suppress(RedisError, OSError):
         if isinstance(redis, ServerClient):
@@ -209,7 +207,7 @@ async def leave_server(redis: Redis) -> None:
 
 
 class _LeavesDemotedServer:
-    """A connection that closes where the server has become a replica, and says that it is lost."""
+    """A connection that closes with a connection error if its server has become a replica."""
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         connection: Any = super()
@@ -217,7 +215,7 @@ class _LeavesDemotedServer:
             return await connection.read_response(*args, **options)
         except ReadOnlyError as exc:
             await connection.disconnect(nowait=True)
-            raise RedisConnectionError(f"{exc}; the address is resolved anew") from exc
+            raise RedisConnectionError(f"{exc}; the address is resolved again") from exc
 
 
 class _TcpConnection(_LeavesDemotedServer, Connection):
@@ -230,7 +228,7 @@ class _TlsConnection(_LeavesDemotedServer, SSLConnection):
 
 class _SocketConnection(_LeavesDemotedServer, UnixDomainSocketConnection):
     def __init__(self, *, path: str, **options: Any) -> None:
-        # FastStream gives it what only a network connection takes.
+        # FastStream passes options that only network connections accept.
         for name in ("host", "port", "socket_keepalive", "socket_keepalive_options", "socket_type"):
             options.pop(name, None)
         super().__init__(path=path, **options)  # pyright: ignore[reportUnknownMemberType]
@@ -245,7 +243,7 @@ class _TlsByName(FollowsSentinels, _TlsConnection):
 
 
 def server_url(redis_url: str) -> str:
-    """Return an address that redis-py reads; where Sentinels are named, with the class of `connection_class` alone."""
+    """Return an address for redis-py; if it names Sentinels, it needs the class of `connection_class` too."""
     return read_sentinel_address(redis_url).server_url if names_sentinels(redis_url) else redis_url
 
 
@@ -262,7 +260,7 @@ def connection_class(redis_url: str) -> type[AbstractConnection]:
 
 
 def as_map(reply: Any) -> dict[bytes, Any]:
-    """Return a reply of names and values as a dictionary: Redis sends a map, or by its older protocol a flat list."""
+    """Return a reply of names and values as a dictionary: RESP3 has a map, RESP2 a flat list."""
     if isinstance(reply, list):
         parts = cast("list[Any]", reply)
         return dict(zip(parts[::2], parts[1::2], strict=True))

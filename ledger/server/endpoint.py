@@ -17,7 +17,7 @@ from tollbook.ledger.private_files import make_private_folder, read_private, wri
 from tollbook.schemas.problems import as_text, problems_of
 
 _NAME: Final = "endpoint.json"
-# Clocks are compared that tick in hundredths of a second and may be adjusted in between.
+# The compared clocks tick in hundredths of a second, and may be adjusted in between.
 _SLACK_S: Final = 1.0
 
 
@@ -39,7 +39,7 @@ class Endpoint(BaseModel):
 
 
 def write_endpoint(data_dir: Path, endpoint: Endpoint) -> None:
-    """Publish an endpoint, in place of any other.
+    """Publish an endpoint, which replaces any other.
 
     Errors: EndpointError.
     """
@@ -64,7 +64,7 @@ def read_endpoint(data_dir: Path) -> Endpoint | None:
 
 
 def clear_endpoint(data_dir: Path, *, pid: int | None = None) -> None:
-    """Remove the endpoint that process `pid` (None: this one) has published; another process's stays.
+    """Remove the endpoint that process `pid` (None: this process) has published; that of another process stays.
 
     Errors: EndpointError.
     """
@@ -107,9 +107,9 @@ def _is_alive(pid: int, seen_alive_s: float) -> bool:
 
 
 def _is_zombie_or_younger(pid: int, moment_s: float) -> bool:
-    """Whether the pid now belongs to nobody, or to a process that began after `moment_s` (Unix time).
+    """Whether the pid is now a zombie's, or that of a process that began after `moment_s` (Unix time).
 
-    Containers use the same few pids again at each start. Only Linux shows it; elsewhere, False.
+    Containers reuse the same few pids at each start. Only Linux tells; elsewhere, False.
     """
     if sys.platform != "linux":
         return False

@@ -1,4 +1,4 @@
-"""One batch a node: the pipelines of a cluster, which follow a key that has moved."""
+"""The pipelines of a cluster, one for each node; they follow a key that has moved."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tollbook.ledger.server.slots import Argument, Command, slot_of
 
 
 class NodePipeline(Protocol):
-    """The pipeline of one node: what of CommandPipeline is used here, which is made of these itself."""
+    """The pipeline of one node: the part of CommandPipeline that is used here. CommandPipeline uses NodePipelines."""
 
     @property
     def batches(self) -> int:
@@ -26,7 +26,7 @@ class NodePipeline(Protocol):
 
     @property
     def unconfirmed(self) -> LedgerUnavailable | None:
-        """Why replicas have not confirmed the last batch; None where they have, or are not asked."""
+        """Why replicas have not confirmed the last batch; None if they have, or are not waited for."""
         ...
 
     def enqueue(self, *command: Argument) -> asyncio.Future[Any]:
@@ -34,7 +34,7 @@ class NodePipeline(Protocol):
         ...
 
     def end_within(self, seconds: float) -> None:
-        """Wait for no answer after so many seconds."""
+        """Stop waiting for answers after this time."""
         ...
 
     async def aclose(self) -> None:
@@ -45,7 +45,7 @@ class NodePipeline(Protocol):
 class NodePipelines:
     """The pipelines of all nodes of a cluster, each made when it is needed.
 
-    Errors of every method: as those of one pipeline; RedisCannotServe where a key is nowhere to be found.
+    Errors of every method: as those of one pipeline; RedisCannotServe if a key is not found on any node.
     """
 
     def __init__(self, cluster: Cluster, open_pipeline: Callable[[Redis], NodePipeline]) -> None:
@@ -66,13 +66,13 @@ class NodePipelines:
 
     @property
     def unconfirmed(self) -> LedgerUnavailable | None:
-        """Why replicas of a present primary have not confirmed the last batch; None where they have."""
+        """Why replicas of a current primary have not confirmed its last batch; None if all have."""
         present = self._cluster.known_primaries
         found = (each.unconfirmed for address, each in self._pipelines.items() if address in present)
         return next((problem for problem in found if problem is not None), None)
 
     def unconfirmed_at(self, key: str) -> LedgerUnavailable | None:
-        """The same of the primary that has a key, as far as is known which that is."""
+        """The same for the primary that has a key, as far as is known."""
         address = self._cluster.known_place_of(slot_of(key))
         pipeline = None if address is None else self._pipelines.get(address)
         return None if pipeline is None else pipeline.unconfirmed
@@ -105,6 +105,6 @@ class NodePipelines:
         if pipeline is None:
             pipeline = self._pipelines[address] = self._open_pipeline(self._cluster.client(address))
         if is_asking:
-            # It goes for the next command of the connection; where that is lost between the two, the node refuses.
+            # ASKING counts for the next command of the connection. If the connection is lost between, the node refuses.
             pipeline.enqueue("ASKING").add_done_callback(lambda reply: reply.cancelled() or reply.exception())
         return await pipeline.enqueue(*command)

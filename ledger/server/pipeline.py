@@ -1,10 +1,10 @@
-"""Commands of many tasks over one connection, or one a node of a cluster, sent in batches.
+"""Command pipelines: commands of many tasks in batches over one connection, or one per node of a cluster.
 
 While one batch is on its way, new commands gather for the next: a worker with a hundred
 concurrent calls makes few round trips, and a server that syncs its log on every write
 syncs once per batch. Nothing is sent twice: a lost connection fails the whole batch with
-LedgerUnavailable, and the caller, who knows what is idempotent, decides. So does one that
-too few replicas have, where replicas are waited for.
+LedgerUnavailable, and the caller, who knows what is idempotent, decides. A batch that too
+few replicas confirm fails in the same way, if replicas are waited for.
 """
 
 import asyncio
@@ -37,21 +37,20 @@ from tollbook.ledger.server.slots import Argument
 # Redis answers these while it starts or cannot write: nothing was done, and a retry may succeed.
 _TEMPORARY: Final = ("LOADING", "BUSY ", "MISCONF", "NOREPLICAS")
 _MAX_BATCH: Final = 512
-# Takes a tenth of the time of redis-py's own packing. The stub of hiredis 3.5 asks for a tuple of one element.
+# Takes a tenth of the time of redis-py's own packing. The type stub of hiredis 3.5 wrongly has a tuple of one element.
 pack_command: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
 """(arguments): the bytes of a command. Errors: TypeError."""
 
 
 class CommandPipeline:
-    """One connection's batches; on a cluster those of one connection a node, which is found out when it is first used.
+    """Sends batches over one connection, or one per node of a cluster; the first command finds out which.
 
     `batches` and `commands` count what was sent.
 
-    `replication`: what is waited for after a batch that may have written; None for nothing.
+    `replication`: the replicas to wait for after a batch that may have written; None: no wait.
 
-    Errors of `execute`: LedgerUnavailable (outcome unknown); RedisCannotServe, which is one (nothing was done);
-    TooFewReplicas, which is one; redis.exceptions.ResponseError for what the server refuses; DataError for what cannot
-    be sent.
+    Errors of `execute`: LedgerUnavailable (outcome unknown), or its subclasses RedisCannotServe (nothing was done) and
+    TooFewReplicas; redis.exceptions.ResponseError for a refused command; DataError for a command that cannot be sent.
     """
 
     def __init__(self, redis: Redis, *, timeout_s: float = 30.0, replication: Replication | None = None) -> None:
@@ -110,25 +109,25 @@ class CommandPipeline:
 
     @property
     def is_on_cluster(self) -> bool:
-        """Whether there are several servers, as far as anything was sent."""
+        """Whether this is a cluster; False before the first command."""
         return self._nodes is not None
 
     @property
     def unconfirmed(self) -> LedgerUnavailable | None:
-        """Why the last batch that may have written is not confirmed by replicas; None where it is, or none are asked.
+        """Why replicas have not confirmed the last batch that may have written; None if they have, or need not.
 
-        On a cluster, that of any primary.
+        On a cluster, the problem of any primary.
         """
         return self._unconfirmed if self._nodes is None else self._nodes.unconfirmed
 
     def unconfirmed_at(self, key: str) -> LedgerUnavailable | None:
-        """The same of the server that has a key."""
+        """The same for the server that has a key."""
         return self._unconfirmed if self._nodes is None else self._nodes.unconfirmed_at(key)
 
     async def replicate(self, mark: str | None = None) -> None:
-        """Wait until replicas have all that the server has by now, whoever wrote it, where any are waited for.
+        """Wait until replicas have everything that is on the server now, from all clients, if replicas are waited for.
 
-        On a cluster, all that the server has that has the key `mark`; without it, what this process has written.
+        On a cluster, this is about the server with the key `mark`; without `mark`, about the writes of this process.
         """
         if self.replication is None or self.replication.mark is None:
             return
@@ -138,7 +137,7 @@ class CommandPipeline:
             await self.execute("SET", mark or self.replication.mark, "")
 
     def end_within(self, seconds: float) -> None:
-        """From so many seconds on, wait for no answer any more: what stops must end whatever Redis does."""
+        """Stop waiting for answers after this time: a shutdown must end whatever Redis does."""
         self._ends_at = asyncio.get_running_loop().time() + seconds
         if self._limit is not None:
             before = self._limit.when()
@@ -148,11 +147,11 @@ class CommandPipeline:
 
     @property
     def remaining_s(self) -> float:
-        """How long answers are still waited for, where an end was set."""
+        """How long this waits for an answer from now on."""
         return self._timeout_s if self._ends_at is None else self._ends_at - asyncio.get_running_loop().time()
 
     async def aclose(self) -> None:
-        """Send what is queued, then give the connection back."""
+        """Send what is queued, then close the connection and return it to its pool."""
         self._is_closed = True
         if self._flusher is not None:
             await asyncio.gather(self._flusher, return_exceptions=True)
@@ -168,7 +167,7 @@ class CommandPipeline:
             try:
                 async with asyncio.timeout(self._answer_timeout_s()) as self._limit:
                     replies = await self._exchange([command for command, _ in batch])
-            except Exception as exc:  # noqa: BLE001 - a fault of the client, too, must reach those who wait for replies.
+            except Exception as exc:  # noqa: BLE001 - even a bug of the client must reach the callers that wait.
                 self._limit = None
                 await self._drop_connection()
                 problem = exc
@@ -184,12 +183,12 @@ class CommandPipeline:
                 raise
             self._limit = None
             if self._is_demoted:
-                # After a failover the address leads elsewhere; open connections stay with the demoted server.
+                # After a failover the address leads to another server; open connections stay with the demoted one.
                 self._is_demoted = False
                 await self._drop_connection()
                 await leave_server(self._redis)
             for (_, future), reply in zip(batch, replies, strict=True):
-                if future.done():  # The task was cancelled; its command was sent all the same.
+                if future.done():  # The caller was cancelled; its command was sent anyway.
                     continue
                 if isinstance(reply, BaseException):
                     future.set_exception(reply)
@@ -203,7 +202,7 @@ class CommandPipeline:
         connection = self._connection
         if connection is None:
             if (nodes := await self._find_nodes()) is not None:
-                # What gathered until it was known to be a cluster.
+                # This batch gathered before the cluster was detected.
                 self._batches, self._commands = self._batches - 1, self._commands - len(commands)
                 return await asyncio.gather(*map(nodes.execute, commands), return_exceptions=True)
             connection = self._connection = await self._redis.connection_pool.get_connection()
@@ -215,7 +214,7 @@ class CommandPipeline:
         for index, command in enumerate([*commands, *confirmation]):
             try:
                 packed.append(pack_command(tuple(command)))
-            except TypeError as exc:  # A bug of ours; it must not look like a lost connection, nor fail the others.
+            except TypeError as exc:  # Our bug: it must not look like a lost connection, or fail other commands.
                 refused[index] = DataError(str(exc))
         await connection.send_packed_command(packed, check_health=False)
         replies = [refused.get(index) or await self._read(connection) for index in range(len(commands))]
@@ -248,7 +247,7 @@ class CommandPipeline:
         try:
             return cast("Any", await connection.read_response(disable_decoding=True))
         except (RedisConnectionError, RedisTimeoutError) as exc:
-            # An error reply that redis-py turns into a connection error; the connection itself is fine.
+            # redis-py turns this error reply into a connection error; the connection itself is fine.
             if isinstance(exc, BusyLoadingError):
                 return _refused(exc)
             raise

@@ -1,7 +1,7 @@
-"""Whether a Redis server can be trusted with the ledger, and how that is watched while it runs.
+"""Checks whether a Redis server is safe for the ledger, at the start and while Tollbook runs.
 
-A server that may evict keys forgets which calls were made; one that does not sync its writes forgets holds in a crash;
-one that is full or a replica refuses writes. Each of these stops new calls before money is held (G8).
+A server that may evict keys forgets which calls were made. A server that does not sync its writes loses holds in a
+crash. A full server and a replica refuse writes. Each of these stops new calls before money is held (G8).
 """
 
 import asyncio
@@ -28,12 +28,12 @@ _log = LazyLogger(__name__)
 
 
 class ServerUnsafe(LedgerRefused):
-    """The server may lose what it was told, or cannot take more; no call is made until that is changed."""
+    """The server may lose writes, or cannot accept more; no call is made until that is changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPolicy:
-    """What a server says of itself; None where this user may not know. Sizes are bytes; no limit is 0."""
+    """A server's configuration and state; None if this user may not read it. Sizes are bytes; a limit of 0 is none."""
 
     eviction: str | None = None
     used_memory_bytes: int = 0
@@ -43,9 +43,9 @@ class ServerPolicy:
     is_synced_in_rewrite: bool = True
     role: str | None = None
     replicas: int | None = None
-    """Those that are linked and have answered lately."""
+    """Replicas that are linked and have answered lately."""
     server: str = "the Redis server"
-    """How it is called; on a cluster with its address."""
+    """Name for messages; on a cluster with the address."""
 
     @property
     def is_synced(self) -> bool:
@@ -54,18 +54,18 @@ class ServerPolicy:
 
     @property
     def is_nearly_full(self) -> bool:
-        """Whether calls stop, so that what is open can still be settled."""
+        """Whether calls must stop, so that open holds can still be settled."""
         return bool(self.memory_limit_bytes) and self.used_memory_bytes >= _MEMORY_LIMIT * self.memory_limit_bytes
 
     @property
     def danger(self) -> tuple[bool, bool, float]:
-        """How far it is from being trusted, to be compared."""
+        """Sort key: the higher, the less safe."""
         limit = self.memory_limit_bytes
         is_refused = self.refusal(allow_unsynced=True) is not None
         return is_refused, not self.is_synced, self.used_memory_bytes / limit if limit else 0.0
 
     def refusal(self, *, allow_unsynced: bool) -> str | None:
-        """Return why no call may be made on this server and what to do, or None where calls may be made."""
+        """Return why no call may be made on this server and what to do; None if calls may be made."""
         if self.role == "slave":
             return f"{self.server} is a replica and takes no writes: connect to its primary"
         if self.eviction is not None and self.eviction != "noeviction":
@@ -100,9 +100,9 @@ class ServerPolicy:
 
 
 async def read_policy(redis: Redis) -> ServerPolicy:
-    """Ask a server what it is; of a cluster, return the primary that is trusted least.
+    """Read a server's policy; of a cluster, return that of the least safe primary.
 
-    Errors: RedisError, OSError or LedgerUnavailable where one does not answer.
+    Errors: RedisError, OSError or LedgerUnavailable if a server does not answer.
     """
     async with asyncio.timeout(ANSWER_TIMEOUT_S):
         servers = await primaries(redis)
@@ -140,14 +140,14 @@ def _replicas(info: dict[str, Any]) -> int | None:
 
 
 def missing_replicas(policy: ServerPolicy, min_replicas: int) -> TooFewReplicas | None:
-    """Return why no call may be made where fewer replicas are linked, as far as the server says so."""
+    """Return the error if the server says that fewer than `min_replicas` are linked, else None."""
     if policy.replicas is None or policy.replicas >= min_replicas:
         return None
     return TooFewReplicas(found=policy.replicas, needed=min_replicas)
 
 
 async def check_policy(redis: Redis, *, allow_unsynced: bool) -> None:
-    """Look at a server once. Errors: ServerUnsafe; LedgerUnavailable where it does not answer."""
+    """Check a server once. Errors: ServerUnsafe; LedgerUnavailable if it does not answer."""
     try:
         policy = await read_policy(redis)
     except (LedgerUnavailable, RedisError, OSError, TimeoutError) as exc:
@@ -158,7 +158,7 @@ async def check_policy(redis: Redis, *, allow_unsynced: bool) -> None:
 
 
 class ServerWatch:
-    """Looks at a server again and again; `check` refuses while what was seen last is unsafe."""
+    """Checks a server periodically; `check` raises while the last result was unsafe."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class ServerWatch:
         pipeline: CommandPipeline | None = None,
         interval_s: float = WATCH_INTERVAL_S,
     ) -> None:
-        """`pipeline`: that of the calls, which may wait for replicas."""
+        """`pipeline`: the pipeline of the calls, which may wait for replicas."""
         self._redis = redis
         self._pipeline = pipeline
         self._allow_unsynced = allow_unsynced
@@ -180,18 +180,18 @@ class ServerWatch:
         self.policy = ServerPolicy()
 
     def check(self) -> None:
-        """Errors: ServerUnsafe; TooFewReplicas; LedgerUnavailable while the server cannot be looked at."""
+        """Errors: ServerUnsafe; TooFewReplicas; LedgerUnavailable while the server cannot be checked."""
         if self._unknown:  # G8
             raise LedgerUnavailable(self._unknown)
         if self._refusal is not None:  # G8
             raise ServerUnsafe(self._refusal)
-        # Else holds would be written that nobody goes by, and nobody settles before they are overdue. On a cluster, the
-        # partitions of that node alone wait: see `Gate.check_confirmed`.
+        # Without this, unconfirmed holds would be written, which count as failed and stay open until they are overdue.
+        # On a cluster, only the partitions of that node wait: see `Gate.check_confirmed`.
         if (unconfirmed := self._unconfirmed()) is not None and not self._is_on_cluster:  # G8
             raise unconfirmed
 
     async def look(self) -> None:
-        """Look now. What cannot be asked keeps its last verdict: a server that does not answer takes no call either."""
+        """Check now. If the server does not answer, the last result stays: no call can be made on it anyway."""
         await self._look_for_replicas()
         try:
             self.policy = await read_policy(self._redis)
@@ -199,7 +199,7 @@ class ServerWatch:
             _log.debug("server.not_asked", problem=str(exc))
             return
         if self.policy.role == "slave":
-            # After a failover the address leads to the promoted server; open connections stay with this one.
+            # After a failover the address leads to the promoted server; open connections stay with the old one.
             await leave_server(self._redis)
         self._unknown = ""
         before, self._refusal = self._refusal, self.policy.refusal(allow_unsynced=self._allow_unsynced)
@@ -233,15 +233,15 @@ class ServerWatch:
         return None if self._pipeline is None else self._pipeline.unconfirmed
 
     async def run(self) -> None:
-        """Look until cancelled, whatever goes wrong; a look that fails in a way nobody foresaw stops calls."""
+        """Check until cancelled, whatever goes wrong; an unexpected error stops calls."""
         while True:
-            # What stops calls is looked at more often, so that they soon go on.
+            # While calls are stopped, checks are more frequent, so that calls soon continue.
             is_refused = self._refusal is not None or self._unconfirmed() is not None
             await asyncio.sleep(min(_REFUSED_INTERVAL_S, self._interval_s) if is_refused else self._interval_s)
             try:
                 await self.look()
-            except Exception as exc:  # noqa: BLE001 - whatever it is, calls stop, and the next look may succeed.
-                self._unknown = f"the Redis server could not be looked at ({type(exc).__name__}: {exc})"  # G8
+            except Exception as exc:  # noqa: BLE001 - calls stop for any error, and the next check may succeed.
+                self._unknown = f"the Redis server could not be checked ({type(exc).__name__}: {exc})"  # G8
                 _log.exception("server.look_failed")
 
 
@@ -249,7 +249,7 @@ class ServerWatch:
 async def watched_server(
     redis: Redis, *, allow_unsynced: bool, pipeline: CommandPipeline | None = None
 ) -> AsyncGenerator[ServerWatch]:
-    """Look at a server, and go on looking while this is open. Errors: as `ServerWatch.check`, at the start."""
+    """Check a server at the start, and periodically during the block. Errors at the start: as `ServerWatch.check`."""
     watch = ServerWatch(redis, allow_unsynced=allow_unsynced, pipeline=pipeline)
     await watch.look()
     watch.check()

@@ -1,7 +1,7 @@
 """The process of an embedded server: its command line, its start, and why it ended.
 
-Invariant: the process holds the lock of its directory from before it runs until it is gone,
-and keeps an append-only file. What it has acknowledged, it finds again at its next start.
+Invariant: the process holds the lock of its directory from before its start until after its end,
+and keeps an append-only file. Its next start finds every acknowledged write again.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class ServerProcess:
         self._process = process
         self._directory = directory
         self._log_offset = log_offset
-        # Without a death signal, at least an ordinary exit ends the server.
+        # Without a death signal, at least a normal exit of this process ends the server.
         atexit.register(self.send, signal.SIGTERM)
 
     @property
@@ -108,12 +108,12 @@ def spawn(
 ) -> ServerProcess:
     """Start a server that inherits `server_lock`; it is not ready yet.
 
-    On Linux, if called on the main thread, the server ends when this process does, however that ends.
+    On Linux, if called on the main thread, the server ends when this process ends, even if it is killed.
 
     Errors: EmbeddedServerError.
     """
     command = [str(binary), str(directory.config), *_options(directory, port, fsync, is_read_only=is_read_only)]
-    # The kernel sends the signal when the thread ends that started the process, so only the main thread will do.
+    # The kernel sends the signal when the starting thread ends, so it must be the main thread.
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         command = [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command]
     log_offset = directory.log_size()
@@ -128,7 +128,7 @@ def spawn(
                 umask=0o077,
                 env={"GLIBC_TUNABLES": _MALLOC} | os.environ,
                 pass_fds=(server_lock,),
-                # Ctrl-C in a terminal is for Tollbook, which needs the server for its orderly stop.
+                # Ctrl-C in a terminal must reach only Tollbook, which needs the server for its graceful shutdown.
                 start_new_session=True,
             )
     except OSError as exc:
@@ -137,7 +137,7 @@ def spawn(
 
 
 def client_of(directory: ServerDirectory, port: int) -> Redis:
-    """A client that gives up soon: a server that starts refuses or is busy, and its starter asks again."""
+    """Return a client with short timeouts: a starting server refuses or is busy, and the caller retries."""
     return Redis(
         host=HOST,
         port=port,
@@ -174,6 +174,6 @@ def _options(directory: ServerDirectory, port: int, fsync: Fsync, *, is_read_onl
         # A ledger that loses keys lets caps be passed. Without memory left, writes are refused.
         "maxmemory-policy": "noeviction",  # G8
     }
-    # A replica refuses writes and leaves it to its primary to expire keys. Nobody but root can listen at that port.
+    # A replica refuses writes and leaves expiry to its primary. Only root could listen on port 1.
     reading = ["--replicaof", HOST, "1"] if is_read_only else []
     return [*(part for name, value in options.items() for part in (f"--{name}", value)), *reading]

@@ -1,8 +1,8 @@
-"""Redis' refusals in one line each: what is wrong, and what to do. All errors of Redis get their words here.
+"""Explains errors of Redis in one line each: what is wrong, and what to do. All texts for errors of Redis are here.
 
-Redis answers some of them with eight lines, and redis-py takes the code off the text of the errors that it has a
-class for; so they are known by their words (Redis 7 and 8, Valkey 9, redis-py 8.1; November 2026). Redis' client is
-imported where it is used: light commands explain an error without it.
+Redis sends some of them as eight lines, and redis-py removes the code from errors that it has a class for; so they are
+recognised by their words (Redis 7 and 8, Valkey 9, redis-py 8.1; November 2026). Redis' client is imported where it is
+used: quick commands explain an error without it.
 """
 
 import re
@@ -14,11 +14,11 @@ from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 
 # Words of Redis, of redis-py or of the operating system -> what they mean here. The first that is found counts.
 _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
-    # Of Sentinels first, since what each of them said follows, in the words of a server.
+    # Sentinels first: their error quotes each Sentinel, in the words of a server.
     (r"no sentinel leads.*no such service", "the Sentinels know no such service: correct REDIS_URL"),
     (
         r"no sentinel leads.*(?:wrongpass|password|noauth|authenticat)",
-        "the Sentinels want another user or password: correct sentinel_username and sentinel_password in REDIS_URL",
+        "the Sentinels require another user or password: correct sentinel_username and sentinel_password in REDIS_URL",
     ),
     (r"no sentinel leads", "no Sentinel leads to a primary: start the Sentinels, or correct REDIS_URL"),
     (r"protected mode", "it is in protected mode: give it a password (requirepass), or connect from its own machine"),
@@ -32,7 +32,7 @@ _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         r"noauth|authentication required|authenticated before",
-        "it wants a password: set REDIS_URL to redis://:PASSWORD@HOST:PORT",
+        "it requires a password: set REDIS_URL to redis://:PASSWORD@HOST:PORT",
     ),
     (r"connection refused|connect call failed", "nothing listens there: start Redis, or correct REDIS_URL"),
     (
@@ -46,12 +46,12 @@ _MEANINGS: Final[tuple[tuple[str, str], ...]] = (
     (r"certificate", "its TLS certificate is not trusted: name the authority with ?ssl_ca_certs=FILE in REDIS_URL"),
     (
         r"db index is out of range|invalid db index|select is not allowed",
-        "it has no such database (a cluster has 0 alone): correct REDIS_URL",
+        "it has no such database (a cluster has only 0): correct REDIS_URL",
     ),
     (r"protocol error|invalidresponse", "what answers there is not Redis: correct REDIS_URL"),
     (
         r"^movederror",
-        "it is a node of a cluster, and this user may not ask where keys are: allow CLUSTER SLOTS with ACL SETUSER",
+        "it is a node of a cluster, and this user may not use CLUSTER SLOTS: allow it with ACL SETUSER",
     ),
     (r"the cluster is down|hash slot not served", "its cluster is down: start the nodes that are missing"),
     (r"loading the dataset", "it is loading its data: try again in a moment"),
@@ -72,14 +72,14 @@ _MAX_LENGTH: Final = 200
 
 
 def unavailable(exc: BaseException) -> LedgerUnavailable:
-    """Return what an error of redis-py, or of the network below it, means to a caller; raise it `from exc`."""
+    """Return the ledger's error for an error of redis-py or of the network; raise it `from exc`."""
     from redis.exceptions import AuthenticationError, ResponseError
 
     text = _first_sentence(str(exc)) or type(exc).__name__
     match exc:
         case AuthenticationError():
             return LedgerUnavailable(
-                f"Redis refused the log-in ({text}): REDIS_URL takes a user and a password, "
+                f"Redis refused the log-in ({text}): give a user and a password in REDIS_URL, "
                 "redis://USER:PASSWORD@HOST:PORT/0"
             )
         case ResponseError():
@@ -89,7 +89,7 @@ def unavailable(exc: BaseException) -> LedgerUnavailable:
 
 
 def cannot_serve(exc: BaseException) -> RedisCannotServe:
-    """Return what it means that Redis answered, but does nothing now; raise it `from exc`."""
+    """Return the error for a reply of Redis that it cannot serve now; raise it `from exc`."""
     return RedisCannotServe(f"Redis cannot serve now: {reason_of(exc)}")
 
 
@@ -105,28 +105,29 @@ def translating_redis_errors() -> Generator[None]:
 
 
 def reason_of(exc: BaseException) -> str:
-    """Return why Redis did not do what was asked, and what to do."""
+    """Return in one line why Redis failed or refused, and what to do."""
     root = _root(exc)
     return str(exc) if root is None else _meaning(f"{type(root).__name__}: {root}")
 
 
 def explain(exc: BaseException) -> str:
-    """Return an error's message, with the part of it that is Redis' or its client's in one line and with what to do.
+    """Return an error's message; text of Redis or its client in it is replaced by one line that says what to do.
 
-    What an error of ours says for itself stays (the address, the task).
+    Tollbook's own words (the address, the task) stay.
     """
     root = _root(exc)
     if root is None:
         return str(exc)
-    reason, told = reason_of(exc), str(root)
+    reason, original = reason_of(exc), str(root)
     if root is exc:
         return f"Redis refuses: {reason}"
-    text = str(exc).replace(f"Redis did not answer ({type(root).__name__}: {told})", reason).replace(told, reason)
+    text = str(exc).replace(f"Redis did not answer ({type(root).__name__}: {original})", reason)
+    text = text.replace(original, reason)
     return " ".join(text.split())
 
 
 def _root(exc: BaseException) -> BaseException | None:
-    """Return the error of Redis or of its client that is behind another; None where there is none."""
+    """Return the error of Redis or of its client that caused another one; None if there is none."""
     found, is_ours = exc, isinstance(exc, LedgerUnavailable)
     while True:
         if type(found).__module__.startswith("redis.") or (is_ours and isinstance(found, OSError)):
@@ -141,11 +142,11 @@ def _first_sentence(text: str) -> str:
     return text if len(text) <= _MAX_LENGTH else re.split(r"[.\n]\s", text)[0][:_MAX_LENGTH]
 
 
-def _meaning(told: str) -> str:
+def _meaning(error: str) -> str:
     for words, meaning in _MEANINGS:
-        if re.search(words, told, re.IGNORECASE):
+        if re.search(words, error, re.IGNORECASE):
             return meaning
-    line = " ".join(told.partition(": ")[2].split())
+    line = " ".join(error.partition(": ")[2].split())
     if refused := _NO_PERMISSION.search(line):
         return f"this user may not use {refused[1]}: allow it with ACL SETUSER, or use another user in REDIS_URL"
     return line[:_MAX_LENGTH]

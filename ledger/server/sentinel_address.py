@@ -21,7 +21,7 @@ _OWN_PARAMETERS: Final = ("sentinel_username", "sentinel_password")
 
 @dataclass(frozen=True, slots=True)
 class SentinelAddress:
-    """Who is asked for the primary of `service`; `server_url` has how to speak to it, and the service for its host."""
+    """The Sentinels that know the primary of `service`. `server_url` is the primary's URL with the service as host."""
 
     sentinels: tuple[tuple[str, int], ...]
     service: str
@@ -31,27 +31,27 @@ class SentinelAddress:
 
 
 def names_sentinels(url: str) -> bool:
-    """Whether an address is one of Sentinels, by its scheme."""
+    """Whether an address names Sentinels, by its scheme."""
     return url.partition(":")[0].lower() in _SCHEMES
 
 
 def read_sentinel_address(url: str) -> SentinelAddress:
-    """Return the parts of such an address; what is in `server_url` is still to be checked.
+    """Return the parts of an address that names Sentinels; `server_url` is not checked yet.
 
-    Errors: ValueError, whose text follows the name of the setting.
+    Errors: ValueError, without the name of the setting.
     """
     scheme, _, rest = url.partition("://")
     scheme = scheme.lower()
     if scheme not in _SCHEMES or not rest:
-        raise ValueError(f"is no address of Sentinels: write {_FORM}")
+        raise ValueError(f"is not an address of Sentinels: write {_FORM}")
     if "#" in rest:
-        raise ValueError(f"has a #, after which nothing may stand; {QUOTING}")
+        raise ValueError(f"must not have a #; {QUOTING}")
     place, _, query = rest.partition("?")
     places, _, path = place.partition("/")
     login, at, hosts = places.rpartition("@")
     if "@" in path or "@" in login or ("@" in query and not at):
-        # What stands there is a part of the password, so it is not shown.
-        raise ValueError(f"has an @ where none may stand; {QUOTING}")
+        # This part of the address belongs to the password, so it is not shown.
+        raise ValueError(f"has an @ in a wrong place; {QUOTING}")
     service, database = _service(path)
     own, others = _split_parameters(query)
     server_url = f"{scheme.partition('+')[0]}://{login}{at}{service}{f'/{database}' if database else ''}"
@@ -68,31 +68,31 @@ def _sentinel(text: str) -> tuple[str, int]:
     found = _HOST.fullmatch(text)
     port = int(found[2] or _DEFAULT_PORT) if found else 0
     if found is None or not 0 < port <= _MAX_PORT:
-        raise ValueError(f"names no Sentinel in {text!r}: write HOST or HOST:PORT, and commas between them, {_FORM}")
+        raise ValueError(f"names no Sentinel in {text!r}: write HOST or HOST:PORT, separated by commas, {_FORM}")
     return found[1].strip("[]"), port
 
 
 def _service(path: str) -> tuple[str, str]:
-    """Return service and database of what follows the hosts."""
+    """Return service and database from the path of the address."""
     service, _, database = unquote(path).partition("/")
     if not _SERVICE.fullmatch(service) or service.isdigit():
-        said = f"names no service in {service!r}" if service else "names no service"
-        raise ValueError(f"{said}: write {_FORM}, with the name that the Sentinels monitor it by")
+        problem = f"names no service in {service!r}" if service else "names no service"
+        raise ValueError(f"{problem}: write {_FORM}, with the service's name in the Sentinels' configuration")
     if database and not database.isdigit():
-        raise ValueError(f"/{database} is no database: write its number, {_FORM}/0")
+        raise ValueError(f"/{database} is not a database: write its number, {_FORM}/0")
     return service, database
 
 
 def _split_parameters(query: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Return the parameters that are for the Sentinels, and those that are for the primary."""
+    """Return the parameters for the Sentinels, and those for the primary."""
     own, others = dict[str, str](), list[tuple[str, str]]()
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OWN_PARAMETERS:
             others.append((name, value))
         elif name in own:
-            raise ValueError(f"gives {name!r} twice")
+            raise ValueError(f"has {name!r} twice")
         elif not value:
-            raise ValueError(f"gives {name!r} no value")
+            raise ValueError(f"has no value for {name!r}")
         else:
             own[name] = value
     return own, others

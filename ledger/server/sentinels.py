@@ -1,8 +1,8 @@
-"""Connections to the primary that Sentinels name, whichever server that is when they are made.
+"""Connections to the primary that Sentinels name.
 
-Each connection asks anew, so that after a failover whoever connects again is at the promoted server. redis-py's own
-pool for Sentinels (8.1, read in November 2026) is not used: it cannot be given to FastStream, and believes what a
-Sentinel says without a look at the server.
+Each new connection asks the Sentinels again, so that a reconnect after a failover reaches the promoted server.
+redis-py's own pool for Sentinels (8.1, read in November 2026) is not used: FastStream does not accept it, and it trusts
+a Sentinel's answer without checking the server.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ _ANSWER_S: Final = 1.0
 
 
 class Sentinels:
-    """The Sentinels of one address. One that is down, or has not heard of a failover, is asked last."""
+    """The Sentinels of one address. A Sentinel that is down, or does not know of a failover, is asked last."""
 
     def __init__(self, address: SentinelAddress, *, options: dict[str, Any]) -> None:
-        """`options`: of TLS."""
+        """`options`: options of TLS."""
         self._address = address
         self._order = deque(address.sentinels)
         self._options = options
 
     async def primary(self) -> tuple[str, int]:
-        """Return host and port. Errors: redis.exceptions.ConnectionError where none of them says."""
+        """Return host and port of the primary. Errors: redis.exceptions.ConnectionError if no Sentinel names it."""
         problems = list[str]()
         for _ in self._address.sentinels:
             host, port = self._order[0]
@@ -44,7 +44,7 @@ class Sentinels:
         )
 
     def distrust(self) -> None:
-        """Ask another one first: where this one led, there is no primary."""
+        """Ask another Sentinel first next time: this one named no primary."""
         self._order.rotate(-1)
 
     async def _ask(self, host: str, port: int) -> tuple[str, int]:
@@ -72,7 +72,7 @@ class Sentinels:
 
 
 class FollowsSentinels:
-    """A connection whose host and port are what the Sentinels say; a subclass has them as `sentinels`."""
+    """A connection that gets host and port from Sentinels; a subclass sets `sentinels`."""
 
     sentinels: Sentinels
 
@@ -87,7 +87,7 @@ class FollowsSentinels:
             raise
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
-        """Log in, then see that the server is a primary: a Sentinel may not have heard of the failover yet."""
+        """Log in, then check that the server is a primary: a Sentinel may not know of the failover yet."""
         connection: Any = super()
         await connection.on_connect_check_health(check_health=check_health)
         this: Any = self
@@ -95,7 +95,7 @@ class FollowsSentinels:
         try:
             role: list[bytes | str] = await this.read_response()
         except ResponseError:
-            return  # This user may not ask. A replica takes no write, and is left then.
+            return  # This user may not use ROLE. If it is a replica, the first write fails and closes the connection.
         if role[0] not in (b"master", "master"):
             self.sentinels.distrust()
             raise RedisConnectionError("the server that the Sentinels name is a replica")

@@ -1,6 +1,6 @@
-"""Which server to ask: the one that has a key, or every primary. On one server, that is always the same.
+"""Chooses the server for a command: the node that has a key, or every primary. Without a cluster, there is only one.
 
-For what sends its commands in another way than over a client's methods or a CommandPipeline.
+For code that sends commands in another way than with a client's methods or a CommandPipeline.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tollbook.ledger.server.slots import Command, slot_of
 
 
 async def cluster_of(redis: Redis) -> Cluster | None:
-    """Return the cluster that a client speaks to; None for one server. Errors: RedisError; LedgerUnavailable."""
+    """Return a client's cluster; None for one server. Errors: RedisError; LedgerUnavailable."""
     return await redis.cluster() if isinstance(redis, ServerClient) else None
 
 
@@ -32,13 +32,13 @@ async def primaries(redis: Redis) -> list[Redis]:
 
 
 def note_problem(redis: Redis, problem: Exception) -> None:
-    """Take note of what a server of `server_of` has answered, or that it did not, so that the next one is right."""
+    """Report an error of a server from `server_of`, so that the next call finds the right server."""
     if isinstance(redis, ServerClient):
         redis.note_problem(problem)
 
 
 def place_of(server: Redis) -> str:
-    """Return where a server is reached, without password."""
+    """Return the address or socket of a server, without password."""
     options = server.connection_pool.connection_kwargs
     return str(options["path"]) if "path" in options else str(Address(options["host"], options["port"]))
 
@@ -50,7 +50,7 @@ async def clock_ms(redis: Redis, key: str) -> int:
 
 
 async def read_together(redis: Redis, key: str, commands: Sequence[Command], *, is_one_moment: bool) -> list[Any]:
-    """Send commands that only read, all at the server that has `key`, and return each reply or error.
+    """Send read-only commands to the server that has `key`, and return each reply or error.
 
     With `is_one_moment`, nothing is written between them. Errors: RedisError; OSError; LedgerUnavailable.
     """
@@ -63,7 +63,7 @@ async def read_together(redis: Redis, key: str, commands: Sequence[Command], *, 
 
     async def send(address: Address, _: bool) -> list[Any]:
         replies = await read(cast("Cluster", cluster).client(address))
-        # Where a key has moved, all are read again.
+        # If a key has moved, all commands are sent again.
         if (moved := next((each for each in replies if isinstance(each, AskError)), None)) is not None:
             raise moved
         return replies
@@ -73,7 +73,7 @@ async def read_together(redis: Redis, key: str, commands: Sequence[Command], *, 
 
 
 def all_good(replies: list[Any]) -> list[Any]:
-    """Return replies that hold no error. Errors: the first one among them."""
+    """Return the replies if none is an error. Errors: the first error among them."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply

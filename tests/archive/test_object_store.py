@@ -215,7 +215,7 @@ async def test_a_body_that_breaks_off_is_read_again(archiving: Archiving, bucket
     for segment in Archive(bucket.storage()).segments(0):
         check_segment(segment)
     bucket.server.fault = always("broken", method="GET", ending="parquet")
-    with pytest.raises(ArchiveUnavailable, match="gave no answer"):
+    with pytest.raises(ArchiveUnavailable, match="did not answer"):
         check_segment(Archive(bucket.storage()).segments(0)[0])
 
 
@@ -265,7 +265,7 @@ async def test_the_sealer_waits_for_a_store_and_goes_on(archiving: Archiving, bu
         ("403 AccessDenied", "access is denied (AccessDenied): check the credentials"),
         ("403 AccessDenied", "that they may list, get and put there, for `recover` also delete"),
         ("403 InvalidAccessKeyId", "access is denied (InvalidAccessKeyId)"),
-        ("400 ExpiredToken", "refuses it (ExpiredToken, status 400)"),
+        ("400 ExpiredToken", "refuses the request (ExpiredToken, status 400)"),
         ("400 ExpiredToken", "the session has ended: get new credentials"),
         (
             "403 RequestTimeTooSkewed",
@@ -277,7 +277,7 @@ async def test_the_sealer_waits_for_a_store_and_goes_on(archiving: Archiving, bu
         ("308 Moved", "127.0.0.1 sends requests to another address (status 308)"),
         ("404 NoSuchBucket", "there is no bucket tests-"),
         ("400 IllegalLocationConstraintException", "is in another region: set AWS_REGION"),
-        ("501 NotImplemented", "does not know what was asked of it (NotImplemented)"),
+        ("501 NotImplemented", "does not support the request (NotImplemented)"),
         ("503 SlowDown", "cannot serve now (SlowDown, status 503)"),
     ],
 )
@@ -302,7 +302,7 @@ def test_a_server_that_is_not_there_is_named_without_the_password_in_its_address
     bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://user:word-of-the-tests@127.0.0.1:1")
-    with pytest.raises(ArchiveUnavailable, match=r"127\.0\.0\.1 gave no answer") as told:
+    with pytest.raises(ArchiveUnavailable, match=r"127\.0\.0\.1 did not answer") as told:
         bucket.storage().names()
     assert "word-of-the-tests" not in str(told.value)
 

@@ -128,7 +128,7 @@ async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
             await serving
         letters = await running.dead_letters()
         assert [letter["reason"] for letter in letters] == ["invalid_task"]
-        assert f"'reply_to' must be no stream and no key of a Tollbook, as '{reply_to}' is" in letters[0]["error"]
+        assert f"'reply_to' must not be a stream or a key of a Tollbook, as '{reply_to}' is" in letters[0]["error"]
         if reply_to != "tollbook:dead-letters":
             assert await redis_client.type(reply_to) != b"stream"
 
@@ -154,7 +154,7 @@ async def test_a_publisher_refuses_a_key_of_a_tollbook_before_anything_is_sent(
     await redis_client.hset(STREAM_OWNERS, mapping={"scraping": "acme", "acme-tasks": "acme"})
     async with Publisher(Settings(redis_url=server_url)) as publisher:
         for reply_to in ("tollbook:what-may-come", "acme:what-may-come", "acme:task:t1", "acme-tasks", "analysis"):
-            with pytest.raises(InvalidTask, match="'reply_to' must be no stream and no key of a Tollbook"):
+            with pytest.raises(InvalidTask, match="'reply_to' must not be a stream or a key of a Tollbook"):
                 await publisher.publish(STREAM, "score_post", "a post", user_id="u1", reply_to=reply_to)
     assert not await redis_client.exists(STREAM)
 

@@ -79,7 +79,7 @@ def test_what_is_created_is_read_back(place: Place) -> None:
     for storage in (place.storage, place.again()):
         assert storage.names() == [NAME, "partition-1/two.parquet"]
         assert storage.names("partition-1") == ["partition-1/two.parquet"]
-        storage.expect([NAME, "partition-0/missing.json"])
+        storage.prefetch([NAME, "partition-0/missing.json"])
         assert (storage.read(NAME), storage.size(NAME)) == (b"content", 7)
         with storage.file(NAME) as path:
             assert path.read_bytes() == b"content"

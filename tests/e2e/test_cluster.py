@@ -334,8 +334,8 @@ async def test_a_node_is_recognised_and_its_socket_and_other_databases_are_refus
         socket = Path(short) / "s"
         async with cluster_servers(tmp_path, primaries=1, unixsocket=str(socket)) as servers:
             for url, problem in (
-                (f"unix://{socket}?db=0", "by a socket"),
-                (servers.nodes[0].url.removesuffix("0") + "3", "a cluster has 0 alone"),
+                (f"unix://{socket}?db=0", "over a socket"),
+                (servers.nodes[0].url.removesuffix("0") + "3", "a cluster has only 0"),
             ):
                 async with connect(url) as redis:
                     pipeline = CommandPipeline(redis)

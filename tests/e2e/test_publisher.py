@@ -136,7 +136,7 @@ async def test_what_a_worker_would_refuse_is_not_sent(running: RunningSystem, pu
             "score_post",
             "x",
             {"user_id": "u1", "metadata": {"at": object()}},
-            "'metadata' must hold only what JSON",
+            "'metadata' must contain only JSON",
         ),
         ("generation", "score_post", "x", {"user_id": "u1", "color": "red"}, "unknown field 'color'"),
     ]

@@ -133,7 +133,7 @@ async def test_credit_is_taken_back_once_a_key_and_never_below_none(
     assert await administration.revoke_credit("u1", 2 * DOLLAR, SIGNED)
     assert not await administration.revoke_credit("u1", 2 * DOLLAR, SIGNED)
     assert await cap_of(calling, "u1") == 5 + 3
-    with pytest.raises(CreditTooLow, match=r"^u1 has \$3\.00 of credit in 20..-.., not more$"):
+    with pytest.raises(CreditTooLow, match=r"^u1 has \$3\.00 of credit in 20..-.., no more$"):
         await administration.revoke_credit("u1", 3 * DOLLAR + 1, Signature("ann", "again"))
     await administration.revoke_credit("u1", 3 * DOLLAR, Signature("ann", "again"))
     assert await cap_of(calling, "u1") == 5

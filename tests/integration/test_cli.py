@@ -476,11 +476,11 @@ def test_a_file_that_is_no_projection_is_told_with_what_to_do(tmp_path: Path) ->
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "tollbook.duckdb"
     path.touch()
-    assert "data/tollbook.duckdb is empty or no projection: move it away" in shell("tollbook spend", tmp_path).stderr
+    assert "data/tollbook.duckdb is empty or not a projection: move it away" in shell("tollbook spend", tmp_path).stderr
     path.unlink()
     duckdb.connect(str(path)).close()
     finished = shell("tollbook spend", tmp_path)
-    assert "data/tollbook.duckdb is empty or no projection: move it away" in finished.stderr
+    assert "data/tollbook.duckdb is empty or not a projection: move it away" in finished.stderr
     assert len(finished.stderr.splitlines()) == 1
 
 

@@ -278,7 +278,7 @@ async def test_recorded_spend_has_a_campaign_and_tags_and_raises_the_plans_alert
     charged = (await calling.events())[-2].payload
     assert isinstance(charged, CostRecorded)
     assert charged.assigned_plan == "trial"
-    with pytest.raises(InvalidTask, match="'tags' must not have the name 'user'"):
+    with pytest.raises(InvalidTask, match="'tags' must not be named 'user'"):
         await tracker.record_usage("u1", "1", tags={"user": "u2"})
 
 

@@ -205,7 +205,7 @@ def test_a_gap_or_a_repeat_is_refused_and_folds_nothing(store: Store, seqs: tupl
 
 def test_an_event_folded_before_is_refused(store: Store) -> None:
     store.fold(Batch(0, [reserved(1, 5, 5)]))
-    with pytest.raises(LedgerGap, match="comes again"):
+    with pytest.raises(LedgerGap, match="is repeated"):
         store.fold(Batch(0, [reserved(1, 5, 5)]))
 
 

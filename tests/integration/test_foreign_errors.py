@@ -101,7 +101,7 @@ async def test_a_server_that_wants_a_password(tmp_path: Path, private_server: Em
         for name, error in (await refusals(settings_for(url, tmp_path))).items():
             assert type(error) is LedgerUnavailable, name
             assert "Redis refused the log-in" in error.message, name
-            assert "REDIS_URL takes a user and a password" in error.message, name
+            assert "give a user and a password in REDIS_URL" in error.message, name
             assert "wrong-horse" not in error.message, name
 
 

@@ -206,7 +206,7 @@ FORGERIES: Final[dict[str, Forgery]] = {
     "an unknown type": ("refund", REFUND, {"amount": -300}, UnreadableEvent, "type"),
     "a number that comes again": (
         "cost-adjusted", REFUND, {"seq": 4, "amount": -300, "committed": 0},
-        LedgerGap, "comes again",
+        LedgerGap, "is repeated",
     ),
     "a number that leaves one out": (
         "cost-adjusted", REFUND, {"seq": 6, "amount": -300, "committed": 0},
@@ -272,7 +272,7 @@ async def test_a_grant_that_is_written_once_more_is_found(gate: DirectGate, stor
     problem = await refusal_of(gate, store)
     assert isinstance(problem, ForgedEvent)
     assert problem.seq == 2
-    assert "credit-granted k comes again" in str(problem)
+    assert "credit-granted k is repeated" in str(problem)
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ async def test_a_grant_over_a_key_of_another_type_is_found(gate: DirectGate, sto
         gate, "credit-granted", {"author": "me", "reason": "mine"},
         {"seq": 2, "call_id": "x", "amount": 10**9, "committed": 1_000},
     )  # fmt: skip
-    assert "credit-granted x has a record that the gate has not written" in str(await refusal_of(gate, store))
+    assert "credit-granted x has a record that the gate did not write" in str(await refusal_of(gate, store))
 
 
 async def test_an_event_put_in_the_place_of_the_newest_is_found(gate: DirectGate, store: Store) -> None:

@@ -129,7 +129,7 @@ async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown
             (("create", "--user", "u1", "--model", "score_pots"), "'score_pots'; did you mean 'score_post'"),
             (("create", "--user", "u1", "--tag", "red"), "--tag: 'red' is not written NAME=VALUE"),
             (("create", "--user", "u1", "--tag", "a=1", "--tag", "a=2"), "--tag: a is given twice"),
-            (("create", "--user", "u1", "--tag", "user=x"), "tags must not have the name 'user'"),
+            (("create", "--user", "u1", "--tag", "user=x"), "tags must not be named 'user'"),
             (("create", "--user", "u1", "--expires", "2020-01-01"), "must expire in the future"),
             (("create", "--user", "u1", "--expires", "soon"), "--expires: 'soon' is no moment"),
             (("create", "--user", "u1", "--expires", "9999999d"), "--expires: 9999999d is longer than ten years"),

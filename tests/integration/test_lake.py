@@ -13,7 +13,7 @@ from tests.object_store import ObjectStore
 from tests.report_data import load, make_archive
 from tests.system import run_cli
 from tollbook.ledger.archive import lake
-from tollbook.ledger.archive.lake import LakeRefused, Taken, open_lake, take_in
+from tollbook.ledger.archive.lake import CopiedCounts, LakeRefused, copy_segments, open_lake
 from tollbook.ledger.archive.manifests import ArchiveDamaged, parquet_name
 from tollbook.ledger.archive.segments import Archive, check_segment
 
@@ -23,9 +23,11 @@ CALLS = load(100, users=5)
 def nobody(_segment: object) -> None: ...
 
 
-def take(archive: Path, catalog: Path, files: str | None = None, report: Callable[[Any], None] = nobody) -> Taken:
+def take(
+    archive: Path, catalog: Path, files: str | None = None, report: Callable[[Any], None] = nobody
+) -> CopiedCounts:
     with open_lake(catalog, files) as connection:
-        return take_in(Archive(archive), connection, report)
+        return copy_segments(Archive(archive), connection, report)
 
 
 def rows(catalog: Path, sql: str) -> list[Any]:
@@ -36,11 +38,13 @@ def rows(catalog: Path, sql: str) -> list[Any]:
 def test_every_sealed_event_is_in_the_lake_once(tmp_path: Path) -> None:
     catalog = tmp_path / "books.ducklake"
     half = make_archive(tmp_path / "half", CALLS[:150], segment=50)
-    assert take(half, catalog) == Taken(segments=3, events=150)
-    assert take(half, catalog) == Taken()
+    assert take(half, catalog) == CopiedCounts(segments=3, events=150)
+    assert take(half, catalog) == CopiedCounts()
     whole = make_archive(tmp_path / "whole", CALLS[:300], segment=50)
     seen: list[str] = []
-    assert take(whole, catalog, report=lambda segment: seen.append(segment.stem)) == Taken(segments=3, events=150)
+    assert take(whole, catalog, report=lambda segment: seen.append(segment.stem)) == CopiedCounts(
+        segments=3, events=150
+    )
     assert [stem[-12:] for stem in seen] == [f"{last:012}" for last in (200, 250, 300)]
     sql = "SELECT count(*), count(DISTINCT seq), min(seq), max(seq) FROM lake.events"
     assert rows(catalog, sql) == [(300, 300, 1, 300)]
@@ -72,7 +76,7 @@ def test_a_run_that_ended_in_between_is_repeated_without_harm(tmp_path: Path, mo
 
     with pytest.raises(KeyboardInterrupt):
         take(archive, catalog, report=end)
-    assert take(archive, catalog) == Taken(segments=2, events=100)
+    assert take(archive, catalog) == CopiedCounts(segments=2, events=100)
     assert rows(catalog, "SELECT count(*), count(DISTINCT seq) FROM lake.events") == [(150, 150)]
 
 

@@ -160,7 +160,7 @@ def test_a_balance_dropped_or_added_while_the_file_is_open_decides_nothing(tmp_p
     store = folded(tmp_path / "t.duckdb", steps=40)
     with store.connection.cursor() as cursor:
         cursor.execute(change)
-    with pytest.raises(BaselineUnavailable, match="other budgets than were folded"):
+    with pytest.raises(BaselineUnavailable, match="other budgets than the fold wrote"):
         store.baselines([BUDGET])
     store.close()
 

@@ -89,8 +89,8 @@ async def test_a_server_that_is_a_replica_is_not_taken_for_the_primary(group: Re
         [
             (f"/{SERVICE}", "/letters", "the Sentinels know no such service"),
             (PASSWORD, "wrong", "the user name or the password is wrong"),
-            (SENTINEL_PASSWORD, "wrong", "the Sentinels want another user or password"),
-            (f"sentinel_password={SENTINEL_PASSWORD}", "", "the Sentinels want another user or password"),
+            (SENTINEL_PASSWORD, "wrong", "the Sentinels require another user or password"),
+            (f"sentinel_password={SENTINEL_PASSWORD}", "", "the Sentinels require another user or password"),
         ],
     ),
 )

@@ -165,7 +165,7 @@ async def test_a_look_that_fails_in_a_way_nobody_foresaw_stops_calls_and_the_nex
     looking = asyncio.create_task(watch.run())
     try:
         server.is_odd = True
-        with pytest.raises(LedgerUnavailable, match=r"could not be looked at \(ValueError: "):
+        with pytest.raises(LedgerUnavailable, match=r"could not be checked \(ValueError: "):
             await check_until_refused(watch)
         server.asked.clear()
         await asyncio.wait_for(server.asked.wait(), PATIENCE_S)

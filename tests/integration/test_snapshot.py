@@ -153,7 +153,7 @@ def test_no_projection_and_a_damaged_one_are_said(tmp_path: Path) -> None:
         take_snapshot(tmp_path / "none" / "t.duckdb", tmp_path / "copy.duckdb")
     (tmp_path / "t.duckdb").write_bytes(b"no database" * 2_000)
     with (
-        pytest.raises(LedgerUnavailable, match=r"t.duckdb is empty or no projection: move it away"),
+        pytest.raises(LedgerUnavailable, match=r"t.duckdb is empty or not a projection: move it away"),
         open_snapshot(tmp_path / "t.duckdb"),
     ):
         pass
@@ -333,7 +333,7 @@ def test_a_question_of_a_command_without_memory_names_limit_and_setting(path: Pa
 
 @pytest.mark.parametrize("text", ["", "0MB", "512", "1 TB", "-1GB", "1.5GB", "512MB; SET threads = 8"])
 def test_a_size_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="a size is written like 512MB or 2GB"):
+    with pytest.raises(ValueError, match="a size must be written like 512MB or 2GB"):
         memory_bytes(text)
 
 

@@ -144,7 +144,7 @@ def test_names_that_the_policy_does_not_have_are_refused(bounds: dict[str, Any],
         ({"user_id": ""}, "the user must have 1 to 200 characters"),
         ({"user_id": "u1", "name": "a\nb"}, "the name must have no"),
         ({"user_id": "u1", "campaign_id": " x"}, "the campaign must have no space"),
-        ({"user_id": "u1", "tags": {"user": "x"}}, "tags must not have the name 'user'"),
+        ({"user_id": "u1", "tags": {"user": "x"}}, "tags must not be named 'user'"),
         ({"user_id": "u1", "models": ("a/ b",)}, "'a/ b' is not a valid model id"),
     ],
 )

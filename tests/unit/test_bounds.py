@@ -24,7 +24,7 @@ from tollbook.inference.errors import PriceUnknown
 from tollbook.inference.models import ModelFacts
 from tollbook.inference.prices.model_price import ModelPrice, PriceTier, price_from_usd
 from tollbook.schemas.events import BoundPrice
-from tollbook.schemas.json_text import whole_text
+from tollbook.schemas.json_text import replace_surrogates
 from tollbook.schemas.messages import Message
 from tollbook.schemas.usage import Usage
 
@@ -179,8 +179,8 @@ def test_numbers_and_what_is_for_the_cache_add_no_tokens() -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | ANY_TEXT.map(whole_text),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT.map(whole_text), inner, max_size=3),
+    st.none() | st.booleans() | st.integers() | ANY_TEXT.map(replace_surrogates),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_TEXT.map(replace_surrogates), inner, max_size=3),
     max_leaves=10,
 )
 

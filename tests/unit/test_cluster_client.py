@@ -187,7 +187,7 @@ async def test_every_primary_gets_what_is_for_all(servers: Servers, pipeline: Co
 @pytest.mark.parametrize(
     ("path", "reply", "problem"),
     [
-        ("/1", None, "database 0 alone"),
+        ("/1", None, "only database 0"),
         ("/0", b"*0\r\n", "has no slots"),
     ],
 )
@@ -208,7 +208,7 @@ async def test_a_cluster_that_cannot_be_used_is_refused_in_one_line(
 async def test_several_servers_that_are_no_cluster_are_refused() -> None:
     async with scripted_servers(2) as alone, connect(f"redis://{alone[0].address},{alone[1].address}/0") as redis:
         pipeline = CommandPipeline(redis)
-        with pytest.raises(LedgerUnavailable, match="are no cluster"):
+        with pytest.raises(LedgerUnavailable, match="are not a cluster"):
             await pipeline.execute(*ADD)
         await pipeline.aclose()
         assert alone[0].received == alone[1].received == []
@@ -240,7 +240,7 @@ async def test_a_user_who_may_not_ask_several_nodes_is_told_so(servers: Servers)
         server.slots = replies(b"-NOPERM User tollbook has no permissions to run the 'cluster|slots' command\r\n")
     async with connect(f"redis://{servers[0].address},{servers[1].address}/0") as redis:
         pipeline = CommandPipeline(redis)
-        with pytest.raises(LedgerUnavailable, match="allow CLUSTER SLOTS"):
+        with pytest.raises(LedgerUnavailable, match="may not use CLUSTER SLOTS"):
             await pipeline.execute("PING")
         await pipeline.aclose()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tollbook.consumers.messages import Delivery, read_task
 from tollbook.schemas.entries import TaskFields, task_entry
 from tollbook.schemas.identifiers import normalise_id
-from tollbook.schemas.json_text import whole_text
+from tollbook.schemas.json_text import replace_surrogates
 from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import default_policy
 from tollbook.schemas.tasks import MAX_ENTRY_BYTES, InvalidTask, Task
@@ -62,7 +62,7 @@ def test_an_entry_is_read_as_it_was_meant_or_is_not_made(values: dict[str, Any])
     wanted = {name: value for name, value in values.items() if value is not None and (value != "" or name == "prompt")}
     for name in ("user_id", "plan", "prompt", "system", "model", "campaign_id", "reply_to", "max_tokens"):
         meant = wanted.get(name, Task.model_fields[name].default)
-        meant = whole_text(meant) if isinstance(meant, str) else meant
+        meant = replace_surrogates(meant) if isinstance(meant, str) else meant
         is_id = name in ("user_id", "campaign_id") and isinstance(meant, str)
         assert getattr(task, name) == (normalise_id(meant) if is_id else meant), name
     assert task.temperature == values.get("temperature")
@@ -76,11 +76,11 @@ def test_an_entry_is_read_as_it_was_meant_or_is_not_made(values: dict[str, Any])
         ({"prompt": ""}, "'prompt' must not be empty"),
         ({"user_id": None}, "'user_id' is missing"),
         ({"user_id": ""}, "'user_id' is missing"),
-        ({"prompt": b"bytes"}, "'prompt' must be text, a number or what JSON can hold, not bytes"),
+        ({"prompt": b"bytes"}, "'prompt' must be text, a number or a JSON value, not bytes"),
         ({"max_tokens": True}, "'max_tokens' must be a whole number from 1 to 200000, not 'true'"),
         ({"temperature": float("nan")}, "'temperature' must be a number from 0 to 2, not 'nan'"),
-        ({"metadata": {"at": object()}}, "'metadata' must hold only what JSON can hold"),
-        ({"metadata": {"at": float("inf")}}, "'metadata' must hold only what JSON can hold"),
+        ({"metadata": {"at": object()}}, "'metadata' must contain only JSON values"),
+        ({"metadata": {"at": float("inf")}}, "'metadata' must contain only JSON values"),
         ({"metadata": [1]}, "'metadata' must be a JSON object"),
         ({"messages": [{"role": "user", "content": "x"}]}, "give only one of 'prompt' and 'messages'"),
         ({"color": "red"}, "unknown field 'color'"),

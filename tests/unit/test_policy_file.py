@@ -144,7 +144,7 @@ BUDGET = '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n'
         (SUMMARIZE + 'fallback = ["c/d", "c/d"]\n', "the fallback c/d is named twice"),
         (SUMMARIZE + 'cheaper = "a/b"\n', "the cheaper model is the model itself, a/b"),
         (SUMMARIZE + "params = { n = 3 }\n", "tollbook.toml:4: 'tasks.summarize.params' has an unknown parameter 'n'"),
-        (SUMMARIZE + "params = { stop = 2026-12-01 }\n", "'tasks.summarize.params' must hold only what JSON can hold"),
+        (SUMMARIZE + "params = { stop = 2026-12-01 }\n", "'tasks.summarize.params' must contain only JSON values"),
         ('[tasks.ping]\nmodel = "a/b"\nmax_tokens = 3\n', "'tasks' 'ping' calls no model and has no route"),
         (
             "[streams.Emails]\n",
@@ -169,7 +169,7 @@ BUDGET = '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n'
         ),
         (
             '[[budgets]]\nname = "x"\nby = ["team", "user"]\nwindow = "day"\ncap_usd = 1\ncaps = { red = 1 }\n',
-            "tollbook.toml:6: 'budgets[0].caps' has 'red', which must have 2 values with commas between them",
+            "tollbook.toml:6: 'budgets[0].caps' has 'red', which must have 2 values separated by commas",
         ),
         (
             '[[budgets]]\nname = "x"\nby = ["a", "b"]\nwindow = "day"\ncap_usd = 1\n'
@@ -199,15 +199,15 @@ BUDGET = '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n'
         ),
         (
             PROVIDER + 'dialect = "anthropic"\ncost_by_id = true\n',
-            "tollbook.toml:1: 'providers.x' must not have cost_by_id = true: providers of dialect 'anthropic' do not",
+            "tollbook.toml:1: 'providers.x' must not have cost_by_id = true: providers of dialect 'anthropic' report",
         ),
         (
             PROVIDER + 'dialect = "openai"\nstream = true\n',
-            "tollbook.toml:1: 'providers.x' must not have stream = true: providers of dialect 'openai' tell no cost by",
+            "tollbook.toml:1: 'providers.x' must not have stream = true: providers of dialect 'openai' report no cost",
         ),
         (
             PROVIDER + 'dialect = "compatible"\nprices_from = "catalogue"\n',
-            "tollbook.toml:1: 'providers.x' takes prices_from = 'catalogue': 'catalogue' must name it there",
+            "tollbook.toml:1: 'providers.x' has prices_from = 'catalogue': set 'catalogue' to its name there",
         ),
         (
             PROVIDER + 'dialect = "compatible"\nprices_from = "modles"\n',
@@ -251,7 +251,7 @@ BUDGET = '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n'
         ('x = "a\u2028b"\nx = 1\n', "tollbook.toml:2: this key or table is defined twice in the file"),
         ('timezone = """UTC\n# ["""\n[plans.x]\ncap_usd = -1\n', "tollbook.toml:4: 'plans.x.cap_usd' must be dollars"),
         ('timezone = "Europe/Berln"\n', "; did you mean 'Europe/Berlin'?"),
-        (f'timezone = "{"a" * 5000}"\n', "'timezone' a text of 5000 characters is no known time zone"),
+        (f'timezone = "{"a" * 5000}"\n', "'timezone' a text of 5000 characters is not a known time zone"),
         (
             '\ntimezone = "localtime"\n',
             "tollbook.toml:2: 'timezone' must be a zone such as 'Europe/Berlin', not 'localt",
@@ -330,7 +330,7 @@ def test_prices_stand_in_the_order_of_their_days_however_these_are_written() -> 
     rules = [{"prompt": 1, "completion": 1} | ({} if day is None else {"from": day}) for day in days]
     assert [rule.starts for rule in default_policy({"prices": {"m": rules}}).prices["m"]] == days[::-1]
     same = [{"prompt": number, "completion": 1, "from": day} for number, day in enumerate(["20261201", "2026-12-01"])]
-    with pytest.raises(ValidationError, match="each with another 'from' day"):
+    with pytest.raises(ValidationError, match="each with a different 'from' day"):
         default_policy({"prices": {"m": same}})
 
 
@@ -531,7 +531,7 @@ def test_a_task_is_checked_against_the_policy_with_its_names(tmp_path: Path) -> 
             {"plan": "Gold"},
             "'plan' must be one of 'trial', 'starter', 'growth', 'gold', not 'Gold'; did you mean 'gold'?",
         ),
-        ({"reply_to": "emails"}, "'reply_to' must be no stream and no key of a Tollbook, as 'emails' is"),
+        ({"reply_to": "emails"}, "'reply_to' must not be a stream or a key of a Tollbook, as 'emails' is"),
     ):
         with pytest.raises(InvalidTask, match=problem):
             check_task(Task.model_validate({**values, **change}), policy)

@@ -19,7 +19,7 @@ TOLD: dict[str, tuple[RedisError, str]] = {
         "nothing listens there",
     ),
     "no such host": (RedisConnectionError("Error -2 connecting to x:6379. Name or service not known."), "no such host"),
-    "no password given": (AuthenticationError("Authentication required."), "it wants a password"),
+    "no password given": (AuthenticationError("Authentication required."), "it requires a password"),
     "wrong password": (AuthenticationError("invalid username-password pair or user is disabled."), "password is wrong"),
     "password not wanted": (
         AuthenticationError(

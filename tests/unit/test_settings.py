@@ -155,12 +155,12 @@ def test_caller_wins_over_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             '{"m": {"prompt": 1, "completion": 1, "from": "soon"}}',
             "'from' of 'm' must be a day in UTC such as '2026-12-01', not 'soon'",
         ),
-        ("TOLLBOOK_PRICES", '{"m": []}', "'m' must have one price or more, each with another 'from' day"),
+        ("TOLLBOOK_PRICES", '{"m": []}', "'m' must have one price or more, each with a different 'from' day"),
         (
             "TOLLBOOK_PRICES",
             '{"m": [{"prompt": 1, "completion": 1, "from": "2026-12-01"},'
             ' {"prompt": 2, "completion": 1, "from": "20261201"}]}',
-            "'m' must have one price or more, each with another 'from' day",
+            "'m' must have one price or more, each with a different 'from' day",
         ),
         (
             "TOLLBOOK_PRICES",

@@ -95,5 +95,5 @@ def test_a_time_zone_is_found_by_its_name() -> None:
     assert find_zone("UTC") is UTC
     assert find_zone("Europe/Berlin") == ZoneInfo("Europe/Berlin")
     for name in ("Europe/Atlantis", "", "../passwd", "/etc/passwd", "Europe"):
-        with pytest.raises(ValueError, match="no known time zone"):
+        with pytest.raises(ValueError, match="not a known time zone"):
             find_zone(name)

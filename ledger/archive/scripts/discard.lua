@@ -1,8 +1,8 @@
 --[[
-Trim archived events off the stream: only sealed ones, and only up to an entry whose place is known.
+Trim archived events off the stream: only sealed events, and only up to an entry with a known number.
 Run with EVAL.
 KEYS meta ledger   ARGS 1 ledger_id 2 sequence number of the last event to trim 3 its entry id
-OK removed (events trimmed in all) | UNSEALED sealed_seq | UNKNOWN (no such event at that place) | LEDGER ledger_id
+OK removed (events trimmed in all) | UNSEALED sealed_seq | UNKNOWN (the entry has another number) | LEDGER ledger_id
 ]]
 local m = redis.call('HMGET', KEYS[1], 'ledger_id', 'removed', 'sealed_seq')
 if m[1] ~= ARGV[1] then -- G8

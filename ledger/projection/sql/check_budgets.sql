@@ -1,4 +1,4 @@
--- Budgets whose balance, cap or name is not what their events give: each budget with both values.
+-- Budgets whose balance, cap or name differs from their events: each budget with both values.
 WITH moves AS (
     SELECT user_budget(user_id, period) AS budget, partition, settled, held, cap, last_seq
     FROM (

@@ -1,4 +1,4 @@
--- Blocks of events that are not what was folded, and positions that are not the end of their partition's events.
+-- Blocks of events that differ from what was folded, and positions that are not the end of their partition's events.
 WITH found AS (
     SELECT e.partition, (e.seq - 1) // 65536 AS block, count(*) AS events, sum(hash(e)::HUGEINT) AS checksum
     FROM events AS e

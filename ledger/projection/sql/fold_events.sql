@@ -49,5 +49,6 @@ SELECT
     CASE WHEN is_readable THEN payload ELSE error('unreadable') END AS payload
 FROM batch
 WHERE $user_id IS NULL OR user_id = $user_id
-    -- Of one user too: which budgets are the user's own, and what those began with. Others' openings move nothing there.
+    -- Kept for one user's fold too: it shows which budgets are the user's own, and their opening balances. Openings of
+    -- other budgets move nothing there.
     OR type IN ('policy-applied', 'budget-opened');

@@ -15,7 +15,7 @@ WITH named AS (
                 {"budget": "VARCHAR", "cap_nanousd": "BIGINT", "committed_nanousd": "BIGINT"}
             ]}').budgets) AS further
         FROM events
-        -- Most payloads name none. In JSON, any name may be written with escapes.
+        -- Most payloads name no budget. In JSON, any name may be written with escapes.
         WHERE partition = $partition AND seq BETWEEN $first AND $last AND (contains(payload, 'budgets') OR contains(payload, '\u'))
     )
     ${only_own}

@@ -1,4 +1,4 @@
--- For the fold of one user's events: the budgets named in the batch that nobody else spends from. Those are the budgets
+-- For the fold of one user's events: the budgets in the batch from which no other user spends. These are the budgets
 -- of any policy so far that are kept by user, beside other attributes or not, under this user's id; and the day's, which
 -- could be set before there were policies.
 CREATE OR REPLACE TEMP TABLE own_budgets AS

@@ -22,7 +22,7 @@ SELECT
             AND TRY_CAST(payload->>'fraction' AS DECIMAL(9, 4)) > 0 AND TRY_CAST(payload->>'settled_nanousd' AS BIGINT) IS NOT NULL
         WHEN 'segment-sealed' THEN segment IS NOT NULL AND amount = 0
         WHEN 'ledger-recovered' THEN author IS NOT NULL AND amount = 0
-        -- Read by themselves, since they are rare: a member that is read of every event costs time with every event.
+        -- Read separately, since they are rare: each member that is read here costs time with every event.
         WHEN 'policy-applied' THEN author IS NOT NULL AND amount = 0 AND (payload->>'digest') IS NOT NULL
             AND TRY_CAST(payload->>'version' AS INTEGER) >= 1 AND json_type(payload, '$.content') = 'OBJECT'
         WHEN 'budget-opened' THEN len(budgets) = 1 AND amount >= 0

@@ -1,5 +1,5 @@
 -- Functions that decisions and the fold use. They are made again whenever a file is opened for writing, so that a file
--- cannot bring others of the same names.
+-- cannot have other functions of the same names.
 --
 -- `/` makes DOUBLEs in DuckDB, so nano-dollars become dollars by an exact decimal product. The way back converts whole
 -- dollars and fraction separately: a product of both needs more digits than a machine word has, and takes 40 times as
@@ -10,12 +10,12 @@ CREATE OR REPLACE MACRO fraction(dollars) AS (dollars::DECIMAL(18, 9) - trunc(do
 CREATE OR REPLACE MACRO nanousd(dollars) AS trunc(dollars::DECIMAL(18, 9))::BIGINT * 1000000000
     + (fraction(dollars) * 999999999::DECIMAL(9, 0) + fraction(dollars))::BIGINT;
 
--- What a row of `budgets` adds to its checksum. A fold takes the old balance out and puts the new one in, so that a row
--- that was changed by others stays wrong, however often it is folded.
+-- What a row of `budgets` adds to its checksum. A fold subtracts the old balance and adds the new one, so that a row
+-- that others have changed stays wrong, however often it is folded.
 CREATE OR REPLACE MACRO balance_hash(budget, settled, held) AS
     hash(budget, settled::DECIMAL(18, 9), held::DECIMAL(18, 9));
 
--- What a budget keeps a balance by: its attributes' values, as joined by budget_value() in schemas/identifiers.py.
+-- The value part of a balance's key: its attributes' values, as joined by budget_value() in schemas/identifiers.py.
 CREATE OR REPLACE MACRO budget_value(parts) AS CASE len(parts)
     WHEN 0 THEN 'all'
     WHEN 1 THEN parts[1]

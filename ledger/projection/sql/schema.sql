@@ -2,8 +2,8 @@
 --
 -- Public contract: events, calls, spend, budgets, position, discrepancies; and views.sql. Nothing here comes from a
 -- clock or depends on where a batch ended. Money is DECIMAL(18,9) dollars, exact to the nano-dollar.
--- `events` has no index, since it is only appended to and its row groups are in order of arrival. With Zstandard
--- its payloads need a third of the room, and less time, than with the compression that DuckDB chooses by itself.
+-- `events` has no index, since it is only appended to and its row groups are in order of arrival. With Zstandard, its
+-- payloads need a third of the space, and less time, than with the compression that DuckDB chooses by default.
 
 CREATE TABLE events (
     partition INTEGER NOT NULL,
@@ -150,7 +150,7 @@ SELECT
 FROM events
 WHERE type = 'alert-raised';
 
--- Credits of budgets that never begin anew: what was granted, and what of it was taken back or has expired. A user's
+-- Credits of budgets that are never reset: what was granted, and what of it was taken back or has expired. A user's
 -- credit of a billing period is not here, but in `spend`. A view, since there are few.
 CREATE VIEW credits AS
 SELECT

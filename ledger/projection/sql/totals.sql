@@ -10,7 +10,7 @@ SELECT
     type = 'model-called' AND json_exists(payload, '/usage_doubt') AS is_doubted,
     coalesce(CASE WHEN type = 'model-called' THEN http_status END, 0) AS http_status,
     coalesce(kind, '') AS kind,
-    -- The name in the policy alone: values are without number.
+    -- Only the name in the policy: the number of values has no limit.
     coalesce(CASE WHEN type IN ('budget-denied', 'alert-raised') THEN regexp_extract(budget, '^[^:~]*') END, '') AS budget,
     type = 'cost-recorded' AND hold > 0 AS frees_hold,
     max(seq) AS seq,

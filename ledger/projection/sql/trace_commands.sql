@@ -1,4 +1,4 @@
--- Commands of the batch that stand on the ledger before, while the gate still knew them: it appends each once.
+-- Commands of the batch that are on the ledger already, from a time that the gate still knew: it appends each once.
 SELECT i.seq, i.id, i.type, i.call_id
 FROM incoming AS i
 JOIN events AS e ON e.partition = i.partition AND e.call_id = i.call_id AND e.type = i.type AND e.seq < i.seq

@@ -1,5 +1,5 @@
--- What the gate must have left on the tails for the moves just folded: for each budget, the digest of its entries after
--- the watermark, and the balance after the last. A budget with many moves is read in several parts.
+-- What the gate must have written on the tails for the moves just folded: for each budget, the digest of its entries
+-- after the watermark, and the balance after the last. A budget with many moves is read in several parts.
 WITH placed AS (
     SELECT
         m.budget, m.seq, i.id, i.ms, i.n,

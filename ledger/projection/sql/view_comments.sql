@@ -44,7 +44,7 @@ COMMENT ON COLUMN spend_by_model.spent_usd IS 'Settled spend, corrections includ
 COMMENT ON COLUMN spend_by_model.prompt_tokens IS 'Tokens of all prompts.';
 COMMENT ON COLUMN spend_by_model.completion_tokens IS 'Tokens of all completions.';
 
-COMMENT ON VIEW policy_calendar IS 'One row: by which days and months the newest policy counts.';
+COMMENT ON VIEW policy_calendar IS 'One row: the calendar of the newest policy.';
 COMMENT ON COLUMN policy_calendar.timezone IS 'Its time zone; UTC before the first policy.';
 COMMENT ON COLUMN policy_calendar.month_starts_on IS 'First day of its billing periods.';
 
@@ -69,10 +69,10 @@ COMMENT ON COLUMN cap_use.plan IS 'Plan at the last event that names one.';
 COMMENT ON COLUMN cap_use.cap_usd IS 'Cap in force, credit included, in dollars.';
 COMMENT ON COLUMN cap_use.spent_usd IS 'Settled spend, in dollars.';
 COMMENT ON COLUMN cap_use.reserved_usd IS 'Open holds, in dollars.';
-COMMENT ON COLUMN cap_use.left_usd IS 'Cap less settled spend, in dollars; below zero after an overage or a lower cap.';
+COMMENT ON COLUMN cap_use.left_usd IS 'Cap minus settled spend, in dollars; below zero after an overage or a lower cap.';
 COMMENT ON COLUMN cap_use.used_percent IS 'Settled spend as a percentage of the cap.';
 COMMENT ON COLUMN cap_use.mean_day_usd IS 'Settled spend divided by the days from the user''s first event of the period to the newest event or the end of the period (at least one), in dollars.';
-COMMENT ON COLUMN cap_use.runs_out_on IS 'Day in the policy''s time zone of the newest event plus left_usd / mean_day_usd days, that of the newest event where nothing is left; NULL where it is not before the end of the period, or the period is over.';
+COMMENT ON COLUMN cap_use.runs_out_on IS 'Day in the policy''s time zone of the newest event plus left_usd / mean_day_usd days, or the day of that event if nothing is left; NULL if it is not before the end of the period, or the period is over.';
 
 COMMENT ON VIEW denials IS 'One row per refused call, with the balance that refused it.';
 COMMENT ON COLUMN denials.recorded_at IS 'When it was refused.';
@@ -82,13 +82,13 @@ COMMENT ON COLUMN denials.call_id IS 'Call; the id of its task.';
 COMMENT ON COLUMN denials.plan IS 'Plan of the user.';
 COMMENT ON COLUMN denials.task_type IS 'Type of the task.';
 COMMENT ON COLUMN denials.campaign_id IS 'Campaign of the task.';
-COMMENT ON COLUMN denials.reason IS 'cap: settled spend and this call pass the cap; wait_timeout: only open holds were in the way, for too long.';
+COMMENT ON COLUMN denials.reason IS 'cap: settled spend and this call pass the cap; wait_timeout: other calls held the money for too long.';
 COMMENT ON COLUMN denials.budget IS 'Budget that refused: kind, subject and window joined by colons.';
 COMMENT ON COLUMN denials.asked_usd IS 'Upper bound of the call, in dollars.';
 COMMENT ON COLUMN denials.settled_usd IS 'Settled spend of that budget then, in dollars.';
 COMMENT ON COLUMN denials.held_usd IS 'Open holds of that budget then, in dollars.';
 COMMENT ON COLUMN denials.cap_usd IS 'Cap of that budget, in dollars.';
-COMMENT ON COLUMN denials.short_usd IS 'What was missing: settled, held and asked amounts less the cap, in dollars.';
+COMMENT ON COLUMN denials.short_usd IS 'What was missing: settled, held and asked amounts minus the cap, in dollars.';
 COMMENT ON COLUMN denials.partition IS 'Partition of the ledger.';
 COMMENT ON COLUMN denials.seq IS 'Number of the event.';
 
@@ -120,7 +120,7 @@ COMMENT ON COLUMN latency_by_model.max_ms IS 'Longest.';
 COMMENT ON VIEW token_prices IS 'One row per billing period and model asked for: the true price of a thousand tokens, over attempts that report tokens and whose charge is not assumed. Corrected holds with several attempts are left out, since it is not known which attempt was corrected.';
 COMMENT ON COLUMN token_prices.period IS 'Billing period that is charged.';
 COMMENT ON COLUMN token_prices.model IS 'Model asked for.';
-COMMENT ON COLUMN token_prices.attempts IS 'Such HTTP requests.';
+COMMENT ON COLUMN token_prices.attempts IS 'HTTP requests that count here.';
 COMMENT ON COLUMN token_prices.prompt_tokens IS 'Tokens of their prompts, cached ones included.';
 COMMENT ON COLUMN token_prices.completion_tokens IS 'Tokens of their completions, reasoning included.';
 COMMENT ON COLUMN token_prices.charged_usd IS 'Their charges, corrections included, in dollars.';
