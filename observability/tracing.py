@@ -1,8 +1,9 @@
 """Traces: one for each task, from its publisher through every attempt to the acknowledgement.
 
 A task's span continues the publisher's `traceparent`. Without it, the trace id is derived from the stream entry, so
-that all deliveries of a task are in one trace, in any process. A later delivery also links to the one before. Spans have
-ids, names, numbers and codes, but no text of a prompt, a completion, a key or an error message, and no user id (G10).
+that all deliveries of a task are in one trace, in any process. A later delivery also links to the one before. Spans
+have ids, names, numbers and codes, but no text of a prompt, a completion, a key or an error message, and no user id
+(G10).
 Traces are never written to the ledger.
 """
 

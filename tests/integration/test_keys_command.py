@@ -135,9 +135,9 @@ async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown
             (("create", "--user", "u1", "--expires", "9999999d"), "--expires: 9999999d is longer than ten years"),
             (("create", "--user", "u1", "--reason", " "), "--reason: give a reason"),
             (("revoke", "key-1"), "this is not the id of a key; ids look like key-0123456789ab"),
-            (("revoke", "key-000000000000"), "there are no keys key-000000000000"),
+            (("revoke", "key-000000000000"), "there is no key key-000000000000"),
             (("revoke", "key-000000000000", "--after", "1 week"), "--after: '1 week' is not a time span"),
-            (("rotate", "key-000000000000"), "there are no keys key-000000000000"),
+            (("rotate", "key-000000000000"), "there is no key key-000000000000"),
         ],
     ),
 )

@@ -67,7 +67,7 @@ def test_bad_input_gets_one_line(command: Any, arguments: tuple[str, ...], code:
 def test_without_data_it_says_where_data_would_come_from(command: Any, tmp_path: Path) -> None:
     code, errors = command(cwd=tmp_path)
     assert code == 1
-    assert re.fullmatch(r"tollbook: there are no data in data/ to report on: .*tollbook demo --keep.*\n", errors)
+    assert re.fullmatch(r"tollbook: there is no data in data/ to report: .*tollbook demo --keep.*\n", errors)
     make_data_dir(tmp_path / "data", [])
     assert "no calls were made" in command(cwd=tmp_path)[1]
 
