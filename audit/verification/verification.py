@@ -229,7 +229,7 @@ class _PartitionWalk:
                 return events
 
     def _check_removed(self, end: StreamEnd) -> None:
-        """Check `removed_to`: below it, the gate assumes that events are archived, and would not notice missing ones."""
+        """Check `removed_to`: the gate takes events up to there for archived, and would not notice missing ones."""
         removed_to = EntryId.parse(end.removed_to)
         first = EntryId.parse(end.first_id) if end.first_id else None
         if removed_to > EntryId.parse(end.generated_id) or (first is not None and removed_to >= first):  # audits G1

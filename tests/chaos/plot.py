@@ -31,6 +31,9 @@ SERVER_DEEDS: Final[dict[str, dict[Deed, int]]] = {
     CLUSTER: {"kill": 3, "stop": 2, "move": 3},
     SENTINEL: {"kill": 3, "stop": 2},
 }
+# How long servers with replicas are left alone between two blows. After each, calls wait until its replica is in step
+# again; blows without a pause would leave no time for any call.
+SERVER_PAUSES_S: Final = {CLUSTER: (2.0, 6.0), SENTINEL: (6.0, 12.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ def draw(seed: int, *, chaos_s: float, tasks: int, store: str = ONE) -> Plot:
         chaos_s=chaos_s,
         caps_nanousd=caps,
         publications=tuple(sorted(publications, key=lambda publication: publication.at_s)),
-        blows=tuple(_blows(dice, chaos_s, SERVER_DEEDS[store])),
+        blows=tuple(_blows(dice, chaos_s, store)),
         fault_rates=_fault_rates(dice),
         latency_ms=dice.choice((5, 60, 250)),
         attempt_timeout_s=dice.choice(ATTEMPT_TIMEOUTS_S) if chaos_s > _LONG_S else ATTEMPT_TIMEOUTS_S[0],
@@ -224,8 +227,10 @@ def _malformed(dice: Random, task_id: str) -> dict[str, str]:
     )
 
 
-def _blows(dice: Random, chaos_s: float, server_deeds: Mapping[Deed, int]) -> list[Blow]:
-    blows: list[Blow] = []
+def _blows(dice: Random, chaos_s: float, store: str) -> list[Blow]:
+    has_replicas = store in SERVER_PAUSES_S
+    server_deeds = {} if has_replicas else SERVER_DEEDS[store]
+    blows = _blows_on_servers(dice, chaos_s, store) if has_replicas else []
     at_s = 1.0
     while at_s < chaos_s:
         if dice.random() < 0.1:
@@ -234,6 +239,15 @@ def _blows(dice: Random, chaos_s: float, server_deeds: Mapping[Deed, int]) -> li
         else:
             blows.append(_blow(dice, at_s, server_deeds))
         at_s += dice.uniform(0.3, 1.7)
+    return blows
+
+
+def _blows_on_servers(dice: Random, chaos_s: float, store: str) -> list[Blow]:
+    deeds, blows, at_s = SERVER_DEEDS[store], list[Blow](), dice.uniform(1.0, 4.0)
+    while at_s < chaos_s:
+        deed = dice.choices(list(deeds), list(deeds.values()))[0]
+        blows.append(Blow(at_s, "server", deed, dice.uniform(0.0, 2.0)))
+        at_s += blows[-1].for_s + dice.uniform(*SERVER_PAUSES_S[store])
     return blows
 
 
