@@ -1,6 +1,6 @@
-"""Alerts in the process that folds the ledger: raised, queued and delivered while it runs.
+"""Alerts in the process that folds the ledger: it raises, queues and delivers them while it runs.
 
-Nothing here is in the way of calls: a receiver that cannot be used is logged and shown by `doctor`, and calls go on.
+Never blocks calls: a receiver that cannot be used is logged and shown by `doctor`, and calls go on.
 """
 
 import asyncio
@@ -56,11 +56,11 @@ class _Alerting:
         self._state = state
 
     async def run(self) -> None:
-        """Deliver until cancelled; after a fault, begin again."""
+        """Deliver until cancelled; restart after an error."""
         while True:
             try:
                 return await self._run()
-            except Exception:  # noqa: BLE001 - alerts end with the process, not before; calls go on meanwhile.
+            except Exception:  # noqa: BLE001 - an error must not end alerts for the rest of the process.
                 _log.exception("alerts.failed")
                 await asyncio.sleep(_RETRY_S)
 

@@ -1,7 +1,6 @@
-"""How a command finds the running system and its data: settings first, then what `up` left in the data directory.
+"""Finds the running system and its data for a command: by the settings, then by files in the data directory.
 
-What only some commands need is imported where it is used: Redis' client and DuckDB take longer to load than the
-light commands take in all.
+The Redis client and DuckDB are imported where they are used: loading them takes longer than a whole light command.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def with_running_provider(settings: Settings) -> Settings:
-    """Return settings whose provider is the one that the running system calls, where none is configured here.
+    """Return settings with the running system's provider, if none is configured here.
 
-    So `doctor` and `reconcile` ask the stand-in beside `tollbook up --stand-in`.
+    With it, `doctor` and `reconcile` ask the stand-in of `tollbook up --stand-in`.
     """
     if settings.has_provider or settings.stand_in_url is not None:
         return settings
@@ -51,12 +50,12 @@ def _default_provider_url() -> str:
 
 
 def data_settings(settings: Settings) -> Settings:
-    """Return the settings with which a command reads: those of a kept demo, where there is nothing else to read.
+    """Return the settings of a command that reads: those of a kept demo, if there is nothing else to read.
 
-    A demo (`tollbook demo --keep`) in the current directory serves where nobody set a data directory or a Redis, and
-    the default data directory holds nothing.
+    A demo (`tollbook demo --keep`) in the current directory is used if neither a data directory nor a Redis is set, and
+    the default data directory has no data.
     """
-    # An object store is not asked for each command.
+    # An object store is not checked: that would be a request for each command.
     is_set = {"data_dir", "archive_dir", "archive_url", "redis_url"} & settings.model_fields_set
     if (
         is_set
@@ -80,10 +79,10 @@ def _holds_data(data_dir: "Path", archive: "Path") -> bool:
 async def readable_redis(
     settings: Settings, *, on_waiting: Callable[[], None] = lambda: None
 ) -> AsyncGenerator[tuple[str, bool]]:
-    """Yield the URL of the running system's Redis, and whether the data is at rest.
+    """Yield the URL of a Redis to read, and whether the system is stopped.
 
-    Where nothing runs and an embedded server has kept data, one is run over it that takes no write.
-    Errors: LedgerUnavailable where there is neither; EmbeddedServerError.
+    If the system is stopped and an embedded server left data, a read-only server is started on that data.
+    Errors: LedgerUnavailable if there is neither a server nor data; EmbeddedServerError.
     """
     from tollbook.ledger.server.at_rest import is_at_rest, server_at_rest
 
@@ -91,7 +90,7 @@ async def readable_redis(
         yield find_redis_url(settings), False
         return
     async with server_at_rest(settings.data_dir, on_waiting=on_waiting) as url:
-        # A system that was started meanwhile has an endpoint, and its server is the one that is read.
+        # If a system was started in the meantime, its own server is read.
         yield url, is_at_rest(settings.data_dir)
 
 
@@ -108,7 +107,7 @@ class Connection:
 async def connected(settings: Settings, *, only_reads: bool = False) -> AsyncGenerator[Connection]:
     """Connect to the running system's Redis. Errors: LedgerUnavailable, which says what to do.
 
-    `only_reads`: no replica is waited for (TOLLBOOK_MIN_REPLICAS), so that it answers while one is missing.
+    `only_reads`: do not wait for replicas (TOLLBOOK_MIN_REPLICAS), so that reads work while one is missing.
     """
     from redis.exceptions import RedisError
 
@@ -130,7 +129,7 @@ async def connected(settings: Settings, *, only_reads: bool = False) -> AsyncGen
 
 
 async def written_events(settings: Settings) -> tuple[str, int]:
-    """Return the ledger's id and how many events were ever written to it; no id where there is no ledger.
+    """Return the ledger's id and how many events were ever written to it; ("", 0) if there is no ledger.
 
     Errors: LedgerUnavailable.
     """
@@ -148,9 +147,9 @@ async def written_events(settings: Settings) -> tuple[str, int]:
 
 
 def open_tables(settings: Settings) -> "Tables":
-    """Return the projection as it is now, whether a projector is running or not; all answers are of one moment.
+    """Open a snapshot of the projection, whether a projector is running or not.
 
-    Errors: LedgerUnavailable where there is none.
+    Errors: LedgerUnavailable if there is no projection.
     """
     return _Snapshot(settings)
 
@@ -162,7 +161,7 @@ def query_projection(settings: Settings, sql: str) -> list[dict[str, Any]]:
 
 
 def query_projection_at_once(settings: Settings, *queries: str) -> list[list[dict[str, Any]]]:
-    """Run SELECTs on the projection as it is at one moment. Errors: as `query_projection`."""
+    """Run SELECTs on one snapshot of the projection. Errors: as `query_projection`."""
     with ExitStack() as parts:
         snapshot = _Snapshot(settings, parts)
         return [snapshot.rows(sql) for sql in queries]
@@ -196,7 +195,7 @@ class _Snapshot:
             return cursor.execute(sql).to_arrow_table()
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
-        """Return the rows of a query, without Arrow, which takes as long to load as a small query takes."""
+        """Return the rows of a query, without Arrow: importing it takes as long as a small query."""
         with self._limited(), self._connection.cursor() as cursor:
             cursor.execute(sql)
             names = [column[0] for column in cursor.description or ()]

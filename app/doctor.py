@@ -1,7 +1,7 @@
-"""What `tollbook doctor` checks: everything that stops or endangers calls. Nothing is changed.
+"""The checks of `tollbook doctor`: everything that stops or endangers calls. It changes nothing.
 
-The parts are in `server_findings` (Redis), `ledger_findings` and `process_findings`. Where nothing runs on the data
-directory of an embedded server, the data is read at rest, and what only a running system has is not checked.
+The parts are in `server_findings` (Redis), `ledger_findings` and `process_findings`. If an embedded server is stopped,
+its data is read without it, and checks that need a running system are skipped.
 """
 
 import asyncio
@@ -44,14 +44,14 @@ from tollbook.ledger.server.refusals import reason_of
 from tollbook.schemas.policy import Policy
 from tollbook.schemas.routes import DEFAULT_PROVIDER
 
-# The embedded server and the projector stop on a full disk; a person needs some time to make room.
+# The embedded server and the projector stop when the disk is full; a warning before that leaves time to free space.
 _DISK_FAILED_BYTES: Final = 256 << 20
 _DISK_WARNING_BYTES: Final = 2 << 30
 _LIMIT_S: Final = 10.0
 
 
 async def examine(settings: Settings | None = None) -> list[Finding]:
-    """Return what each check found. What is wrong is a finding, never an exception."""
+    """Run all checks and return their findings. A problem is a finding, never an exception."""
     try:
         settings = settings or load_settings()
     except SettingsError as exc:
@@ -65,7 +65,7 @@ async def examine(settings: Settings | None = None) -> list[Finding]:
 
 @dataclass(slots=True)
 class _Known:
-    """What the checks know: `policy` is the ledger's once that is read, before that what is stated here."""
+    """Shared by the checks. `policy` is the policy stated here, until the ledger's policy is read."""
 
     settings: Settings
     policy: Policy
@@ -91,7 +91,7 @@ async def _check_disk(known: _Known) -> AsyncIterator[Finding]:
 
 
 def _folders(settings: Settings) -> list[Path]:
-    """Return the folders that are written to, one for each disk."""
+    """Return the folders that Tollbook writes to, one for each disk."""
     written = [settings.data_dir] if settings.archive_url else [settings.archive_path, settings.data_dir]
     folders = {_existing(folder).stat().st_dev: folder for folder in written}
     return list(reversed(folders.values()))
@@ -125,7 +125,7 @@ async def _check_redis(known: _Known) -> AsyncIterator[Finding]:
             try:
                 keys = await _keys_of(pipeline, settings)
             except NoPermissionError:
-                keys = ()  # What this user may not do is named with what it may not write.
+                keys = ()  # `writing_findings` reports the missing permissions.
             if keys:
                 known.policy = (await CurrentPolicy.of_ledger(pipeline, keys)).newest.policy
             written = keys or (Keys(settings.namespace),)
@@ -133,7 +133,7 @@ async def _check_redis(known: _Known) -> AsyncIterator[Finding]:
                 yield Finding(
                     "running system",
                     "skipped",
-                    f"nothing runs on {settings.data_dir}, its data was read at rest: not checked were the server's "
+                    f"Tollbook does not run on {settings.data_dir}. Its stored data was checked, but not the server's "
                     "settings and memory, writing, projector, processes and workers",
                     "`tollbook up` starts it",
                 )
@@ -153,7 +153,7 @@ async def _check_redis(known: _Known) -> AsyncIterator[Finding]:
 
 
 async def _keys_of(pipeline: CommandPipeline, settings: Settings) -> tuple[Keys, ...]:
-    """Return the keys of the ledger's partitions, none where there is no ledger yet."""
+    """Return the keys of the ledger's partitions; none if there is no ledger yet."""
     stored: bytes | None = await pipeline.execute("HGET", Keys(settings.namespace).meta, "partitions")
     return tuple(Keys(settings.namespace, number) for number in range(int(stored or 0)))
 
@@ -169,7 +169,7 @@ async def _check_ledger(place: Place, *, has_ledger: bool) -> AsyncIterator[Find
 
 
 async def _check_routes(known: _Known) -> AsyncIterator[Finding]:
-    """Say which models serve a task type, and where their prices come from."""
+    """Report the models of each task type, and the sources of their prices."""
     prices = PriceCatalogue.from_settings(with_running_provider(known.settings), known.policy)
     for task_type, route in known.policy.tasks.items():
         name = f"price {task_type}"
@@ -182,14 +182,14 @@ async def _check_routes(known: _Known) -> AsyncIterator[Finding]:
             yield Finding(name, "failed", str(exc), "set TOLLBOOK_PRICES or TOLLBOOK_ROUTES")
         else:
             cheaper = route.cheaper_target
-            otherwise = f", or {priced[cheaper]} where that does not fit" if cheaper is not None else ""
+            otherwise = f", or {priced[cheaper]} if that does not fit the budget" if cheaper is not None else ""
             yield Finding(
                 name, "ok", ", then ".join(priced[each] for each in (route.first, *route.fallbacks)) + otherwise
             )
 
 
 async def _check_providers(known: _Known) -> AsyncIterator[Finding]:
-    """Say of each provider whether it answers and takes the key, and which models of routes it no longer has."""
+    """Report whether each provider answers and accepts the key, and which models of routes it no longer offers."""
     settings, policy = with_running_provider(known.settings), known.policy
     names = dict.fromkeys((*policy.called_providers, *policy.providers))
     offered: dict[str, set[str]] = {}
@@ -214,21 +214,21 @@ async def _check_providers(known: _Known) -> AsyncIterator[Finding]:
 
 
 async def _check_provider(name: str, policy: Policy, settings: Settings) -> tuple[Finding, set[str] | None]:
-    """Return what is found of one provider, and its models where it offers any."""
+    """Return the finding about one provider, and the models that it offers; None if they are unknown."""
     is_default = name == DEFAULT_PROVIDER
     check = "provider" if is_default else f"provider {name}"
     if is_default and not settings.has_provider:
         if settings.redis_url is None and is_at_rest(settings.data_dir):
-            found = "none is configured here, and nothing runs that would call one"
+            found = "no provider is configured here, and no process runs that would call one"
             return Finding(check, "skipped", found), None
         advice = "set it, or try things out with `tollbook up --stand-in`"
         return Finding(check, "failed", "OPENROUTER_API_KEY is not set", advice), None
     try:
         access = access_of(name, policy, settings)
     except (ProviderNotConfigured, SettingsError) as exc:
-        # Workers may have it in their own environment.
+        # Workers may have the key in their own environment.
         state = "failed" if name in policy.called_providers else "warning"
-        return Finding(check, state, str(exc), "set it for the workers, and here to check it"), None
+        return Finding(check, state, str(exc), "set it for the workers, and also here to let doctor check it"), None
     async with ProviderClient.from_access(access, settings) as provider:
         try:
             models = set(await provider.models())
@@ -238,5 +238,5 @@ async def _check_provider(name: str, policy: Policy, settings: Settings) -> tupl
         except ProviderUnavailable as exc:
             what = "OPENROUTER_BASE_URL" if is_default else f"base_url of providers.{name} in the policy"
             return Finding(check, "failed", str(exc), f"check {what} and the network"), None
-    key = "the key is good" if access.api_key is not None or is_default else "no key is sent"
+    key = "the key is accepted" if access.api_key is not None or is_default else "no key is sent"
     return Finding(check, "ok", f"{access.base_url}, {len(models)} models, {key}"), models

@@ -1,4 +1,4 @@
-"""Where `tollbook doctor` looks, and what a check of it found."""
+"""The inputs and findings of `tollbook doctor`'s checks."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 State = Literal["ok", "skipped", "warning", "failed"]
-"""`failed`: calls are stopped or endangered; `warning`: somebody should look; `skipped`: not checked."""
+"""`failed`: calls are stopped or endangered; `warning`: a person should look at it; `skipped`: not checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the ledger is looked at. `is_at_rest`: nothing runs on it."""
+    """The ledger that is checked. `is_at_rest`: no process runs on it."""
 
     settings: Settings
     redis: "Redis"
@@ -38,12 +38,12 @@ class Place:
     policy: Policy
 
     async def ask(self, *command: str | int) -> Any:
-        """Return a reply of Redis. Errors: LedgerUnavailable; ResponseError."""
+        """Run a command and return Redis' reply. Errors: LedgerUnavailable; ResponseError."""
         return await self.pipeline.execute(*command)
 
 
 def first_line(exc: Exception) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error's message."""
     return str(exc).strip().partition("\n")[0] or type(exc).__name__
 
 

@@ -25,7 +25,7 @@ _log: Final = structlog.get_logger(__name__)
 
 
 async def run_gateway(settings: Settings, stop: asyncio.Event, *, redis_url: str, pages: Pages | None = None) -> None:
-    """Serve the gateway until `stop`, beside a projector. Errors: SettingsError; LedgerRefused."""
+    """Serve the gateway until `stop`, next to a running projector. Errors: SettingsError; LedgerRefused."""
     if settings.gateway_port == "off":
         raise SettingsError(["TOLLBOOK_GATEWAY_PORT: is off, so there is nothing to serve; unset it, or give a port"])
     port = DEFAULT_PORT if settings.gateway_port is None else settings.gateway_port
@@ -50,9 +50,9 @@ async def run_gateway(settings: Settings, stop: asyncio.Event, *, redis_url: str
 
 @asynccontextmanager
 async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | None = None) -> AsyncGenerator[str]:
-    """Serve the gateway of `tollbook up` until `stop`; yield its address, '' where there is to be none.
+    """Serve the gateway of `tollbook up` until `stop`; yield its address, or '' if it is off.
 
-    Errors: SettingsError where the address or the certificate cannot be used.
+    Errors: SettingsError if the address or the certificate cannot be used.
     """
     settings = system.runtime.settings
     if settings.gateway_port == "off":
@@ -65,7 +65,7 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
 
     async def serve() -> None:
         async with (
-            # A runtime of its own: its requests may take longer, and wait for other calls as long as a client does.
+            # A runtime of its own, because its requests may take longer than a worker's.
             open_runtime(
                 settings_of_calls(settings),
                 system.handle,
@@ -83,7 +83,7 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
     serving = asyncio.create_task(serve())
     await asyncio.wait({serving, address}, return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
-        await serving  # It could not be served: this raises why.
+        await serving  # Raises why the gateway could not be served.
     try:
         yield address.result()
     finally:
@@ -92,7 +92,7 @@ async def open_gateway(system: System, stop: asyncio.Event, *, pages: Pages | No
 
 
 async def _until(stop: asyncio.Event, gateway: Gateway) -> None:
-    """Wait for `stop`; a server that ends before it sets that too: nothing goes on in silence without its gateway."""
+    """Wait for `stop`. If the server ends early, set `stop`, so that the process does not go on without its gateway."""
     gateway.serving.add_done_callback(lambda _: stop.set())
     await stop.wait()
 
@@ -102,7 +102,7 @@ def _opened(pages: Pages | None, runtime: InferenceRuntime) -> AbstractAsyncCont
 
 
 def gateway_child(settings: Settings) -> tuple[Child, str] | None:
-    """Return the gateway of `tollbook up --workers` as a process, and its address; None where there is to be none."""
+    """Return the gateway process of `tollbook up --workers` and its address; None if the gateway is off."""
     if settings.gateway_port == "off":
         return None
     port = settings.gateway_port or _free_port(settings.gateway_host)

@@ -1,4 +1,4 @@
-"""What `tollbook doctor` finds out about the ledger: its projection and archive, and what stops calls."""
+"""`tollbook doctor`'s checks of the ledger: projection, archive, accounts, and what stops calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from tollbook.ledger.archive.segments import Archive, Segment
 
 _MAX_SHOWN: Final = 5
-# A projector that is further behind than this is stuck, or too slow for what is written.
+# A projector that is further behind is stuck, or too slow for the rate of events.
 _LATE_S: Final = 60.0
 _RECOVER: Final = (
-    "restore Redis' newer data if there is any, else look with `tollbook recover`; docs/operators/recover.md says more"
+    "restore newer data of Redis if there is any; otherwise run `tollbook recover`, see docs/operators/recover.md"
 )
 
 
@@ -39,7 +39,7 @@ GROUP BY reason ORDER BY failures DESC, reason
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Up to where a partition is folded."""
+    """The position up to which a partition is folded."""
 
     ledger_id: str
     entry: str
@@ -47,11 +47,11 @@ class Folded:
 
 
 async def projection_findings(place: Place) -> AsyncIterator[Finding]:
-    """Say whether DuckDB belongs to the ledger, is up to date, and agrees with it."""
+    """Report whether DuckDB belongs to the ledger, is up to date, and agrees with it."""
     try:
         folded = await asyncio.to_thread(_read_folded, place.settings)
     except LedgerError as exc:
-        yield Finding("duckdb", "warning", str(exc), "`tollbook up` or `tollbook projector` makes it")
+        yield Finding("duckdb", "warning", str(exc), "`tollbook up` or `tollbook projector` creates it")
         return
     except Exception as exc:  # noqa: BLE001 - whatever is wrong with the file is a finding.
         yield Finding("duckdb", "failed", first_line(exc), "move the file away: it is rebuilt from the ledger")
@@ -73,24 +73,24 @@ async def projection_findings(place: Place) -> AsyncIterator[Finding]:
     if lost:
         yield Finding("ledger", "failed", "; ".join(lost), _RECOVER)
     else:
-        yield Finding("ledger", "ok", "it still has the last event that was folded")
+        yield Finding("ledger", "ok", "it still has the last folded event")
     if place.is_at_rest:
         yield Finding("lag", "ok", f"{count_of(behind, 'event')} to be folded at the next start")
     elif late_s > _LATE_S:
         found = f"the projection is {count_of(behind, 'event')} and {late_s:.0f} s behind"
-        yield Finding("lag", "failed", found, "calls of new users wait; see the projector's log, or start it again")
+        yield Finding("lag", "failed", found, "calls of new users wait; see the projector's log, or restart it")
     else:
         yield Finding("lag", "ok", f"the projection is {count_of(behind, 'event')} behind")
 
 
 async def failure_findings(place: Place) -> AsyncIterator[Finding]:
-    """Sum up the requests of the last hour that have no answer, by reason."""
+    """Report the requests of the last hour that got no answer, by reason."""
     try:
         rows = await asyncio.to_thread(query_projection, place.settings, _FAILURES)
-    except Exception:  # noqa: BLE001 - that the file cannot be read is a finding of its own.
+    except Exception:  # noqa: BLE001 - `projection_findings` reports a file that cannot be read.
         return
     if not rows:
-        yield Finding("failures", "ok", "no request has failed in the last hour of the ledger")
+        yield Finding("failures", "ok", "no request failed in the last hour of the ledger")
         return
     found = ", ".join(f"{row['failures']:,} {row['reason']} ({row['models']})" for row in rows)
     known = [FAILURES[row["reason"]] for row in rows if row["reason"] in FAILURES]
@@ -107,7 +107,7 @@ def _read_folded(settings: Settings) -> tuple[dict[int, Folded], int]:
 
 
 async def _other_ledger(place: Place, folded_id: str | None) -> Finding | None:
-    """Return what is wrong if Redis holds another ledger than the folded one, or none; None if they agree."""
+    """Return a finding if Redis has another ledger than the folded one, or has none; None if they agree."""
     stored: bytes | None = await place.ask("HGET", place.keys[0].meta, "ledger_id")
     found = stored.decode() if stored else None
     if folded_id is None or found == folded_id:
@@ -116,14 +116,14 @@ async def _other_ledger(place: Place, folded_id: str | None) -> Finding | None:
         "duckdb",
         "failed",
         f"{place.settings.data_dir} and Redis do not belong together: the projection is of ledger {folded_id}, "
-        f"{hide_password(place.redis_url)} holds {'ledger ' + found if found else 'no ledger'} "
+        f"{hide_password(place.redis_url)} has {'ledger ' + found if found else 'no ledger'} "
         f"under {place.settings.namespace!r}",
         "correct REDIS_URL, TOLLBOOK_NAMESPACE or TOLLBOOK_DATA_DIR; if Redis was emptied or replaced, restore it",
     )
 
 
 async def _compare(place: Place, positions: dict[int, Folded]) -> tuple[list[str], int, float]:
-    """Return what the ledger lacks of the folded events, how many events are not folded, and since when, in seconds."""
+    """Return which folded events the ledger has lost, how many events are not folded, and the lag in seconds."""
     lost, behind, late_s = list[str](), 0, 0.0
     for keys in place.keys:
         now_ms = await place.pipeline.now_ms(keys.meta)
@@ -137,8 +137,8 @@ async def _compare(place: Place, positions: dict[int, Folded]) -> tuple[list[str
         written = int(removed or 0) + int(length)
         if written < at.seq or (not same and at.seq > int(removed or 0)):
             lost.append(
-                f"event {at.entry}, folded last in partition {keys.partition}, is no longer on the ledger: "
-                "it went back in time"
+                f"event {at.entry}, the last folded one of partition {keys.partition}, is no longer on the ledger: "
+                "the ledger went back in time"
             )
         behind += max(0, written - at.seq)
         if newer:
@@ -147,7 +147,7 @@ async def _compare(place: Place, positions: dict[int, Folded]) -> tuple[list[str
 
 
 async def archive_findings(place: Place) -> AsyncIterator[Finding]:
-    """Say whether everything that was trimmed off the stream stands in the archive."""
+    """Report whether the archive has every event that was trimmed from the stream."""
     from tollbook.inference.archive_place import archive_of
     from tollbook.ledger.archive.manifests import ArchiveDamaged
     from tollbook.ledger.archive.storage_errors import ArchiveRefused, ArchiveUnavailable
@@ -169,7 +169,7 @@ async def archive_findings(place: Place) -> AsyncIterator[Finding]:
             yield Finding(
                 "archive",
                 "failed",
-                f"partition {keys.partition}: events up to {removed:,} were trimmed off the stream, and not all of "
+                f"partition {keys.partition}: events up to {removed:,} were trimmed from the stream, and not all of "
                 f"them are in {archive.place}",
                 "correct TOLLBOOK_ARCHIVE_DIR or TOLLBOOK_ARCHIVE_URL, or put the files back from a backup",
             )
@@ -179,9 +179,9 @@ async def archive_findings(place: Place) -> AsyncIterator[Finding]:
 
 
 def _present_segments(archive: "Archive", partition: int) -> "list[Segment]":
-    """Return a partition's segments, whose files are there and have the size that was sealed.
+    """Return a partition's segments, after checking that their files exist and have the sealed size.
 
-    Errors: ArchiveDamaged; OSError where nothing can be written beside them; ArchiveRefused; ArchiveUnavailable.
+    Errors: ArchiveDamaged; OSError if the archive cannot be written to; ArchiveRefused; ArchiveUnavailable.
     """
     from tollbook.ledger.archive.manifests import ArchiveDamaged, manifest_name, parquet_name
 
@@ -199,12 +199,12 @@ def _present_segments(archive: "Archive", partition: int) -> "list[Segment]":
 
 
 async def account_findings(place: Place) -> AsyncIterator[Finding]:
-    """Say whether caps, plans and credits in Redis are those of the events that are folded."""
+    """Report whether caps, plans and credits in Redis equal those of the folded events."""
     from tollbook.audit.verification.gate_state import changed_accounts, read_accounts, read_later
 
     try:
         rows = await asyncio.to_thread(query_projection, place.settings, _account_values())
-    except Exception:  # noqa: BLE001 - what is wrong with DuckDB is told by its own check.
+    except Exception:  # noqa: BLE001 - `projection_findings` reports problems of DuckDB.
         return
     problems = list[str]()
     for keys in place.keys:
@@ -212,19 +212,19 @@ async def account_findings(place: Place) -> AsyncIterator[Finding]:
         given = {(row["user_id"], row["field"]): row["value"] for row in folded if row["field"] is not None}
         unreadable = list[tuple[str, str]]()
         found = await read_accounts(place.redis, keys, unreadable)
-        # Last, so that it knows of whatever was assigned while the others were read.
+        # Read last, so that it includes accounts that changed while the others were read.
         last = EntryId.parse(folded[0]["id"]) if folded else EntryId(0, 0)
         later = {name for kind, name in await read_later(place.redis, keys, last) if kind == "user"}
         problems += changed_accounts(found, given, without=later)
         problems += [f"{key} is not as the gate writes it ({why})" for key, why in unreadable]
     for problem in problems[:_MAX_SHOWN]:
         yield Finding(
-            "accounts", "failed", problem, "set it back, or assign it by command; `tollbook verify` says more"
+            "accounts", "failed", problem, "set it back, or set it with a command; `tollbook verify` says more"
         )
     if len(problems) > _MAX_SHOWN:
         yield Finding("accounts", "failed", f"and {len(problems) - _MAX_SHOWN:,} more", "`tollbook verify` shows them")
     if not problems:
-        yield Finding("accounts", "ok", "caps, plans and credits in Redis are those of the events")
+        yield Finding("accounts", "ok", "caps, plans and credits in Redis equal those of the events")
 
 
 def _account_values() -> str:
@@ -233,7 +233,7 @@ def _account_values() -> str:
 
 
 async def _unbooked(place: Place, keys: Keys) -> int:
-    """Return how many charges of a partition wait. A Redis that was restored has lost its notes; the files are left."""
+    """Return how many unbooked charges a partition has. A restored Redis may have lost them; files still have them."""
     ledger_id: bytes | None = await place.ask("HGET", keys.meta, "ledger_id")
     folder = place.settings.data_dir / FOLDER
     try:
@@ -244,7 +244,7 @@ async def _unbooked(place: Place, keys: Keys) -> int:
 
 
 async def stop_findings(place: Place) -> AsyncIterator[Finding]:
-    """Say whether calls were stopped for cause, a recovery was interrupted, and charges wait to be booked."""
+    """Report whether calls are stopped, a recovery was interrupted, or charges are unbooked."""
     for keys in place.keys:
         reason, recovers, unbooked = await asyncio.gather(
             read_stop(place.pipeline, [keys]),
@@ -256,14 +256,14 @@ async def stop_findings(place: Place) -> AsyncIterator[Finding]:
                 "calls",
                 "failed",
                 f"stopped in partition {keys.partition}: {reason}",
-                "mend the cause; the projector lets calls begin again once it has checked",
+                "fix the cause; the projector checks it and then allows calls again",
             )
         if recovers:
             yield Finding(
                 "recovery",
                 "failed",
-                f"the recovery of partition {keys.partition} has not ended",
-                "unless `tollbook recover` runs just now, run it with --yes: it finishes what was begun",
+                f"the recovery of partition {keys.partition} is not finished",
+                "unless `tollbook recover` is running now, run it with --yes: it finishes the recovery",
             )
         if unbooked:
             yield Finding(

@@ -1,4 +1,4 @@
-"""What `tollbook doctor` finds out about the processes on a ledger, and the tasks and holds that wait for them."""
+"""`tollbook doctor`'s checks of the processes on a ledger, and of the tasks and holds that wait for them."""
 
 import asyncio
 from collections import Counter
@@ -22,20 +22,20 @@ _OVERDUE_MS: Final = 120_000
 
 
 async def process_findings(place: Place) -> AsyncIterator[Finding]:
-    """Say which processes are alive, and which of them has another version or decides by other settings."""
+    """Report which processes are alive, and which of them has another version or other settings."""
     owner, signs = await asyncio.gather(
         place.ask("GET", projector_lease(place.settings.namespace)),
         read_signs(place.pipeline, place.settings.namespace),
     )
     problem = await _write_problem(place) if owner is None else None
     if problem is not None:
-        found = f"it cannot be seen whether one is alive, since it can renew nothing on this server: {problem}"
-        yield Finding("projector", "failed", found, "no call is made until the server takes writes again")
+        found = f"unknown whether one is alive, because it cannot renew its lease on this server: {problem}"
+        yield Finding("projector", "failed", found, "no call is made until the server accepts writes again")
     elif owner is None:
         yield Finding(
             "projector",
             "failed",
-            "none is alive: nothing is folded, and calls wait as soon as they need a newer balance",
+            "no projector is alive: nothing is folded, and calls wait when they need a newer balance",
             "start `tollbook up` or `tollbook projector`",
         )
     else:
@@ -46,7 +46,7 @@ async def process_findings(place: Place) -> AsyncIterator[Finding]:
     for sign in signs:
         if sign.holds_back is not None:
             found = f"{sign.part} {sign.name} holds tasks back: {sign.holds_back}"
-            yield Finding("tasks", "failed", found, "mend what this names; then the tasks are executed")
+            yield Finding("tasks", "failed", found, "fix this cause; then the tasks are executed")
     for difference in _differences(signs):
         yield difference
     own = settings_digests(place.settings)
@@ -55,13 +55,13 @@ async def process_findings(place: Place) -> AsyncIterator[Finding]:
         yield Finding(
             "settings",
             "warning",
-            f"{', '.join(differing)}: here it is not what the running processes have",
-            "give this command their settings, or start them again with these",
+            f"{', '.join(differing)}: differs here from the running processes",
+            "give this command their settings, or restart them with these",
         )
 
 
 def _differences(signs: Sequence[Sign]) -> list[Finding]:
-    """Compare every process with what most have."""
+    """Compare every process with the most common settings and version."""
     if not signs:
         return []
     usual = Counter(tuple(sorted(sign.settings.items())) for sign in signs).most_common(1)[0][0]
@@ -73,8 +73,8 @@ def _differences(signs: Sequence[Sign]) -> list[Finding]:
                 Finding(
                     "settings",
                     "failed",
-                    f"{sign.part} {sign.name} decides by another {', '.join(differing)} than the others",
-                    "start it again with the settings of the others",
+                    f"{sign.part} {sign.name} has another {', '.join(differing)} than the others",
+                    "restart it with the settings of the others",
                 )
             )
         if sign.version != version:
@@ -83,14 +83,14 @@ def _differences(signs: Sequence[Sign]) -> list[Finding]:
                     "version",
                     "warning",
                     f"{sign.part} {sign.name} runs version {sign.version}, the others {version}",
-                    "start it again with that version",
+                    "restart it with that version",
                 )
             )
     return found
 
 
 async def task_findings(place: Place) -> AsyncIterator[Finding]:
-    """Say what of the tasks needs a person: dead letters, holds overdue, tasks unread or dropped."""
+    """Report tasks that need a person: dead letters, overdue holds, unread or dropped tasks."""
     namespace = place.settings.namespace
     letters = int(await place.ask("XLEN", dead_letters(namespace)))
     if letters:
@@ -110,8 +110,8 @@ async def task_findings(place: Place) -> AsyncIterator[Finding]:
         yield Finding(
             "holds",
             "failed",
-            f"{count_of(overdue, 'hold')} should have been settled: their money is not free",
-            "start a worker, which settles them; its log says what keeps it from that",
+            f"{count_of(overdue, 'hold')} should have been settled; their money stays held",
+            "start a worker, which settles them; if it does not, its log says why",
         )
     for stream in place.policy.streams:
         async for finding in _backlog(place, stream):
@@ -119,15 +119,15 @@ async def task_findings(place: Place) -> AsyncIterator[Finding]:
 
 
 async def receiver_findings(place: Place) -> AsyncIterator[Finding]:
-    """Say which receivers of alerts do not take them."""
+    """Report which receivers of alerts do not accept them."""
     for state in await receiver_states(place.pipeline.execute, place.settings.namespace):
         if state.problem is not None:
             waiting = f"; {count_of(state.waiting, 'alert')} waiting" if state.waiting else ""
             yield Finding(
                 f"alerts {state.name}",
                 "warning",
-                f"the receiver does not take them: {state.problem}{waiting}",
-                "`tollbook alerts test` tries it",
+                f"the receiver does not accept them: {state.problem}{waiting}",
+                "`tollbook alerts test` tests it",
             )
         elif not place.is_at_rest:
             yield Finding(f"alerts {state.name}", "ok", f"{count_of(state.delivered, 'alert')} delivered")
@@ -148,19 +148,19 @@ async def _backlog(place: Place, stream: str) -> AsyncIterator[Finding]:
     if not await _has_reader(place, stream):
         problem = await _write_problem(place)
         if problem is not None:
-            found = f"{count_of(backlog.unread, 'task')}, and it cannot be seen whether a worker is alive: {problem}"
-            yield Finding(f"stream {stream}", "failed", found, "workers go on once the server takes writes again")
+            found = f"{count_of(backlog.unread, 'task')} unread, and unknown whether a worker is alive: {problem}"
+            yield Finding(f"stream {stream}", "failed", found, "workers go on when the server accepts writes again")
             return
         yield Finding(
             f"stream {stream}",
             "failed",
-            f"{count_of(backlog.unread, 'task')} and no worker that reads them",
+            f"{count_of(backlog.unread, 'task')} unread, and no worker reads this stream",
             f"start one: tollbook worker --streams {stream}",
         )
 
 
 async def _write_problem(place: Place) -> str | None:
-    """Return why the server takes no write, so that no process can show that it is alive; None where it takes them."""
+    """Return why the server accepts no writes; None if it does. Without writes, no process can show that it lives."""
     try:
         await check_writable(place.pipeline, place.keys[0])
     except FunctionsMissing:

@@ -1,6 +1,6 @@
-"""Composition root of the processes: projection, worker, and both in one (`tollbook up`).
+"""Composition root of the processes: projector, worker, and both in one (`tollbook up`).
 
-It says what is opened, in which order, and how it ends; the work itself is done in the rooms below.
+It owns what is opened, in which order, and how it ends. The rooms below do the work itself.
 """
 
 import asyncio
@@ -55,11 +55,11 @@ _SERVER_POLL_S: Final = 0.2
 _SERVER_PAUSE_S: Final = 2.0
 _MIN_CATCH_UP_S: Final = 0.5
 _POLICY_S: Final = 2.0
-# Of the grace, for what comes after the last fold.
+# The part of the grace for closing after the last fold.
 _CLOSING_S: Final = 1.0
-# After its grace a process has ended, or ends itself; its parent gives it a little more.
+# After its grace, a process exits by itself; its parent waits a little longer before it kills it.
 _KILLED_AFTER_S: Final = 5.0
-# A worker that gave up settling would forget an answer that is paid for. While Redis is away it has no other work.
+# A worker that gave up settling would lose an answer that was paid for. While Redis is down, it has no other work.
 PATIENCE: Final = Patience(settle_s=math.inf)
 _log = structlog.get_logger(__name__)
 
@@ -80,7 +80,7 @@ async def open_redis_url(settings: Settings) -> AsyncGenerator[str]:
 
 
 async def _keep_running(server: EmbeddedServer) -> None:
-    """Start the server again whenever it has died; clients find it at the same address."""
+    """Restart the server whenever it dies, at the same address."""
     while True:
         await asyncio.sleep(_SERVER_POLL_S)
         if server.is_running:
@@ -95,7 +95,7 @@ async def _keep_running(server: EmbeddedServer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The open parts of `tollbook up` in one process. `folding` ends only if the projection cannot go on."""
+    """The open parts of `tollbook up` in one process. `folding` ends only if the projection fails."""
 
     redis_url: str
     handle: LedgerHandle
@@ -107,7 +107,7 @@ class System:
 
 @asynccontextmanager
 async def open_system(settings: Settings, *, state: ProcessState | None = None) -> AsyncGenerator[System]:
-    """Open server, projection and runtime, fold in the background; `state` shows it to metrics and health.
+    """Open server, projection and runtime, and fold in the background. Metrics and health read `state`.
 
     Errors: EmbeddedServerError; LedgerUnavailable; LedgerRefused.
     """
@@ -131,7 +131,7 @@ async def open_system(settings: Settings, *, state: ProcessState | None = None) 
 
 
 async def _catch_up(projection: ProjectionService, handle: LedgerHandle) -> None:
-    """Fold what is left, as far as the grace allows; the next start folds the rest."""
+    """Fold the remaining events, as far as the grace allows; the next start folds the rest."""
     limit_s = max(_MIN_CATCH_UP_S, handle.pipeline.remaining_s - _CLOSING_S)
     try:
         async with asyncio.timeout(limit_s):
@@ -142,12 +142,12 @@ async def _catch_up(projection: ProjectionService, handle: LedgerHandle) -> None
 
 
 class StoppedWhileOpening(Exception):
-    """A signal came before everything was open; nothing was begun."""
+    """A signal came before everything was open; no work was started."""
 
 
 @asynccontextmanager
 async def ending_at(stop: asyncio.Event) -> AsyncGenerator[None]:
-    """End at `stop` what is opened in here, whatever it waits for. Errors: StoppedWhileOpening."""
+    """Cancel the body at `stop`, whatever it waits for. Errors: StoppedWhileOpening."""
 
     async def end() -> None:
         await stop.wait()
@@ -185,7 +185,7 @@ async def run_up(
                 system = await stack.enter_async_context(open_system(settings, state=state))
         except StoppedWhileOpening:
             return
-        # Before anything is announced.
+        # Checked before the system is announced.
         chosen_streams(streams, system.runtime.rules)
         check_providers(system.runtime.rules, settings)
         gateway = await stack.enter_async_context(open_gateway(system, stop)) if open_gateway else ""
@@ -194,10 +194,10 @@ async def run_up(
 
 
 async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event) -> None:
-    """Work until `stop`, or until the projection ends; calls in flight are finished first.
+    """Work until `stop`, or until the projection ends. Running calls are finished first.
 
-    Without `streams`, on all of the policy's. Errors: SettingsError for a stream that the policy does not have, and for
-    a provider whose key is not set; what ended it.
+    `streams`: by default all of the policy. Errors: SettingsError for a stream that the policy does not have, and for a
+    provider whose key is not set; the error that ended the projection.
     """
     system.folding.add_done_callback(lambda _: stop.set())
     with _ends_with(system.handle, system.runtime.settings, stop):
@@ -208,7 +208,7 @@ async def run_system(system: System, streams: Sequence[str], stop: asyncio.Event
 
 @contextmanager
 def _ends_with(handle: LedgerHandle, settings: Settings, stop: asyncio.Event) -> Generator[None]:
-    """See that no answer of Redis is waited for longer than the grace, counted from `stop`."""
+    """After `stop`, wait for Redis' replies no longer than the grace."""
 
     async def end() -> None:
         await stop.wait()
@@ -231,9 +231,9 @@ async def _run_worker(
 
 
 async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: bool = False) -> None:
-    """Fold and serve DuckDB until `stop`; where Redis does not answer, from when it does.
+    """Fold and serve DuckDB until `stop`, starting once Redis answers.
 
-    Errors: what stops the fold, and those of `open_system` but for LedgerUnavailable.
+    Errors: the error that ends the fold; as `open_system`, except LedgerUnavailable.
     """
     async with AsyncExitStack() as stack:
         state = await stack.enter_async_context(observe_process(settings, "projector"))
@@ -256,7 +256,7 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
             ):
                 async with open_alerts(settings, handle, state):
                     await stop.wait()
-                await asyncio.sleep(0)  # So that the end is set before anything is closed.
+                await asyncio.sleep(0)  # Lets `_ends_with` set its deadline before anything is closed.
             if folding.done():
                 await folding
             await _catch_up(projection, handle)
@@ -283,9 +283,9 @@ async def _enter_projection(
 
 
 async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:
-    """Work until `stop`, with baselines from the projector's process, which also makes the ledger.
+    """Work until `stop`, with baselines from the projector's process, which also creates the ledger.
 
-    `streams` and errors as of `run_system`.
+    `streams` and errors: as `run_system`.
     """
 
     async def work(runtime: InferenceRuntime, state: ProcessState) -> None:
@@ -303,12 +303,12 @@ async def run_beside_projector(
     redis_url: str,
     max_call_s: float | None = None,
 ) -> None:
-    """Open the ledger and a runtime of these settings, as soon as they can be, and work until `stop`.
+    """Open the ledger and a runtime with these settings, retrying until they are available; work until `stop`.
 
-    `max_call_s` as of `open_runtime`. Errors: LedgerRefused; SettingsError; what `work` raises.
+    `max_call_s`: as `open_runtime`. Errors: LedgerRefused; SettingsError; those of `work`.
     """
     try:
-        # On a machine without a projector too: charges that the ledger cannot take are noted here.
+        # Needed on a machine without a projector too: unbooked charges are written here.
         await asyncio.to_thread(make_private_folder, settings.data_dir)
     except OSError as exc:
         _log.warning(f"{part}.no_data_directory", problem=str(exc))
@@ -348,9 +348,10 @@ async def run_processes(
     announce: Callable[[str, str, str], Awaitable[None]],
     gateway: tuple[Child, str] | None = None,
 ) -> None:
-    """Run server, projector and workers as processes of their own until `stop`; `gateway` with its address too.
+    """Run server, projector, workers and gateway as processes of their own until `stop`.
 
-    `announce` is awaited with the URL of Redis, the addresses of their metrics, and that of the gateway.
+    `gateway` is its process and its address. `announce` gets the URL of Redis, the metrics' addresses, and the
+    gateway's address.
 
     Errors: SettingsError; EmbeddedServerError; PolicyDiffers.
     """
@@ -378,16 +379,16 @@ async def run_processes(
 
 
 async def _settle_policy(settings: Settings, redis_url: str) -> None:
-    """Bring the ledger's policy and this process's own together before there are children, as the projector would.
+    """Apply or check this process's policy on the ledger before children start, as the projector would.
 
-    A ledger that is not there yet, not this directory's, or went back in time, is left to the projector.
+    If the ledger does not exist yet, is another directory's, or went back in time, the projector handles it.
     Errors: as `start_policy`.
     """
     expected_id = await asyncio.to_thread(_ledger_id_on_disk, settings)
     try:
         async with open_ledger(settings, redis_url, expected_id=expected_id, may_create=False, part="up") as handle:
             gates = build_gates(handle, settings)
-            # The projector has not looked yet: nothing may be appended to a ledger that went back in time.
+            # The projector has not checked yet, and a ledger that went back in time must not get new events.
             heads = await asyncio.to_thread(heads_on_disk, settings, handle.ledger_id, len(gates))
             for gate in gates:
                 gate.see(heads[gate.keys.partition])  # G8
@@ -414,7 +415,7 @@ async def _open_projection(
     """Open ledger and projection, and announce them to the other commands on this machine."""
     expected_id, may_create = None, True
     try:
-        # What is on disk says which ledger belongs here: an emptied Redis must not get a new one beside it.
+        # The files on disk name the ledger that belongs here: an emptied Redis must not get a new one.
         expected_id = await asyncio.to_thread(_ledger_id_on_disk, settings)
     except StoreLocked:
         if not is_standby:
@@ -433,7 +434,7 @@ async def _open_projection(
             await handle.policies.refresh()
             if handle.user_ids.is_hashed:
                 await asyncio.to_thread(keep_key_copy, settings.data_dir, handle.ledger_id, handle.user_key)
-            # One process of a ledger counts what publishers drop from the task streams.
+            # One process per ledger counts the tasks that publishers drop from the task streams.
             counting = asyncio.create_task(
                 DroppedTasks(handle.pipeline, settings.namespace, lambda: tuple(handle.policy.streams)).run()
             )
@@ -447,7 +448,7 @@ async def _open_projection(
 
 
 async def _follow_policy(handle: LedgerHandle) -> None:
-    """Read the policy again and again: a projector makes no calls, and would hear of no change."""
+    """Refresh the policy regularly: a projector makes no calls, so it would not notice a change."""
     while True:
         await asyncio.sleep(_POLICY_S)
         try:
@@ -458,7 +459,7 @@ async def _follow_policy(handle: LedgerHandle) -> None:
 
 @asynccontextmanager
 async def announced_endpoint(settings: Settings, redis_url: str) -> AsyncGenerator[None]:
-    """Announce the address of Redis to the other commands on this machine, unless a parent process has."""
+    """Announce the address of Redis to the other commands on this machine, unless a parent process already has."""
     if await asyncio.to_thread(read_endpoint, settings.data_dir) is not None:
         yield
         return

@@ -1,9 +1,8 @@
-"""`tollbook recover`: a ledger that went back in time is put in order again, by a person.
+"""`tollbook recover`: repairs a ledger that lost events (it went back in time), on a person's command.
 
-It works alone: under the projector's lease, with calls stopped. Where nothing newer stands on the stream, the lost
-events are appended again as they were. Otherwise their charges are entered again by new events, and the copies that
-hold the lost history are moved aside. Each partition is recovered on its own; a run that was interrupted is finished
-by the next one.
+It holds the projector's lease, and calls are stopped. If the stream has no newer events, the lost events are appended
+again as they were. Otherwise new events enter their charges again, and the copies with the lost history are moved
+aside. Each partition is recovered on its own. The next run finishes an interrupted one.
 """
 
 import asyncio
@@ -55,70 +54,70 @@ from tollbook.schemas.upcasters import payload_object
 _STOPPED: Final = "`tollbook recover` works on the ledger"
 _PAGE: Final = 10_000
 _COSTS: Final = ("cost-recorded", "cost-adjusted")
-# Attempts to append the event that ends a recovery, while others write to the ledger.
-_TRIES: Final = 100
+# Tries to append the event that ends a recovery, while other processes write to the ledger.
+_MAX_TRIES: Final = 100
 
 
 class LeaseLost(LedgerRefused):
-    """A projector has begun to work on the ledger while it was recovered."""
+    """A projector has started on the ledger during the recovery."""
 
     def __init__(self, owner: str, place: str) -> None:
         super().__init__(
-            f"a projector ({owner}, {place}) has begun to work on this ledger meanwhile, so the recovery has stopped "
-            "where it was: stop that projector, and run this again; it goes on from there"
+            f"a projector ({owner}, {place}) has started on this ledger in the meantime, so the recovery has stopped: "
+            "stop that projector, and run this again; it continues from there"
         )
 
 
 @dataclass(slots=True)
 class PartitionReport:
-    """What was lost of one partition, and what became of it. Amounts are nano-dollars."""
+    """What one partition has lost, and what was recovered. Amounts are nano-dollars."""
 
     loss: Loss
     summary: LossSummary
     unbooked: int
-    """Noted charges whose hold is gone, or whose process was told of an event that is gone."""
+    """Unbooked charges whose hold is lost, or whose process has seen an event that is lost."""
     restored: int = 0
     entered: int = 0
     entered_nanousd: int = 0
     booked: int = 0
     left: list[str] = field(default_factory=list[str])
-    """Ids of lost events of money that were not entered again."""
+    """Ids of lost events about money that were not entered again."""
     unknown: EntryId | None = None
-    """An event that a projector elsewhere had folded when it stopped calls, and that is neither here nor there."""
+    """A lost event that another projector had folded when it stopped calls, and that no copy here has."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether there is nothing to recover."""
         return self.loss.is_whole and not self.unbooked
 
 
 @dataclass(slots=True)
 class Report:
-    """What was found in all partitions; `moved_aside` are copies that hold the lost history."""
+    """The findings of all partitions. `moved_aside`: copies that have the lost history."""
 
     ledger_id: str
     partitions: list[PartitionReport]
     has_copies: bool
     """Whether there is a DuckDB file or a segment of the archive to compare with."""
     has_projection: bool
-    """Whether there is a DuckDB file: without it, events that were not sealed cannot be compared."""
+    """Whether there is a DuckDB file: without it, unsealed events cannot be compared."""
     is_applied: bool = False
     moved_aside: list[str] = field(default_factory=list[str])
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing was lost and no charge waits."""
+        """Whether nothing was lost and no charge is unbooked."""
         return all(partition.is_whole for partition in self.partitions)
 
     @property
     def is_in_order(self) -> bool:
-        """Whether nothing was lost that anybody is known to have had, or all of it is recovered."""
+        """Whether no event is known to be lost, or all lost events are recovered."""
         is_done = self.is_applied or (self.is_whole and self.has_copies)
         return is_done and not any(partition.unknown for partition in self.partitions)
 
 
 class Recovery:
-    """One run on one ledger. `projection` is the DuckDB file that knows more; by default the one in use."""
+    """One run on one ledger. `projection` is the DuckDB file to compare with; by default the one in use."""
 
     def __init__(
         self, settings: Settings, handle: LedgerHandle, projection: Path | None = None, *, batch_events: int = 500
@@ -128,22 +127,22 @@ class Recovery:
         self._projection = projection or settings.projection_path
         self._archive = archive_of(settings)
         self._batch_events = batch_events
-        # Without a newest event that it was told of: whatever the ledger lacks, it is worked on.
+        # These gates have seen no event, so they do not refuse a ledger that lost events.
         self._gates = build_gates(handle, settings)
 
     async def look(self) -> Report:
-        """Return what is lost; writes nothing. Errors: LedgerRefused; LedgerUnavailable."""
+        """Find what is lost, and write nothing. Errors: LedgerRefused; LedgerUnavailable."""
         async with self._known() as known:
             return await self._look(known)
 
     async def apply(self, signature: Signature) -> Report:
-        """Recover the ledger and return what was found and done.
+        """Recover the ledger and return what was found and done. After an error, a repeat continues from there.
 
-        Errors: ProjectorRunning; LeaseLost; LedgerMoved; LedgerRefused; LedgerUnavailable. A repeat goes on from there.
+        Errors: ProjectorRunning; LeaseLost; LedgerMoved; LedgerRefused; LedgerUnavailable.
         """
         async with self._known() as known:
             report = await self._look(known)
-            # What cannot or need not be recovered stops no calls. A run that was killed may have left them stopped.
+            # Without a loss, calls need not be stopped. But a killed run may have left them stopped.
             if report.is_whole and await read_stop(self._handle.pipeline, self._handle.keys) != _STOPPED:
                 return report
             async with self._alone():
@@ -170,7 +169,7 @@ class Recovery:
         return Report(known.ledger_id, partitions, has_copies, known.projection is not None)
 
     async def _unknown(self, keys: Keys) -> EntryId | None:
-        """Return what the projector that stopped calls had folded, if it is gone and was not declared lost."""
+        """Return the event that the projector had folded when it stopped calls, if it is lost and not declared lost."""
         execute = self._handle.pipeline.execute
         values: Any = await execute("HMGET", keys.meta, "stopped", "stopped_seen", "removed_to")
         if values[0] is None or values[1] is None:
@@ -250,7 +249,7 @@ class Recovery:
         declared = {payload_object(row["payload"]).get("last_id") for row in since if row["type"] == "ledger-recovered"}
         if loss.newer and str(loss.known.entry) not in declared:
             summary, first_id = partition.summary, await asyncio.to_thread(_first_id, loss, known)
-            # What an interrupted run had entered is on the ledger too.
+            # Includes events that an interrupted run entered.
             again = [row async for row in self._since(loss) if _enters(row, EntryId.parse(first_id), loss.known.entry)]
             payload = LedgerRecovered(
                 first_id=first_id,
@@ -269,7 +268,7 @@ class Recovery:
     async def _declare(self, loss: Loss, payload: str) -> None:
         """Append the event that ends a recovery."""
         execute, keys = self._handle.pipeline.execute, loss.keys
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             last = str(await self._newest(keys))
             reply: Any = await execute(
                 "FCALL", function("recovered"), 2, keys.meta, keys.ledger, self._handle.ledger_id, last, payload
@@ -279,7 +278,7 @@ class Recovery:
         raise LedgerMoved(keys.partition)
 
     async def _replace_copies(self, report: Report, known: KnownEvents, losses: Sequence[Loss]) -> None:
-        """Move aside what holds the lost history, and fold the ledger as it is into the file in use."""
+        """Move aside copies with the lost history, and fold the current ledger into the file in use."""
         now = datetime.now(UTC)
         for loss in losses:
             disputed = [each for each in known.segments(loss.keys.partition) if not _is_common(each, loss)]
@@ -292,14 +291,14 @@ class Recovery:
             await asyncio.to_thread((await replay(source, self._projection)).close)
 
     async def _since(self, loss: Loss) -> AsyncGenerator[Row]:
-        """Yield what stands on the stream beyond the loss."""
+        """Yield the events on the stream that are newer than the loss."""
         async for row in self._rows_after(loss.keys, loss.common.entry):
             yield row
 
     async def _is_held_again(self, keys: Keys, charge: UnbookedCharge) -> bool:
-        """Whether the hold that bears a note's number was made after what the noting process had seen.
+        """Whether the hold with an unbooked charge's number was made after the last event that its process had seen.
 
-        Then a process that knew nothing of the lost hold has run the call again, and both runs were paid (G3).
+        Then another process, which did not know the lost hold, ran the call again, and both runs were paid (G3).
         """
         async for row in self._rows_after(keys, charge.seen):
             if row["type"] == "budget-reserved" and row["call_id"] == charge.call_id:
@@ -320,7 +319,7 @@ class Recovery:
 
     @asynccontextmanager
     async def _folded(self, limits: ReplayLimits, known: KnownEvents, losses: Sequence[Loss]) -> AsyncGenerator[Store]:
-        """Fold the ledger as it is, without what only the copies hold, into a file that is removed again."""
+        """Fold the current ledger, without events that only the copies have, into a temporary file."""
         archive = _CommonArchive(self._archive.storage, losses)
         source = LedgerSource(known.ledger_id, self._handle.keys, archive, self._handle.redis)
         make_private_folder(self._settings.data_dir)
@@ -342,11 +341,11 @@ class Recovery:
 
     @asynccontextmanager
     async def _alone(self) -> AsyncGenerator[None]:
-        """Take the projector's lease, and stop calls unless a projector has stopped them before.
+        """Take the projector's lease, and stop calls unless a projector has already stopped them.
 
-        Errors: ProjectorRunning; LeaseLost, and then nothing more is written.
+        Errors: ProjectorRunning; LeaseLost, after which nothing more is written.
         """
-        # A place of its own: a projector that is started on the same file must not take the lease for a dead one's.
+        # The place differs from the projector's, so that a projector on the same file does not take this lease over.
         place = f"{socket.gethostname()}:{self._settings.projection_path.resolve()} (recover)"
         lease = Lease(
             self._handle.pipeline, namespace=self._settings.namespace, owner=f"recover {process_name()}", place=place
@@ -356,7 +355,7 @@ class Recovery:
         try:
             async with _while_kept(keeping):
                 switches = [self._switch(keys, lease) for keys in self._handle.keys]
-                # Where a projector has stopped calls, a projector decides when they begin again.
+                # If a projector has stopped calls, only a projector may resume them.
                 own = [each for each in switches if await each.claim() in (None, _STOPPED)]
                 for switch in own:
                     await switch.stop(_STOPPED, await self._newest(switch.keys))
@@ -378,7 +377,7 @@ class Recovery:
 
 @asynccontextmanager
 async def _while_kept(keeping: "asyncio.Task[None]") -> AsyncGenerator[None]:
-    """End what is done in here once the lease is lost. Errors: LeaseLost."""
+    """Cancel the body when the lease is lost. Errors: LeaseLost."""
 
     def end(_: object) -> None:
         limit.reschedule(asyncio.get_running_loop().time())
@@ -398,7 +397,7 @@ async def _while_kept(keeping: "asyncio.Task[None]") -> AsyncGenerator[None]:
 
 
 class _CommonArchive(Archive):
-    """The segments that hold nothing but what the ledger has as well."""
+    """The archive's segments that have only events that the ledger has too."""
 
     def __init__(self, storage: Storage, losses: Sequence[Loss]) -> None:
         super().__init__(storage)
@@ -412,17 +411,16 @@ class _CommonArchive(Archive):
 
 @asynccontextmanager
 async def open_recovery(settings: Settings, projection: Path | None = None) -> AsyncGenerator[Recovery]:
-    """Open the ledger that the settings name; an embedded server that does not run is started meanwhile.
+    """Open the ledger of the settings. A stopped embedded server is started for this time.
 
-    `projection` is the DuckDB file that knows more. Errors: LedgerUnavailable, also where there is no ledger;
-    LedgerRefused.
+    `projection`: as `Recovery`. Errors: LedgerUnavailable, also if there is no ledger; LedgerRefused.
     """
     async with AsyncExitStack() as stack:
         endpoint = None if settings.redis_url else read_endpoint(settings.data_dir)
         if not (settings.redis_url or endpoint or is_at_rest(settings.data_dir)):
-            # An embedded server would be made here, and a look writes nothing.
+            # Opening would create an embedded server, and a look must write nothing.
             raise LedgerUnavailable(
-                f"no embedded server has kept data in {settings.data_dir}, and REDIS_URL is not set: set "
+                f"{settings.data_dir} has no data of an embedded server, and REDIS_URL is not set: set "
                 "TOLLBOOK_DATA_DIR to the directory that `tollbook up` uses, or restore its data first"
             )
         redis_url = endpoint.redis_url if endpoint else await stack.enter_async_context(open_redis_url(settings))
@@ -431,7 +429,7 @@ async def open_recovery(settings: Settings, projection: Path | None = None) -> A
 
 
 async def _needs_person(gate: Gate, charge: UnbookedCharge, loss: Loss) -> bool:
-    """Whether the workers' sweeper can never book a noted charge: its hold is gone, or what its process had seen."""
+    """Whether the sweeper can never book a charge: its hold, or an event that its process had seen, is lost."""
     record = await gate.call_record(charge.call_id)
     if record is None or not record.has_hold(charge.hold):
         return True
@@ -444,7 +442,7 @@ def _first_id(loss: Loss, known: KnownEvents) -> str:
 
 
 def _enters(row: Row, first: EntryId, last: EntryId) -> bool:
-    """Whether an event enters one again of those that were lost."""
+    """Whether an event enters one of the lost events again."""
     lost_id = payload_object(row["payload"]).get("recovered_id")
     return bool(lost_id) and first <= EntryId.parse(lost_id) <= last
 
@@ -454,7 +452,7 @@ def _is_common(segment: Segment, loss: Loss) -> bool:
 
 
 def _move(segments: Sequence[Segment], storage: Storage, suffix: str) -> str:
-    """Move segments into another place; the newest first, so that no gap is left at any moment."""
+    """Move segments to another place, the newest first, so that the archive never has a gap."""
     stems = [segment.stem for segment in reversed(segments)]
     names = [name for stem in stems for name in (manifest_name(stem), parquet_name(stem))]
     return storage.set_aside(names, suffix=suffix)

@@ -1,4 +1,4 @@
-"""What `tollbook doctor` finds out about the Redis server: which it is, how it keeps data, whether it takes writes."""
+"""`tollbook doctor`'s checks of the Redis server: version, persistence, replicas, memory, and writes."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -23,12 +23,12 @@ from tollbook.schemas.policy import Policy
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-# Without a limit of its own, the server may take the machine's memory until the system ends it.
+# Without maxmemory, the server may use the machine's memory until the system kills it.
 _MEMORY_PART: Final = 0.8
 
 
 async def server_findings(redis: "Redis", url: str) -> AsyncIterator[Finding]:
-    """Say which server it is, at which address and database."""
+    """Report the server's version, address and database."""
     if (cluster := await cluster_of(redis)) is None:
         yield await _server(redis, f"at {hide_password(url)}, database {database_of(url)}")
         return
@@ -73,9 +73,9 @@ def _cluster(cluster: Cluster) -> Finding:
 
 
 async def keeping_findings(redis: "Redis", settings: Settings, keys: Sequence[Keys]) -> AsyncIterator[Finding]:
-    """Say whether the server, or each primary of a cluster, may lose what it was told, or has no room left.
+    """Report whether the server, or each primary of a cluster, may lose writes or runs out of memory.
 
-    `keys` are those of the partitions: replicas are asked for what was written to a key that the server has.
+    `keys` are those of the partitions; replication is tested with a key that the server has.
     """
     servers = await primaries(redis)
     marks = {await server_of(redis, each.mark): each.mark for each in keys}
@@ -94,7 +94,7 @@ async def keeping_findings(redis: "Redis", settings: Settings, keys: Sequence[Ke
 def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:
     if policy.role == "slave":
         return Finding(
-            "persistence", "failed", "the server is a replica and takes no writes", "set REDIS_URL to the primary"
+            "persistence", "failed", "the server is a replica and accepts no writes", "set REDIS_URL to the primary"
         )
     if policy.eviction not in (None, "noeviction"):
         return Finding(
@@ -111,22 +111,22 @@ def _persistence(policy: ServerPolicy, *, allow_unsynced: bool) -> Finding:
             "set appendonly yes and appendfsync always",
         )
     elif policy.has_append_only_file is None or policy.fsync is None:
-        found = "it cannot be checked whether the server syncs its writes: this user may not ask"
-        advice = "allow INFO and CONFIG GET to this user, or see that appendonly is yes and appendfsync always"
+        found = "unknown whether the server syncs its writes: this user has no permission to ask"
+        advice = "allow INFO and CONFIG GET to this user, or make sure that appendonly is yes and appendfsync always"
     elif policy.fsync == "always":
         found = "no-appendfsync-on-rewrite is yes: a crash while the file is rewritten loses writes"
         advice = "set it to no"
     else:
         found, advice = f"appendfsync is {policy.fsync}: a crash can lose the latest writes", "set it to always"
-    if allow_unsynced:  # As the processes, which then make calls and warn.
+    if allow_unsynced:  # The processes also make calls and warn then.
         return Finding("persistence", "warning", f"{found}; accepted by TOLLBOOK_ALLOW_UNSYNCED", advice)
     return Finding("persistence", "failed", found, advice)
 
 
 async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings, *, mark: str | None) -> Finding | None:
-    """Say whether a failover could lose what somebody goes by; nothing where there are no replicas, and none wanted.
+    """Report whether a failover could lose acknowledged writes; None if there are no replicas and none are required.
 
-    Without `mark`, a node of a cluster has no partition: nothing that is waited for is written there.
+    Without `mark`, the node has no partition, so replication of its writes is not required.
     """
     if mark is not None and settings.replication is not None:
         pipeline = CommandPipeline(redis, replication=settings.replication.of_node())
@@ -143,7 +143,7 @@ async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings, *,
             "warning",
             f"{linked} are linked, TOLLBOOK_MIN_REPLICAS is {wanted}: a failover to one that lacks the last writes "
             "loses calls that were answered",
-            f"set it to {linked} in every process, unless such a loss is bearable",
+            f"set it to {linked} in every process, unless such a loss is acceptable",
         )
     if not wanted or mark is None:
         return None
@@ -153,19 +153,19 @@ async def _replicas(redis: "Redis", policy: ServerPolicy, settings: Settings, *,
 async def _memory(redis: "Redis", policy: ServerPolicy) -> Finding:
     used, limit = policy.used_memory_bytes, policy.memory_limit_bytes
     if limit:
-        text = f"the server uses {_mebibytes(used)} of {_mebibytes(limit)} that it may"
+        text = f"the server uses {_mebibytes(used)} of its limit of {_mebibytes(limit)}"
         if policy.is_nearly_full:
             return Finding("memory", "failed", text, "raise maxmemory, or lower TOLLBOOK_STREAM_KEEP_EVENTS")
         return Finding("memory", "ok", text)
     try:
         info: dict[str, Any] = await redis.info("memory")  # pyright: ignore[reportUnknownMemberType]
     except ResponseError:
-        return Finding("memory", "warning", "it cannot be checked: this user may not ask", "allow INFO to this user")
+        return Finding("memory", "warning", "unknown: this user has no permission to ask", "allow INFO to this user")
     machine = int(info.get("total_system_memory", 0))
     text = f"the server uses {_mebibytes(used)} of the machine's {_mebibytes(machine)}"
     if machine and used > _MEMORY_PART * machine:
         return Finding(
-            "memory", "failed", f"{text}, and has no limit: the system may end it", "add memory, or lower "
+            "memory", "failed", f"{text}, and has no limit: the system may kill it", "add memory, or lower "
             "TOLLBOOK_STREAM_KEEP_EVENTS"
         )  # fmt: skip
     return Finding("memory", "ok", text)
@@ -176,7 +176,7 @@ def _mebibytes(size: int) -> str:
 
 
 async def writing_findings(pipeline: CommandPipeline, keys: Sequence[Keys], policy: Policy) -> AsyncIterator[Finding]:
-    """Say whether a hold could be written and announced now, and whether this user may do all that Tollbook needs."""
+    """Report whether a hold could be written and announced now, and whether this user has all needed permissions."""
     try:
         await check_permissions(pipeline, keys, streams=policy.streams, is_projector=True)
         for key in keys:
@@ -186,7 +186,7 @@ async def writing_findings(pipeline: CommandPipeline, keys: Sequence[Keys], poli
             "writes",
             "warning",
             "the gate's functions are not in this server",
-            "the first process that starts loads them: `tollbook up` or `tollbook projector`",
+            "`tollbook up` or `tollbook projector` loads them",
         )
     except PermissionsMissing as exc:
         yield Finding(
@@ -196,6 +196,6 @@ async def writing_findings(pipeline: CommandPipeline, keys: Sequence[Keys], poli
             "allow it with ACL SETUSER; docs/operators/deploy.md has the whole line",
         )
     except LedgerError as exc:
-        yield Finding("writes", "failed", str(exc), "no call is made until the server takes writes again")
+        yield Finding("writes", "failed", str(exc), "no call is made until the server accepts writes again")
     else:
         yield Finding("writes", "ok", "a hold could be written and announced now")

@@ -1,6 +1,6 @@
-"""Runs worker and projector as child processes, and restarts each that dies.
+"""Runs projector, workers and gateway as child processes, and restarts each one that dies.
 
-A child stops by itself when this process ends, however that happens: its standard input is a pipe that closes then.
+A child stops by itself when this process ends for any reason, because the pipe to its standard input closes.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import structlog
 
 _FIRST_PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 15.0
-# A child that ran for this long has started well: the next pause is the first again.
+# After a run this long, the backoff starts from its first pause again.
 _STABLE_S: Final = 30.0
 _log = structlog.get_logger(__name__)
 
@@ -68,7 +68,7 @@ class Supervisor:
             *(sys.executable, "-m", "tollbook", *child.arguments, "--supervised"),
             stdin=asyncio.subprocess.PIPE,
             env=self._environment | dict(child.environment),
-            # Ctrl-C in a terminal goes to the whole foreground group; this process passes it on to the children.
+            # Ctrl-C in a terminal goes to the whole foreground group, but only this process must stop the children.
             start_new_session=True,
         )
         self.running[child.name] = process

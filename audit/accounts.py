@@ -1,4 +1,4 @@
-"""What people have given users: plans and credits, from the ledger's events, with author and reason."""
+"""Reads the plans and credits that people gave to users from the ledger's events, with author and reason."""
 
 from dataclasses import dataclass
 

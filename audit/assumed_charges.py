@@ -1,4 +1,4 @@
-"""Charges that are only assumed, of requests that ended in a certain way: what `tollbook cost release` gives back.
+"""Finds the assumed charges of requests with a given outcome, for `tollbook cost release`.
 
 A hold that was corrected in any other way, by a person, by the provider or by a late answer, is left out: whoever
 corrected it knew more.
@@ -39,7 +39,7 @@ class _Attempt:
 
 @dataclass(slots=True)
 class _Hold:
-    """One hold: what its attempts were assumed to cost, and what became of it since."""
+    """One hold: the assumed costs of its attempts, and whether it was settled or corrected later."""
 
     user_id: str
     attempts: dict[int, _Attempt] = field(default_factory=dict[int, _Attempt])

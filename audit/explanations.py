@@ -204,7 +204,7 @@ def _weigh(decision: Event, budget: str, events: list[Event], opened: Mapping[tu
         if event.seq < decision.seq:
             account.apply(event, budget)
             cap.note(event)
-    # Copies as of then, since later events change the account.
+    # Copies, because later events change the account.
     held = {key: replace(hold) for key, hold in account.holds.items()}
     balance = replace(account.balance)
     cap_nanousd, stamped = _stamps(decision, budget)

@@ -1,4 +1,4 @@
-"""What was spent before, read from archive and stream for the budgets that a policy opens."""
+"""Reads earlier spend from archive and stream for the budgets that a policy opens."""
 
 import asyncio
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from tollbook.schemas.identifiers import EntryId
 
 
 def spent_reader(source: LedgerSource) -> ReadSpent:
-    """Return what feeds a tally with the events of a ledger: at first those of its windows, then what came since."""
+    """Return a function that adds a ledger's events to a tally: first those of its windows, then newer ones."""
 
     async def read(partition: int, tally: OpeningTally, after: Position | None) -> Position:
         if after is None:

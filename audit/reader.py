@@ -32,7 +32,7 @@ _MAX_READS: Final = 3
 
 
 class NotOnLedger(LedgerError):
-    """The ledger has no event of what was asked for."""
+    """The ledger has no matching event."""
 
 
 class EventsMissing(LedgerRefused):
@@ -51,7 +51,7 @@ class EventsMissing(LedgerRefused):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which events are wanted; what is None or empty does not restrict. Amounts in nano-dollars, bounds inclusive."""
+    """Which events to read; None or empty does not filter. Amounts in nano-dollars, bounds inclusive."""
 
     user_id: str | None = None
     partition: int | None = None
@@ -217,7 +217,7 @@ class AuditReader:
 
 
 def _damage(exc: Exception, opened: Mapping[str, str], archive: str) -> ArchiveDamaged:
-    """Return what is wrong with the archive, by what people call its files: `opened` has these by local path."""
+    """Return the error for a damaged archive. `opened`: by local path, the file's place as users know it."""
     if isinstance(exc, OSError) and exc.filename:
         return ArchiveDamaged(opened.get(str(exc.filename), str(exc.filename)), f"cannot be read ({exc.strerror})")
     for path, name in opened.items():

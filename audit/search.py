@@ -16,7 +16,7 @@ from tollbook.ledger.projection.fold import statement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What is searched for; what is None or empty does not restrict.
+    """What is searched for; a field that is None or empty does not filter.
 
     `model` was asked for, was fallen back from, or answered. `reason` is a part of a reason, in any case.
     `campaign_id` finds every event of the campaign's calls.

@@ -1,4 +1,4 @@
-"""The `tollbook` command. Bad input or a failed step is one clear line and a non-zero exit code."""
+"""The `tollbook` command. Bad input or a failed step ends in one clear line and a non-zero exit code."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`tollbook alerts`: what budgets have raised, and who is told."""
+"""`tollbook alerts`: list the alerts that budgets raised, and test who receives them."""
 
 import asyncio
 import json
@@ -16,8 +16,8 @@ app = typer.Typer(help="Alerts, and who receives them.", no_args_is_help=True)
 
 @app.command("list")
 def list_alerts(
-    budget: Annotated[str | None, typer.Option(help="Only of this budget of the policy.")] = None,
-    last: Annotated[int, typer.Option(min=1, max=10_000, help="How many, the newest first.")] = 20,
+    budget: Annotated[str | None, typer.Option(help="Only alerts of this budget of the policy.")] = None,
+    last: Annotated[int, typer.Option(min=1, max=10_000, help="How many alerts, the newest first.")] = 20,
     as_json: JsonOption = False,
 ) -> int:
     """List the alerts that were raised: which budget, which fraction of its cap, when, by which call.
@@ -34,7 +34,7 @@ def list_alerts(
     if as_json:
         typer.echo(json.dumps(rows, default=plain_text))
     elif not rows:
-        typer.echo("no alert was raised")
+        typer.echo("no alerts were raised")
     else:
         cells = [
             Row(
@@ -54,29 +54,29 @@ def list_alerts(
 
 
 def _cause(row: dict[str, Any]) -> str:
-    """Say whether spend has reached the fraction, or a call was refused before it had."""
+    """Say whether spend reached the fraction, or a call was refused before that."""
     is_reached = row["cap_usd"] and row["settled_usd"] >= row["cap_usd"] * row["fraction"]
-    return "by call" if is_reached else "it did not fit, and was refused: call"
+    return "by call" if is_reached else "by a refused call that did not fit:"
 
 
 @app.command("test")
 def test_receivers() -> int:
-    """Send a test alert to every receiver of the policy file, once, and say what came of it.
+    """Send one test alert to every receiver of the policy file, and show whether each accepted it.
 
-    Exit code 1 if one of them did not take it, or none is named.
+    Exit code 1 if a receiver did not accept it, or the file names no receiver.
 
     Example: tollbook alerts test
     """
     outcomes = asyncio.run(_deliver(data_settings()))
     for name, problem in outcomes.items():
-        typer.echo(f"{name}: {'it has taken the alert' if problem is None else problem}", err=problem is not None)
+        typer.echo(f"{name}: {'accepted the alert' if problem is None else problem}", err=problem is not None)
     if not outcomes:
         typer.echo("tollbook: the policy file names no receiver: set webhook_env or apprise_env in [alerts]", err=True)
     return 0 if outcomes and not any(outcomes.values()) else 1
 
 
 async def _deliver(settings: "Settings") -> dict[str, str | None]:
-    """Return by receiver why it did not take the alert; None where it did. Errors: SettingsError."""
+    """Return, for each receiver, why it did not accept the alert; None if it did. Errors: SettingsError."""
     import uuid
 
     import httpx
@@ -95,7 +95,7 @@ async def _deliver(settings: "Settings") -> dict[str, str | None]:
             try:
                 await receiver.deliver(alert)
             except NotDelivered as exc:
-                outcomes[receiver.name] = f"it did not take the alert: {exc}"
+                outcomes[receiver.name] = f"did not accept the alert: {exc}"
             else:
                 outcomes[receiver.name] = None
     return outcomes

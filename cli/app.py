@@ -1,6 +1,6 @@
-"""The command line's frame: one command is loaded and run, and what went wrong becomes a line and an exit code.
+"""The entry of the command line: load one command, run it, and turn its errors into lines and an exit code.
 
-Exit codes: 0 well; 1 the command failed, or the task was not done; 2 the command line is wrong;
+Exit codes: 0 success; 1 the command failed, or the task was not done; 2 the command line is wrong;
 4 there is no result (yet); 130 interrupted.
 """
 
@@ -52,14 +52,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return 130
     except typer.TyperException as exc:
-        # One line; the usage, which Typer would print above it, is what --help is for.
+        # One line. Typer would print the usage above it; --help shows that.
         typer.echo(exc.format_message() if asks_for_help(exc) else f"tollbook: {describe_usage(exc)}", err=True)
         return exc.exit_code
     except (BrokenPipeError, SystemExit) as exc:
-        # Typer makes an exit of a broken pipe; it also ends so itself, having shown a shell's completion.
+        # Typer turns a broken pipe into SystemExit. It also raises SystemExit after it has shown a shell's completion.
         if isinstance(exc, SystemExit) and not isinstance(exc.__context__, BrokenPipeError):
             return exc.code if isinstance(exc.code, int) else 0
-        # The reader of our output has gone (`tollbook spend | head -1`). Nothing is left to be written at the end.
+        # The reader of our output has gone (`tollbook spend | head -1`), so Python's flush at exit must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as exc:
@@ -69,15 +69,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
             typer.echo(f"tollbook: {line}", err=True)
         if not is_expected(exc):
             typer.echo(
-                f"tollbook: this is unexpected ({type(exc).__name__}); TOLLBOOK_LOG_LEVEL=DEBUG shows where", err=True
+                f"tollbook: unexpected error ({type(exc).__name__}); TOLLBOOK_LOG_LEVEL=DEBUG shows where", err=True
             )
         return 1
     return code if isinstance(code, int) else 0
 
 
 def _make_output_safe() -> None:
-    """Let nothing that is printed fail for the terminal's sake: a closed output, or characters it does not have."""
-    if sys.stdout is None:  # So it is after `>&-`.
+    """Printing must not fail because the output is closed, or because the terminal lacks a character."""
+    if sys.stdout is None:  # After `>&-`.
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the life of the process.
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 app = typer.Typer(name="audit", help="Answer questions from the ledger: archive and stream.", no_args_is_help=True)
 
 _Answer = TypeVar("_Answer")
-# Ledgers of fewer events are read before a bar could be seen.
-_LONG: Final = 100_000
-_MOVEMENTS: Final = 50
+# A smaller ledger is read before anybody could see a progress bar.
+_MIN_EVENTS_FOR_PROGRESS: Final = 100_000
+_DEFAULT_MOVEMENTS: Final = 50
 
 CallArgument = Annotated[str, typer.Argument(metavar="CALL", help="Call id: the id of the task.", callback=read_call)]
 
@@ -65,7 +65,7 @@ def user(
     holds: Annotated[bool, typer.Option(help="Show holds too, or only charges, refusals and changes.")] = True,
     last: Annotated[
         int | None,
-        typer.Option(min=1, help=f"How many movements, the newest; {_MOVEMENTS} by default, all of them with --json."),
+        typer.Option(min=1, help=f"How many of the newest movements. [default: {_DEFAULT_MOVEMENTS}; --json: all]"),
     ] = None,
     archive: ArchiveOption = None,
     as_json: JsonOption = False,
@@ -86,26 +86,26 @@ def user(
         lines = [
             each for each in statement.lines if holds or each.event.type != "budget-reserved" or not each.is_agreed
         ]
-        shown = lines[-(last or (len(lines) if as_json else _MOVEMENTS)) :]
+        shown = lines[-(last or (len(lines) if as_json else _DEFAULT_MOVEMENTS)) :]
         if as_json:
             typer.echo(json.dumps(statement_document(reader, statement, shown)))
         else:
             print_statement(reader, statement, shown, left_out=len(lines) - len(shown))
-            _tell(statement_problems(statement))
+            _print_problems(statement_problems(statement))
         return 1 if statement.disagreements else 0
 
     async def read(reader: "AuditReader") -> Statement:
         try:
             return await make_statement(reader, kept, period)
         except NotOnLedger as exc:
-            raise NotOnLedger(str(exc).replace(kept, user_id)) from None  # As the person named the user.
+            raise NotOnLedger(str(exc).replace(kept, user_id)) from None  # With the id that was typed.
 
     return _answer(archive, read, show)
 
 
 @app.command()
 def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: JsonOption = False) -> int:
-    """Explain why a call was refused, or what it was weighed against: every number at that position.
+    """Explain why a call was refused or allowed: every number that decided it, at that position.
 
     Exit code 1 if the gate's balances differ. Example: tollbook audit explain 5f1c0e0e
     """
@@ -123,7 +123,7 @@ def explain(call_id: CallArgument, archive: ArchiveOption = None, as_json: JsonO
             typer.echo(json.dumps(explanations_document(reader, found)))
         else:
             print_explanations(reader, found)
-            _tell(explanation_problems(found))
+            _print_problems(explanation_problems(found))
         is_agreed = all(
             each.is_agreed for _, decisions in found for decision in decisions for each in decision.weighings
         )
@@ -138,18 +138,20 @@ def find(
     campaign: Annotated[str | None, typer.Option(help="Only calls of this campaign.", callback=read_id)] = None,
     call_id: Annotated[str | None, typer.Option("--call", help="Only events of this call.", callback=read_call)] = None,
     model: Annotated[
-        str | None, typer.Option(help="This model was asked for, answered, or was fallen back from.")
+        str | None, typer.Option(help="Only calls for which this model was asked, answered, or failed over.")
     ] = None,
     types: Annotated[
         list[str] | None,
-        typer.Option("--type", help="This event type, e.g. cost-recorded; may be given several times."),
+        typer.Option("--type", help="Only this event type, e.g. cost-recorded; repeatable."),
     ] = None,
     outcome: Annotated[
-        str | None, typer.Option(help="Outcome of an attempt (ok, timeout ...) or a settlement (done ...).")
+        str | None, typer.Option(help="Only this outcome of an attempt (ok, timeout ...) or a settlement (done ...).")
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="Text in the reason; upper and lower case are the same.")] = None,
-    since: Annotated[str | None, typer.Option(help="From this time (2026-11-24T12:00:00Z) or entry id on.")] = None,
-    until: Annotated[str | None, typer.Option(help="Up to this time or entry id, included.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Only reasons that contain this text; case does not matter.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="From this time (2026-11-24T12:00:00Z) or entry id.")] = None,
+    until: Annotated[str | None, typer.Option(help="Up to and including this time or entry id.")] = None,
     least: Annotated[str | None, typer.Option("--min", help="Smallest amount in dollars; may be negative.")] = None,
     most: Annotated[str | None, typer.Option("--max", help="Largest amount in dollars.")] = None,
     limit: Annotated[
@@ -160,7 +162,7 @@ def find(
     archive: ArchiveOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Find events that match all of these filters, with the columns of the table `events`.
+    """Find the events that match all filters. The columns are those of the table `events`.
 
     Example: tollbook audit find --user u42 --type cost-recorded --min 0.10 --output costs.csv
     """
@@ -192,7 +194,7 @@ def find(
     return 0
 
 
-def _tell(problems: list[str]) -> None:
+def _print_problems(problems: list[str]) -> None:
     for problem in problems:
         typer.echo(f"tollbook: {problem}", err=True)
 
@@ -202,13 +204,15 @@ def _answer(
     read: "Callable[[AuditReader], Awaitable[_Answer]]",
     show: "Callable[[AuditReader, _Answer], int]",
 ) -> int:
-    """Read under a bar, then show the answer."""
+    """Read with a progress bar, then show the answer."""
     from tollbook.cli.progress import progress
 
     async def ask() -> "tuple[AuditReader, _Answer]":
         async with open_reader(archive) as reader:
             total = await reader.source.count()
-            with progress("reading", total, is_quiet=not sys.stderr.isatty() or total < _LONG) as advance:
+            with progress(
+                "reading", total, is_quiet=not sys.stderr.isatty() or total < _MIN_EVENTS_FOR_PROGRESS
+            ) as advance:
                 reader.progress = advance
                 return reader, await read(reader)
 
@@ -217,7 +221,7 @@ def _answer(
 
 @asynccontextmanager
 async def open_reader(archive: str | None = None) -> "AsyncGenerator[AuditReader]":
-    """Open the ledger for reading: this system's, or an archive alone. Errors: as `open_source`."""
+    """Open this system's ledger, or an archive alone, for reading. Errors: as `open_source`."""
     from tollbook.audit.reader import AuditReader
     from tollbook.cli.open_history import open_source
 

@@ -1,4 +1,4 @@
-"""The filters of `tollbook audit find`, as people write them."""
+"""Parses the filters of `tollbook audit find`."""
 
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
@@ -31,7 +31,7 @@ def read_search(
     least_usd: str | None = None,
     most_usd: str | None = None,
 ) -> Search:
-    """Read the filters as they were given. Errors: typer.BadParameter."""
+    """Parse the filters. Errors: typer.BadParameter."""
     for name in types:
         _check_known(name, _TYPES, "--type")
     if outcome is not None:
@@ -49,17 +49,17 @@ def read_search(
 
 
 def _amount(dollars: str, hint: str) -> int:
-    """Return an amount in nano-dollars, which may be negative: corrections are."""
+    """Return an amount in nano-dollars. It may be negative, because corrections can be."""
     try:
         given = Decimal(dollars)
-        # Compared before it is scaled, since a huge exponent would make a huge integer.
+        # Compare before scaling: a huge exponent would make a huge integer.
         is_amount = (
             abs(given) <= MAX_NANOUSD // NANOUSD_PER_USD and given.scaleb(9) == given.scaleb(9).to_integral_value()
         )
     except InvalidOperation:
         is_amount, given = False, Decimal(0)
     if not is_amount:
-        raise typer.BadParameter(f"{dollars!r} is no amount in dollars of at most nine places", param_hint=hint)
+        raise typer.BadParameter(f"{dollars!r} is not an amount in dollars with at most nine places", param_hint=hint)
     return int(given.scaleb(9))
 
 

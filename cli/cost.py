@@ -43,7 +43,7 @@ def adjust_cost(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Correct what a call cost to the amount given. Repeating it changes nothing.
+    """Set what a call really cost. Repeating it changes nothing.
 
     Example: tollbook cost adjust 5f1c0e0e 0.0125 --reason "provider's invoice of November"
     """
@@ -73,19 +73,21 @@ def adjust_cost(
 def release_costs(
     outcome: Annotated[
         list[str],
-        typer.Option(help="How the requests ended, e.g. http_error, connection_error; may be given several times."),
+        typer.Option(help="How the requests ended, e.g. http_error, connection_error; repeatable."),
     ],
-    since: Annotated[str, typer.Option(help="Requests that ended at this moment or later: 2026-11-24T12:00:00Z.")],
-    until: Annotated[str, typer.Option(help="Up to this moment or entry id, included.")],
+    since: Annotated[str, typer.Option(help="Requests that ended at this time or later: 2026-11-24T12:00:00Z.")],
+    until: Annotated[str, typer.Option(help="Up to and including this time or entry id.")],
     reason: ReasonOption,
-    user: Annotated[str | None, typer.Option(help="Only this user's.", callback=read_id)] = None,
+    user: Annotated[str | None, typer.Option(help="Only charges of this user.", callback=read_id)] = None,
     author: AuthorOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it; without this, it is only shown.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Give the charges back; without it, they are only shown.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Give back what requests were assumed to cost, of which you know that they cost nothing.
+    """Give back assumed charges of requests that, as you know, cost nothing.
 
-    Without --yes, shows the charges, and changes nothing. Charges that were corrected since are left alone.
+    Without --yes, it shows the charges and changes nothing. Charges that were corrected later are left alone.
     Repeating it gives nothing back twice.
 
     Example: tollbook cost release --outcome http_error --since 2026-11-24 --until 2026-11-25 --reason proxy --yes
@@ -155,10 +157,10 @@ def _print(found: "Found", done: dict[str, Any] | None, *, yes: bool) -> None:
     total = usd(sum(sums.values()))
     typer.echo(f"{len(found.charges):,} assumed charges of {len(sums):,} users, {total} in all")
     if found.corrected:
-        typer.echo(f"{found.corrected:,} more were corrected since, and are left alone")
+        typer.echo(f"{found.corrected:,} more were corrected later, and are left alone")
     if done is not None:
         typer.echo(f"given back: {done['released']:,} charges, {usd(done['released_nanousd'])}")
         if left := done["changed"] + done["too_old"]:
             typer.echo(f"left alone: {left:,}, which changed in the meantime or are too old to be corrected")
     elif found.charges and not yes:
-        typer.echo("nothing was changed: --yes gives them back")
+        typer.echo("nothing was changed; to give them back, add --yes")

@@ -30,19 +30,24 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Credit above the cap.", no_args_is_help=True)
 
-UserOption = Annotated[str | None, typer.Argument(metavar="USER", help="User id; or give --budget.", callback=read_id)]
+UserOption = Annotated[
+    str | None, typer.Argument(metavar="USER", help="User id, unless --budget is given.", callback=read_id)
+]
 OptionalReason = Annotated[str | None, typer.Option(help="The reason; recorded on the ledger.")]
 BudgetOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="A budget of the policy with window `total`, instead of a user.")
+    str | None, typer.Option(metavar="NAME", help="A budget of the policy with window `total`, instead of USER.")
 ]
 ValueOption = Annotated[
-    str | None, typer.Option(help="Whose balance of the budget; several values are joined by commas.")
+    str | None, typer.Option(help="The value of the budget, such as a customer; join several with commas.")
 ]
 IdOption = Annotated[
-    str | None, typer.Option("--id", help="Id of the credit, such as the payment's; granted once.", callback=read_id)
+    str | None,
+    typer.Option(
+        "--id", help="Id of the budget's credit, such as the payment's; each id is granted once.", callback=read_id
+    ),
 ]
 PeriodOption = Annotated[
-    str | None, typer.Option(help="Billing period, YYYY-MM; the present one by default.", callback=read_period)
+    str | None, typer.Option(help="Billing period, YYYY-MM; by default the current one.", callback=read_period)
 ]
 
 
@@ -67,7 +72,7 @@ def grant_credit(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Give a user credit above the cap, for one billing period; or a prepaid budget credit, once for each id.
+    """Give a user credit above the cap for one billing period, or give a prepaid budget credit.
 
     Example: tollbook credit grant u42 2.50 --reason "sorry for the outage" --key outage-2026-11
     Example: tollbook credit grant --budget prepaid --value acme --usd 50 --id pay_123 --expires 2027-12-31
@@ -76,8 +81,8 @@ def grant_credit(
         prepaid.check_options(user, amount, period, key, credit_id)
         return prepaid.grant(budget, value, usd_, credit_id or "", expires, author, reason, yes=yes, as_json=as_json)
     prepaid.check_no_options(value, usd_, credit_id, expires)
-    user, reason = _given(user, "USER"), _given(reason, "--reason")
-    amount_nanousd = check_amount(_given(amount, "AMOUNT"), "AMOUNT", "grant")
+    user, reason = _require(user, "USER"), _require(reason, "--reason")
+    amount_nanousd = check_amount(_require(amount, "AMOUNT"), "AMOUNT", "grant")
 
     async def run(administration: "Administration", signature: "Signature") -> dict[str, Any]:
         credit = (await administration.account(user, period)).credit_nanousd
@@ -94,7 +99,7 @@ def grant_credit(
 def revoke_credit(
     user: UserOption = None,
     amount: Annotated[
-        str | None, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50; or give --grant.")
+        str | None, typer.Argument(metavar="AMOUNT", help="Dollars, for example 2.50, unless --grant is given.")
     ] = None,
     grant: Annotated[
         str | None, typer.Option(metavar="ID", help="Take back what is left of this grant; `credit list` shows its id.")
@@ -104,7 +109,7 @@ def revoke_credit(
     budget: BudgetOption = None,
     value: ValueOption = None,
     usd_: Annotated[
-        str | None, typer.Option("--usd", metavar="AMOUNT", help="Dollars, with --budget; what is left by default.")
+        str | None, typer.Option("--usd", metavar="AMOUNT", help="Dollars, with --budget; by default all that is left.")
     ] = None,
     credit_id: IdOption = None,
     author: AuthorOption = None,
@@ -114,7 +119,8 @@ def revoke_credit(
 ) -> int:
     """Take back credit: an amount, or what is left of one grant or of a budget's credit.
 
-    What was spent stays spent. If it then passes the cap, the user's calls are refused for the rest of the period.
+    Money that was spent stays spent. If it is then above the cap, the user's calls are refused for the rest of the
+    period.
 
     Example: tollbook credit revoke u42 2.50 --reason "granted twice"
     Example: tollbook credit revoke u42 --grant 1795505017239-1 --reason "wrong user"
@@ -124,13 +130,13 @@ def revoke_credit(
         prepaid.check_options(user, amount or grant, period, None, credit_id)
         return prepaid.revoke(budget, value, usd_, credit_id or "", author, reason, key, yes=yes, as_json=as_json)
     prepaid.check_no_options(value, usd_, credit_id, None)
-    user, reason = _given(user, "USER"), _given(reason, "--reason")
+    user, reason = _require(user, "USER"), _require(reason, "--reason")
     from tollbook.ledger.errors import CreditTooLow
 
     if (amount is None) == (grant is None):
-        raise typer.BadParameter("give an amount, or --grant with the id of a grant", param_hint="AMOUNT")
+        raise typer.BadParameter("give either an amount, or --grant with the id of a grant", param_hint="AMOUNT")
     if grant is not None and (period is not None or key is not None):
-        raise typer.BadParameter("a grant has its period, and is taken back once without a key", param_hint="--grant")
+        raise typer.BadParameter("cannot be combined with --period or --key", param_hint="--grant")
     if grant is not None:
         found = _find_grant(user, grant)
         amount_nanousd, period = found.left_nanousd, found.event.period
@@ -147,27 +153,30 @@ def revoke_credit(
                 confirm(f"credit of {user} in {when}: {usd(credit)} -> {left}", amount_nanousd, yes=yes)
             elif key is None:
                 raise CreditTooLow(user, when, credit)
-            # With a key, it may have been done before; if not, the gate refuses it.
+            # With a key, this command may be a repeat; if not, the gate refuses the amount.
             is_new = await administration.revoke_credit(user, amount_nanousd, signature, period=period, grant=grant)
         return {"user_id": user, "amount_nanousd": amount_nanousd, "grant": grant, "is_new": is_new}
 
     done = run_signed(run, author, reason, key)
     text = f"{user} has {usd(amount_nanousd)} less to spend {_when(period)}"
-    return tell(done, text if amount_nanousd else f"grant {grant} was taken back before", as_json=as_json)
+    return tell(done, text if amount_nanousd else f"grant {grant} is already taken back", as_json=as_json)
 
 
 @app.command("list")
 def list_credits(
-    user: Annotated[str | None, typer.Argument(metavar="USER", help="Only this user's.", callback=read_id)] = None,
+    user: Annotated[
+        str | None, typer.Argument(metavar="USER", help="Only credits of this user.", callback=read_id)
+    ] = None,
     period: Annotated[
-        str | None, typer.Option(help="Only of this billing period, YYYY-MM.", callback=read_period)
+        str | None, typer.Option(help="Only credits of this billing period, YYYY-MM.", callback=read_period)
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The credits of this budget of the policy instead.")
+        str | None,
+        typer.Option(metavar="NAME", help="Credits of this budget of the policy, instead of users' credits."),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """List the credits that were granted: to whom, by whom, why, when, and what was not taken back.
+    """List the credits that were granted: to whom, by whom, why, when, and how much was not taken back.
 
     Example: tollbook credit list u42 --period 2026-11
     Example: tollbook credit list --budget prepaid
@@ -197,7 +206,7 @@ def list_credits(
     return 0
 
 
-def _given(value: str | None, hint: str) -> str:
+def _require(value: str | None, hint: str) -> str:
     if value is None:
         raise typer.BadParameter("missing; or give --budget", param_hint=hint)
     return value
@@ -206,13 +215,13 @@ def _given(value: str | None, hint: str) -> str:
 def _find_grant(user: str, grant: str) -> "Grant":
     if not re.fullmatch(r"\d{1,20}-\d{1,20}", grant):
         raise typer.BadParameter(
-            f"{grant!r:.80} is no id of a grant; `tollbook credit list` shows them", param_hint="--grant"
+            f"{grant!r:.80} is not the id of a grant; `tollbook credit list` shows the ids", param_hint="--grant"
         )
     for found in _read(user, None):
         if found.event.id == grant:
             return found
     raise typer.BadParameter(
-        f"{user} has no grant {grant}; `tollbook credit list {user}` shows them", param_hint="--grant"
+        f"{user} has no grant {grant}; `tollbook credit list {user}` shows the user's grants", param_hint="--grant"
     )
 
 
@@ -248,4 +257,4 @@ def _document(grant: "Grant") -> dict[str, Any]:
 
 
 def _when(period: str | None) -> str:
-    return f"in {period}" if period else "in the present billing period"
+    return f"in {period}" if period else "in the current billing period"

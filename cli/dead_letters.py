@@ -1,4 +1,4 @@
-"""`tollbook dead-letters`: look at tasks that could not be executed, run them again, or drop them."""
+"""`tollbook dead-letters`: list tasks that could not be executed, retry them, or drop them."""
 
 import asyncio
 import json
@@ -31,13 +31,13 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a dead letter, as `
 Ids = Annotated[
     list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters, as `dead-letters list` shows them.")
 ]
-All = Annotated[bool, typer.Option("--all", help="All dead letters, or all that the filters leave.")]
+All = Annotated[bool, typer.Option("--all", help="All dead letters, or all that match the filters.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Stream = Annotated[str | None, typer.Option(help="Only tasks of this stream.")]
 ReasonFilter = Annotated[str | None, typer.Option(help=f"Only for this reason: {', '.join(_REASONS)}.")]
 User = Annotated[str | None, typer.Option(help="Only tasks of this user.", callback=read_id)]
 Since = Annotated[
-    str | None, typer.Option(help="Only those that were put here since then: 2026-11-24, 2026-11-24T12:00:00Z.")
+    str | None, typer.Option(help="Only tasks dead-lettered since then: 2026-11-24 or 2026-11-24T12:00:00Z.")
 ]
 
 
@@ -51,7 +51,9 @@ def list_letters(
     since: Since = None,
     as_json: JsonOption = False,
 ) -> int:
-    """List dead letters. How many were dropped, since there were too many or they were too old, is said beside it.
+    """List dead letters.
+
+    Too many or too old dead letters are dropped; a line on standard error says how many.
 
     Example: tollbook dead-letters list --user u42 --since 2026-11-24
     """
@@ -62,7 +64,7 @@ def list_letters(
         shown = await _with_plain_ids(letters, found if is_all else found[:count])
         if dropped := await letters.dropped():
             were = "was" if dropped == 1 else "were"
-            limits = "TOLLBOOK_DEAD_LETTERS_MAX and TOLLBOOK_DEAD_LETTERS_KEEP_S say which are kept"
+            limits = "TOLLBOOK_DEAD_LETTERS_MAX and TOLLBOOK_DEAD_LETTERS_KEEP_S limit what is kept"
             typer.echo(f"tollbook: {_number(dropped)} {were} dropped, the oldest first: {limits}", err=True)
         if as_json:
             typer.echo(json.dumps([_document(letter) for letter in shown]))
@@ -122,10 +124,10 @@ def retry(
     yes: Yes = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Put tasks on their streams again and drop their letters.
+    """Put tasks on their streams again, and drop their dead letters.
 
-    Each runs under a new task id, which is printed: the result under the old id stands. A malformed task would fail
-    again, so it stays where it is, and the exit code is 1.
+    Each task gets a new task id, which is printed; the result under the old id is kept. A malformed task would fail
+    again, so it stays a dead letter, and the exit code is 1.
 
     Example: tollbook dead-letters retry 1764000000000-0
     Example: tollbook dead-letters retry --all --reason attempts_exhausted --yes
@@ -147,12 +149,12 @@ def retry(
                 if as_json:
                     typer.echo(json.dumps(answer))
                 else:
-                    typer.echo(f"tollbook: {letter.id} stays: it is malformed ({exc})", err=True)
+                    typer.echo(f"tollbook: {letter.id} is not retried: it is malformed ({exc})", err=True)
                 continue
             answer = {"letter": letter.id, "stream": done.stream, "entry_id": done.entry_id, "task_id": done.task_id}
             typer.echo(json.dumps(answer) if as_json else f"{letter.id}: on {done.stream} again as task {done.task_id}")
         if stay and not as_json:
-            advice = "publish corrected tasks and drop these, or retry with --unchanged"
+            advice = "publish corrected tasks and drop these dead letters, or retry with --unchanged"
             typer.echo(f"tollbook: {stay:,} of {_number(len(found))} would fail again: {advice}", err=True)
         elif chosen.is_bulk and not as_json:
             typer.echo(f"{_number(len(found))} retried")
@@ -192,7 +194,7 @@ def drop(
 
 
 class _Choice:
-    """The dead letters that a command is for: those named, or all that the filters leave."""
+    """The dead letters that a command acts on: the ids given, or all that match the filters."""
 
     def __init__(self, ids: Sequence[str] | None, selection: "Selection", *, is_all: bool) -> None:
         from tollbook.consumers.dead_letters import Selection
@@ -206,17 +208,17 @@ class _Choice:
             raise typer.BadParameter("give the ids of dead letters, or --all", param_hint="ID")
 
     async def find(self, letters: "DeadLetters") -> "list[DeadLetter]":
-        """Return them, oldest first. Errors: typer.BadParameter for an id of none."""
+        """Return the dead letters, oldest first. Errors: typer.BadParameter for an unknown id."""
         if self._ids:
             return [await _get(letters, each) for each in self._ids]
         return [letter async for letter in letters.select(self._selection)]
 
     def confirm(self, found: "Sequence[DeadLetter]", verb: str, *, yes: bool) -> None:
-        """Ask before many are changed. Errors: typer.Exit where the answer is no; typer.BadParameter."""
+        """Ask before --all changes many. Errors: typer.Exit if the answer is no; typer.BadParameter."""
         if not self.is_bulk or yes or not found:
             return
         if not sys.stdin.isatty():
-            raise typer.BadParameter(f"this would {verb} {_number(len(found))}: say --yes", param_hint="--all")
+            raise typer.BadParameter(f"this would {verb} {_number(len(found))}; add --yes to do it", param_hint="--all")
         if not typer.confirm(f"{verb.capitalize()} {_number(len(found))}?", err=True):
             raise typer.Exit(1)
 
@@ -226,13 +228,13 @@ def _selection(stream: str | None, reason: str | None, user: str | None, since: 
     from tollbook.consumers.dead_letters import Selection
 
     if reason is not None and reason not in _REASONS:
-        raise typer.BadParameter(f"{reason!r:.80} is none of {', '.join(_REASONS)}", param_hint="--reason")
+        raise typer.BadParameter(f"{reason!r:.80} is not one of {', '.join(_REASONS)}", param_hint="--reason")
     kept = on_ledger_or_none(data_settings(), user)
     return Selection(stream, reason, kept, None if since is None else parse_since(since, "--since"))
 
 
 def _with_letters(run: "Callable[[DeadLetters], Awaitable[int]]", *, is_reading: bool = False) -> int:
-    """Run a command on the dead letters; one that only reads also finds those at rest, and a kept demo's."""
+    """Run a command on the dead letters. One that only reads also works on a stopped system and on a kept demo."""
 
     async def connect() -> int:
         from tollbook.app.connect import connected, readable_redis
@@ -254,7 +256,7 @@ def _with_letters(run: "Callable[[DeadLetters], Awaitable[int]]", *, is_reading:
 
 async def _get(letters: "DeadLetters", letter_id: str) -> "DeadLetter":
     if not re.fullmatch(r"\d{1,20}-\d{1,20}", letter_id):
-        raise typer.BadParameter(f"{letter_id!r:.80} is no id; ids look like 1764000000000-0", param_hint="ID")
+        raise typer.BadParameter(f"{letter_id!r:.80} is not an id; ids look like 1764000000000-0", param_hint="ID")
     letter = await letters.get(letter_id)
     if letter is None:
         raise typer.BadParameter(f"there is no dead letter {letter_id}", param_hint="ID")
@@ -262,13 +264,13 @@ async def _get(letters: "DeadLetters", letter_id: str) -> "DeadLetter":
 
 
 async def _with_plain_ids(letters: "DeadLetters", found: "Sequence[DeadLetter]") -> "list[DeadLetter]":
-    """Return letters with their users' plain ids, as far as the table beside the ledger has them."""
+    """Return the letters with plain user ids, where the table beside the ledger knows them."""
     known = await letters.plain_ids(letter.user_id for letter in found)
     return [replace(letter, user_id=known.get(letter.user_id, letter.user_id)) for letter in found]
 
 
 def _document(letter: "DeadLetter", *, whole: bool = False) -> dict[str, Any]:
-    """Return what is shown of a letter; the published fields, which hold prompts, only where asked for."""
+    """Return a letter as JSON; with `whole` also the published fields, which contain prompts."""
     document: dict[str, Any] = {
         "id": letter.id,
         "reason": letter.reason,
@@ -288,7 +290,7 @@ def _document(letter: "DeadLetter", *, whole: bool = False) -> dict[str, Any]:
 
 
 def _lines(letter: "DeadLetter") -> Iterator[str]:
-    """Return a letter for people. Ids are whole at any width; only the error is wrapped."""
+    """Return a letter as lines of text. Ids are never cut; only the error is wrapped."""
     at = datetime.fromtimestamp(letter.at_ms / 1000, UTC)
     yield f"{letter.id}  {at:%Y-%m-%d %H:%M:%S} UTC  {letter.stream}  {letter.reason}"
     yield f"{_INDENT}task {printable(letter.task_id)}"

@@ -1,4 +1,4 @@
-"""`tollbook demo`: everything at once, on this machine, with nothing to configure."""
+"""`tollbook demo`: run the whole system on this machine, with nothing to configure."""
 
 import shlex
 import shutil
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 def demo(
     tasks: Annotated[int, typer.Option(min=1, max=200_000, help="How many tasks to publish.")] = 15_000,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the data to look around afterwards.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the data, to look at it afterwards.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed publishes the same tasks.")] = 325,
     policy: Annotated[
-        Path | None, typer.Option(help="A policy file: the demo is run with its plans, tasks, streams and budgets.")
+        Path | None, typer.Option(help="Run the demo with the plans, tasks, streams and budgets of this policy file.")
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Run everything on this machine, with nothing to configure, and prove the books.
+    """Run everything on this machine, with nothing to configure, and verify the books.
 
-    Tasks of real sizes go through all parts, against a local stand-in for OpenRouter. Exit code 0 only if the ledger
-    and the provider's own book agree.
+    Tasks of realistic sizes go through the whole system, against a local stand-in for OpenRouter. Exit code 0 only if
+    the ledger and the provider's own bill agree.
 
     Example: tollbook demo --tasks 2000 --keep
     Example: tollbook demo --policy tollbook.toml
@@ -42,9 +42,7 @@ def demo(
     file = None if policy is None else read_policy_file(policy)
     data_dir = DEMO_DATA_DIR if keep else Path(tempfile.mkdtemp(prefix="tollbook-demo-"))
     if keep and data_dir.exists():
-        raise typer.BadParameter(
-            f"{data_dir}/ already exists: look around in it, or remove it first", param_hint="--keep"
-        )
+        raise typer.BadParameter(f"{data_dir}/ already exists: remove it first", param_hint="--keep")
     try:
         console = make_console(stderr=as_json)
         return _run(DemoOptions(tasks, data_dir, seed, file), console, as_json=as_json, keep=keep)
@@ -67,14 +65,14 @@ def _run(options: "DemoOptions", console: "Console", *, as_json: bool, keep: boo
     configure_logging(form="console", level="ERROR")
     users, plans = count_users(options.tasks), [plan for plan, _ in options.product.plans]
     caps = options.policy.policy.plan_caps_nanousd if options.policy else plan_caps_nanousd(options.tasks)
-    told = ", ".join(f"{plan} {format_usd(caps[plan])}" for plan in plans)
+    caps_text = ", ".join(f"{plan} {format_usd(caps[plan])}" for plan in plans)
     on_plans = "one plan" if len(plans) == 1 else "three plans" if len(plans) == 3 else f"{len(plans)} plans"
     console.print(f"[bold]Tollbook demo[/]: {users:,} users on {on_plans}; sizes of real requests")
     if options.policy is None:
-        console.print(f"Caps of the plans, for {options.tasks:,} tasks: {told}")
+        console.print(f"Caps of the plans, for {options.tasks:,} tasks: {caps_text}")
     else:
         types = ", ".join(dict.fromkeys(task_type for task_type, *_ in options.product.mix))
-        console.print(f"Product of {options.policy.path}: {types}; caps of its plans: {told}", markup=False)
+        console.print(f"Product of {options.policy.path}: {types}; caps of its plans: {caps_text}", markup=False)
     console.print("Provider: a local [bold]stand-in[/] for OpenRouter, with a few percent of faults")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -94,12 +92,12 @@ def _run(options: "DemoOptions", console: "Console", *, as_json: bool, keep: boo
 
 
 def print_next_steps(printer: "Printer", data_dir: Path | None, again: str) -> None:
-    """Say what to try next: with the kept data, or with a system of one's own; `again` keeps the same demo's data."""
+    """Suggest commands to try next. `again`: the options of a demo that is the same, but keeps its data."""
     steps = [("tollbook up --stand-in", "run it yourself, still free of charge"), ("tollbook --help", "every command")]
     if data_dir is None:
         steps.insert(0, (f"tollbook demo {again}", "the same again, and keep the data"))
     else:
-        steps = [*ways_around(data_dir), *steps]
+        steps = [*commands_for_demo(data_dir), *steps]
     printer.line()
     printer.text("Try next" if data_dir is None else f"Try next (the data are in {data_dir}/)", "bold")
     widest = max(len(command) for command, _ in steps)
@@ -111,8 +109,8 @@ def print_next_steps(printer: "Printer", data_dir: Path | None, again: str) -> N
             printer.text(meaning, "dim", indent=5)
 
 
-def ways_around(data_dir: Path) -> list[tuple[str, str]]:
-    """Return the commands with which to look at a kept demo from here, and what each shows."""
+def commands_for_demo(data_dir: Path) -> list[tuple[str, str]]:
+    """Return the commands that show a kept demo from this directory, and what each shows."""
     from tollbook.app.connect import data_settings
     from tollbook.inference.errors import SettingsError
     from tollbook.inference.settings import load_settings
@@ -122,7 +120,7 @@ def ways_around(data_dir: Path) -> list[tuple[str, str]]:
         if data_settings(load_settings()).data_dir == data_dir:
             setting = ""
     except SettingsError:
-        pass  # The demo does not need the settings; commands that do say what is wrong in them.
+        pass  # The demo does not need the settings; a command that does says what is wrong with them.
     return [
         (f"{setting}tollbook report", "the spend report in the browser"),
         (f"{setting}tollbook report --html report.html", "the same as one file"),

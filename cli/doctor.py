@@ -1,4 +1,4 @@
-"""`tollbook doctor`: what is missing for calls to be made, and what to do."""
+"""`tollbook doctor`: check what calls need, and say what to do."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ _STYLES: Final = {"skipped": "dim", "failed": "bold"}
 def doctor(as_json: JsonOption = False) -> int:
     """Check everything that calls need, and say what to do: Redis, ledger, projector, archive, disk, provider.
 
-    Exit code 1 if something stops or endangers calls. Where nothing runs, the data directory is read at rest.
+    Exit code 1 if something stops or endangers calls. If Tollbook does not run, the data directory is checked.
 
     Example: tollbook doctor
     """
@@ -35,7 +35,7 @@ def doctor(as_json: JsonOption = False) -> int:
 
 
 def _settings() -> "Settings | None":
-    """Return the settings with which the commands read; None where they are wrong, which is a finding."""
+    """Return the settings of a command that reads; None if they are invalid, which `examine` reports."""
     from tollbook.cli.options import data_settings
     from tollbook.inference.errors import SettingsError
 

@@ -7,7 +7,9 @@ import typer
 
 
 def init(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The file; by default tollbook.toml.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="The file to write; by default tollbook.toml.")
+    ] = None,
 ) -> int:
     """Write a policy file with the defaults, commented. A file that exists is never overwritten.
 
@@ -20,10 +22,10 @@ def init(
         with path.open("x", encoding="utf-8") as made:
             made.write(policy_template())
     except FileExistsError:
-        typer.echo(f"tollbook: {path} already exists, and is left as it is", err=True)
+        typer.echo(f"tollbook: {path} already exists, and was not changed", err=True)
         return 1
     except OSError as exc:
         typer.echo(f"tollbook: {path} cannot be written: {exc.strerror or exc}", err=True)
         return 1
-    typer.echo(f"{path} is written. Change it, then start `tollbook up`, or put it in force: tollbook policy apply")
+    typer.echo(f"{path} is written. Edit it, then run `tollbook up`, or on an existing ledger `tollbook policy apply`")
     return 0

@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Keys of the HTTP gateway.", no_args_is_help=True)
 
 _NO_REASON: Final = "no reason given"
-_SHOWN_ONCE: Final = "It is shown this once: only its hash is kept."
+_SHOWN_ONCE: Final = "The key is shown only now: Tollbook keeps only its hash."
 
 
 class Attribute(StrEnum):
-    """What a client may say of its own calls."""
+    """What a client may set on its own calls."""
 
     USER = "user"
     CAMPAIGN = "campaign"
@@ -47,7 +47,7 @@ class Attribute(StrEnum):
 
 ReasonOption = Annotated[str, typer.Option(help="The reason; recorded on the ledger.")]
 AfterOption = Annotated[
-    str | None, typer.Option(help="Let it end after a time, such as 24h or 30m; at once by default.")
+    str | None, typer.Option(help="Revoke the key after a time, such as 24h or 30m; by default at once.")
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, as in `keys list`; or the key itself.")]
@@ -55,42 +55,42 @@ KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the key, a
 
 @app.command("create")
 def create_key(
-    user: Annotated[str | None, typer.Option(help="User whose budgets its calls count in.", callback=read_id)] = None,
-    plan: Annotated[str | None, typer.Option(help="Plan that its calls name.", autocompletion=complete_plan)] = None,
+    user: Annotated[str | None, typer.Option(help="User who is charged for its calls.", callback=read_id)] = None,
+    plan: Annotated[str | None, typer.Option(help="Plan of its calls.", autocompletion=complete_plan)] = None,
     campaign: Annotated[str | None, typer.Option(help="Campaign of its calls.", callback=read_id)] = None,
     tag: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A tag of its calls; repeatable.")] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model or task type that it may call; repeatable; any by default.", autocompletion=complete_task_type
+            help="A model or task type that it may call; repeatable; by default any.", autocompletion=complete_task_type
         ),
     ] = None,
     stream: Annotated[
         list[str] | None,
         typer.Option(
-            help="A task stream that its calls may be counted under; repeatable, the first is the default.",
+            help="A task stream that its calls may count under; repeatable; the first is the default.",
             autocompletion=complete_stream,
         ),
     ] = None,
     allow: Annotated[
         list[Attribute] | None,
-        typer.Option(help="What the client may say of its calls by itself; repeatable; nothing by default."),
+        typer.Option(help="What the client may set on its calls; repeatable; by default nothing."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What people call it.", callback=read_id)] = None,
+    name: Annotated[str | None, typer.Option(help="A name for people.", callback=read_id)] = None,
     admin: Annotated[
         bool, typer.Option("--admin", help="It may see everything, and change keys, credit and plans.")
     ] = False,
     expires: Annotated[
-        str | None, typer.Option(help="When it expires (UTC): 2027-01-31, 2027-01-31T12:00:00Z, or after 90d.")
+        str | None, typer.Option(help="When it expires: a time in UTC (2027-01-31, 2027-01-31T12:00:00Z) or after 90d.")
     ] = None,
     reason: ReasonOption = _NO_REASON,
     author: AuthorOption = None,
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Create a key and print it, once: only its hash is kept.
+    """Create a key and print it. It is printed only once: Tollbook keeps only its hash.
 
-    Its calls count in the budgets of its user, or of whom the client names where --allow user lets it.
+    Its calls are charged to its user. With --allow user, the client names the user of each call.
 
     Example: tollbook keys create --user u42 --plan growth --tag team=red --reason "the shop"
     Example: tollbook keys create --admin --name ops --expires 90d
@@ -121,15 +121,15 @@ def create_key(
 
     done = run_signed(run, author, reason, key)
     if not done["is_new"]:
-        problem = f"this was done before, with --key {key}; the key was shown then, and cannot be shown again"
-        typer.echo(f"tollbook: {problem}. Revoke it, and create another one with another --key", err=True)
+        problem = f"a key was already created with --key {key}; it was shown then, and cannot be shown again"
+        typer.echo(f"tollbook: {problem}. Revoke that key, and create another one with another --key", err=True)
         return 1
     return _tell_key(done, as_json=as_json)
 
 
 @app.command("list")
 def list_keys(as_json: JsonOption = False) -> int:
-    """List the keys: whose they are, what they may do, and whether they are in force.
+    """List the keys: whose they are, what they may do, and whether they are accepted.
 
     Example: tollbook keys list
     """
@@ -144,7 +144,7 @@ def list_keys(as_json: JsonOption = False) -> int:
     elif documents:
         print_keys(documents)
     else:
-        typer.echo("there is no key: `tollbook keys create --user USER` makes one")
+        typer.echo("there are no keys: `tollbook keys create --user USER` creates one")
     return 0
 
 
@@ -157,7 +157,7 @@ def revoke_key(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Let a key be accepted no more. Calls that run are finished.
+    """Revoke a key: the gateway no longer accepts it. Calls that are running finish.
 
     Example: tollbook keys revoke key-0123456789ab --reason "seen in a log"
     """
@@ -179,7 +179,7 @@ def revoke_key(
     if as_json:
         typer.echo(json.dumps(done))
     else:
-        text = f"{done['key_id']} is not accepted from {done['revoked_at']} on"
+        text = f"{done['key_id']} is revoked from {done['revoked_at']} on"
         typer.echo(text if done["is_new"] else f"nothing to do: {text}")
     return 0
 
@@ -193,7 +193,7 @@ def rotate_key(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Create a key with the bounds of another one, print it, and revoke the old one.
+    """Replace a key: create one with the same rights, print it, and revoke the old key.
 
     Example: tollbook keys rotate key-0123456789ab --after 24h --reason "every quarter"
     """
@@ -240,18 +240,18 @@ def _after_ms(text: str | None) -> int:
 
 
 async def _find(administration: "Administration", key_id: str) -> "IssuedKey":
-    """Return a key by its id or by itself; it is never shown. Errors: KeyUnknown."""
+    """Return a key by its id or its secret, which is never shown. Errors: KeyUnknown."""
     from tollbook.inference.api_keys import is_secret
 
     if is_secret(key_id):
         return await administration.keys.find_secret(key_id)
     if not re.fullmatch(r"key-[0-9a-f]{12}", key_id):
-        raise typer.BadParameter("this is no id of a key; ids look like key-0123456789ab", param_hint="ID")
+        raise typer.BadParameter("this is not the id of a key; ids look like key-0123456789ab", param_hint="ID")
     return await administration.keys.find(key_id)
 
 
 def _confirm(text: str, *, yes: bool) -> None:
-    """Ask a person, who may have taken the wrong one. Errors: typer.Exit where the answer is no."""
+    """Ask at a terminal, because the wrong key may have been named. Errors: typer.Exit if the answer is no."""
     if not yes and sys.stdin.isatty() and not typer.confirm(f"{text[0].upper()}{text[1:]}?", err=True):
         raise typer.Exit(1)
 
@@ -266,7 +266,7 @@ def _utc(at_ms: int) -> str:
 
 
 def _read() -> "tuple[tuple[IssuedKey, ...], int]":
-    """Return the keys, also of a system at rest, and the time by its clock."""
+    """Return the keys and the time by Redis' clock; also for a stopped system."""
     load_redis_alone()
 
     async def read() -> "tuple[tuple[IssuedKey, ...], int]":

@@ -1,4 +1,4 @@
-"""`tollbook lake`: a DuckLake of copies for analysts."""
+"""`tollbook lake`: copy the archive into a DuckLake for analysts."""
 
 import json
 from pathlib import Path
@@ -10,18 +10,18 @@ from tollbook.cli.options import ArchiveOption, JsonOption, data_settings
 
 
 def lake(
-    catalog: Annotated[Path, typer.Argument(help="The DuckLake's catalogue, a file; it is made where there is none.")],
+    catalog: Annotated[Path, typer.Argument(help="The DuckLake's catalog file; created if it does not exist.")],
     files: Annotated[
         str | None,
         typer.Option(
             metavar="PLACE",
-            help="Where a new lake has its files: a directory, or s3://bucket/prefix; by default beside the catalogue.",
+            help="Where a new lake keeps its files: a directory, or s3://bucket/prefix; by default beside the catalog.",
         ),
     ] = None,
     archive: ArchiveOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Copy sealed segments into a DuckLake, each once; repeat it to add what was sealed since. The archive stays as is.
+    """Copy sealed segments into a DuckLake. Repeat it to add newer segments. The archive is not changed.
 
     Example: tollbook lake books.ducklake
     """

@@ -1,4 +1,4 @@
-"""What the commands that move money have in common: who and why, showing and asking first, running, telling."""
+"""Shared by the commands that change money: author and reason, confirmation, running, and the report."""
 
 import asyncio
 import getpass
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from tollbook.ledger.signature import Signature
 
 ReasonOption = Annotated[str, typer.Option(help="The reason; recorded on the ledger.")]
-AuthorOption = Annotated[str | None, typer.Option(help="Who; your login name by default.")]
+AuthorOption = Annotated[str | None, typer.Option(help="Who does it; by default your login name.")]
 KeyOption = Annotated[
-    str | None, typer.Option(help="Idempotency key: the same key and content is done once.", callback=read_id)
+    str | None, typer.Option(help="Idempotency key: a repeat with the same key changes nothing.", callback=read_id)
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, however much it is.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, whatever the amount.")]
 
-# What an amount of each command cannot be.
+# What is wrong with a zero or negative amount, by command.
 _RULES: Final = {
     "grant": "a credit must be greater than zero",
-    "revoke": "what is taken back is given as an amount above zero",
+    "revoke": "the amount to take back must be greater than zero",
     "adjust": "a cost cannot be negative",
 }
 
@@ -37,7 +37,7 @@ class AmountCommand(TyperCommand):
     """A command whose argument is an amount: `-2.50` is a negative amount, not an unknown option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the command line, and say what is wrong with a negative amount."""
+        """Parse the command line, and say what is wrong with a negative amount."""
         negative = next((each for each in args if re.fullmatch(r"-\$?\.?\d\S*", each)), None)
         try:
             return super().parse_args(ctx, args)
@@ -58,9 +58,9 @@ def check_amount(amount: str, hint: str, command: str) -> int:
 
 
 def confirm(text: str, moved_nanousd: int, *, yes: bool) -> None:
-    """Show what will be done and ask, if it moves more than the settings say; without a terminal, refuse.
+    """Ask before a change of more than TOLLBOOK_CONFIRM_USD; without a terminal, refuse it.
 
-    Errors: typer.Exit where the answer is no; typer.BadParameter.
+    Errors: typer.Exit if the answer is no; typer.BadParameter.
     """
     from tollbook.inference.settings import load_settings
 
@@ -69,7 +69,7 @@ def confirm(text: str, moved_nanousd: int, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         limit = format_usd(limit_usd * NANOUSD_PER_USD)
-        problem = f"this moves more than {limit} (TOLLBOOK_CONFIRM_USD), so say --yes. It would do this: {text}"
+        problem = f"this changes more than {limit} (TOLLBOOK_CONFIRM_USD), so it needs --yes. It would do this: {text}"
         raise typer.BadParameter(problem, param_hint="--yes")
     if not typer.confirm(f"{text}. Do it?", err=True):
         raise typer.Exit(1)
@@ -95,24 +95,24 @@ def run_signed(
 
 
 def sign(author: str | None, reason: str, key: str | None = None) -> "Signature":
-    """Return who and why. Errors: typer.BadParameter."""
+    """Return the signature of a command: author, reason and idempotency key. Errors: typer.BadParameter."""
     from tollbook.ledger.signature import Signature
 
     if not reason.strip():
-        raise typer.BadParameter("say why: it is recorded on the ledger", param_hint="--reason")
+        raise typer.BadParameter("give a reason: it is recorded on the ledger", param_hint="--reason")
     return Signature(author or _login_name(), reason.strip()[:500], key)
 
 
 def _login_name() -> str:
-    """Return who runs this command. Errors: typer.BadParameter where the system does not know."""
+    """Return who runs this command. Errors: typer.BadParameter if the system does not know."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # A container whose user has no name.
-        raise typer.BadParameter("your login name is not known: say who you are", param_hint="--author") from None
+        raise typer.BadParameter("your login name is unknown: give --author", param_hint="--author") from None
 
 
 def tell(done: dict[str, Any], text: str, *, as_json: bool) -> int:
-    """Tell what was done, or that there was nothing to do; return the exit code."""
+    """Print what was done, or that there was nothing to do; return the exit code."""
     if as_json:
         typer.echo(json.dumps(done))
     else:
@@ -121,5 +121,5 @@ def tell(done: dict[str, Any], text: str, *, as_json: bool) -> int:
 
 
 def usd(nanousd: int) -> str:
-    """Write an amount with as many places as it needs."""
+    """Format an amount with as many places as it needs."""
     return format_usd(nanousd, places=None)

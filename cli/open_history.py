@@ -1,4 +1,4 @@
-"""How `replay`, `verify`, `audit` and `what-if` find the ledger: the archive, and the stream where Redis answers."""
+"""Opens the ledger for `replay`, `verify`, `audit` and `what-if`: the archive, and the stream if Redis answers."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,9 +26,9 @@ from tollbook.ledger.server.refusals import reason_of
 async def open_source(settings: Settings, archive: str | None = None) -> AsyncGenerator[LedgerSource]:
     """Open the ledger: `archive` alone, or the settings' archive and stream.
 
-    Data at rest is read with a server of the command's own. Where no Redis answers, the archive alone is read, and a
-    line on standard error says so.
-    Errors: NoLedger; ArchiveDamaged; LedgerUnavailable where there is no archive either.
+    For a stopped system, the command starts its own server on the data. If no Redis answers, it reads the archive
+    alone, and a line on standard error says so.
+    Errors: NoLedger; ArchiveDamaged; LedgerUnavailable if there is no archive either.
     """
     if archive is not None:
         yield LedgerSource.of_archive(archive_at(archive), namespace=settings.namespace)
@@ -36,7 +36,7 @@ async def open_source(settings: Settings, archive: str | None = None) -> AsyncGe
     own = archive_of(settings)
     async with AsyncExitStack() as stack:
         try:
-            url, _ = await stack.enter_async_context(readable_redis(settings, on_waiting=_tell_of_waiting))
+            url, _ = await stack.enter_async_context(readable_redis(settings, on_waiting=_print_waiting))
             redis, source = await _with_stream(url, settings, own)
         except LedgerUnavailable as exc:
             try:
@@ -52,7 +52,7 @@ async def open_source(settings: Settings, archive: str | None = None) -> AsyncGe
         yield source
 
 
-def _tell_of_waiting() -> None:
+def _print_waiting() -> None:
     typer.echo("tollbook: waiting for another command that reads this data", err=True)
 
 

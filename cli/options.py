@@ -1,6 +1,6 @@
-"""Options that several commands have, and the values that people give for them.
+"""Options that several commands share, and the parsing of their values.
 
-Nothing heavy is imported here: every command waits for it.
+Never imports anything heavy, because every command loads this module.
 """
 
 import re
@@ -21,14 +21,14 @@ ArchiveOption = Annotated[
     typer.Option(
         "--archive",
         metavar="PLACE",
-        help="An archive alone: a directory, or s3://bucket/prefix; by default this system's archive and stream.",
+        help="Read only this archive: a directory or s3://bucket/prefix; by default this system's archive and stream.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def read_id(value: str | None) -> str | None:
-    """Return an id in the spelling in which it is kept; a callback of every option that names a user or a campaign.
+    """Return an id normalised; the callback of every option that names a user or a campaign.
 
     Errors: typer.BadParameter.
     """
@@ -36,7 +36,7 @@ def read_id(value: str | None) -> str | None:
 
 
 def read_call(value: str | None) -> str | None:
-    """Return a call's id in the spelling in which it is kept; it may also be a command's or an application's."""
+    """Return a call id normalised. It may also be the id of a command or an application."""
     from tollbook.schemas.identifiers import normalise_id
 
     return None if value is None else normalise_id(value)
@@ -46,7 +46,7 @@ UserArgument = Annotated[str, typer.Argument(metavar="USER", help="User id.", ca
 
 
 def data_settings() -> "Settings":
-    """Return the settings with which a command reads; a line on standard error says where they are a kept demo's."""
+    """Return the settings of a command that reads; a line on standard error says if it reads a kept demo."""
     from tollbook.app.connect import data_settings as with_data
     from tollbook.inference.settings import load_settings
 
@@ -58,10 +58,10 @@ def data_settings() -> "Settings":
 
 
 def load_redis_alone() -> None:
-    """Load Redis' client for a light command.
+    """Import the Redis client without OpenTelemetry, for a fast command.
 
-    Where OpenTelemetry is installed, redis-py 8.1 loads its SDK, for metrics that are off; that takes a third of the
-    time.
+    If OpenTelemetry is installed, redis-py 8.1 imports its SDK for metrics that are off. That takes a third of the
+    command's time.
     """
     sdk = "opentelemetry.sdk.metrics"
     if sdk in sys.modules or "redis" in sys.modules:
@@ -74,9 +74,9 @@ def load_redis_alone() -> None:
 
 
 def check_id(value: str, hint: str | None = None) -> str:
-    """Return an id in the spelling in which it is kept.
+    """Return an id normalised.
 
-    Errors: typer.BadParameter, which names `hint`; without one, the option whose callback this is.
+    Errors: typer.BadParameter, which names `hint`, or by default the option whose callback this is.
     """
     from tollbook.schemas.identifiers import check_id as check
 
@@ -87,12 +87,12 @@ def check_id(value: str, hint: str | None = None) -> str:
 
 
 def read_period(value: str | None) -> str | None:
-    """Return a billing period as it was given; a callback of every option that names one.
+    """Return a valid billing period unchanged; the callback of every option that names one.
 
     Errors: typer.BadParameter.
     """
     if value is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", value):
-        raise typer.BadParameter("a period is written YYYY-MM")
+        raise typer.BadParameter("a billing period is written YYYY-MM")
     return value
 
 
@@ -105,22 +105,22 @@ def check_usd(dollars: str, hint: str) -> int:
 
 
 def complete_stream(incomplete: str) -> list[str]:
-    """Return the task streams that begin so, for a shell."""
+    """Return the task streams that begin with `incomplete`, for shell completion."""
     return _names_of_policy(incomplete, lambda policy: policy.streams)
 
 
 def complete_task_type(incomplete: str) -> list[str]:
-    """Return the task types that begin so, for a shell."""
+    """Return the task types that begin with `incomplete`, for shell completion."""
     return _names_of_policy(incomplete, lambda policy: policy.task_types)
 
 
 def complete_plan(incomplete: str) -> list[str]:
-    """Return the plans that begin so, for a shell."""
+    """Return the plans that begin with `incomplete`, for shell completion."""
     return _names_of_policy(incomplete, lambda policy: policy.plans)
 
 
 def _names_of_policy(incomplete: str, names: "Callable[[Policy], Iterable[str]]") -> list[str]:
-    """Return names of the policy file here, or of the defaults: a shell that waits asks no server."""
+    """Return names of the local policy file or the defaults; completion must be fast, so no server is asked."""
     from tollbook.inference.errors import SettingsError
     from tollbook.inference.settings import load_settings
     from tollbook.inference.stated_policy import policy_of

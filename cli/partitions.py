@@ -1,4 +1,4 @@
-"""`tollbook partitions`: where each partition of the ledger is, and how busy it is."""
+"""`tollbook partitions`: show where each partition of the ledger is, and how busy it is."""
 
 import asyncio
 import json
@@ -22,8 +22,8 @@ def partitions(
 ) -> int:
     """Show where each partition of the ledger is, how fast it grows, its lag and its size.
 
-    On a cluster, partitions stand on several nodes; on one server, all have its address. The lag is how far the
-    projection of this data directory is behind; it is not shown where there is none.
+    On a cluster, partitions are on several nodes; on one server, all have the same address. The lag is how far the
+    projection in this data directory is behind the ledger; without a projection, no lag is shown.
 
     Example: tollbook partitions --watch 5
     """
@@ -41,7 +41,7 @@ def partitions(
 
 
 def _folded(settings: "Settings") -> tuple[dict[str, dict[int, "Folded"]], str]:
-    """Return how far the projection is, by ledger and partition, and why that is not known."""
+    """Return the projection's positions by ledger and partition, or a note why they are unknown."""
     from tollbook.app.connect import query_projection
     from tollbook.ledger.errors import LedgerUnavailable
     from tollbook.views.partitions import Folded
@@ -49,7 +49,7 @@ def _folded(settings: "Settings") -> tuple[dict[str, dict[int, "Folded"]], str]:
     try:
         rows = query_projection(settings, "SELECT ledger_id, partition, seq, id FROM position")
     except LedgerUnavailable as exc:
-        return {}, f"the lag is not known here: {exc}"
+        return {}, f"the lag is unknown: {exc}"
     found: dict[str, dict[int, Folded]] = {}
     for row in rows:
         found.setdefault(str(row["ledger_id"]), {})[row["partition"]] = Folded(row["seq"], row["id"])
@@ -68,7 +68,9 @@ async def _read(
     async with connected(settings, only_reads=True) as connection:
         ledger_id, number = await connection.pipeline.execute("HMGET", Keys(namespace).meta, "ledger_id", "partitions")
         if ledger_id is None:
-            raise LedgerUnavailable(f"there is no ledger {namespace!r}: `tollbook up` or `tollbook projector` makes it")
+            raise LedgerUnavailable(
+                f"there is no ledger {namespace!r}: `tollbook up` or `tollbook projector` creates it"
+            )
         keys = [Keys(namespace, partition) for partition in range(int(number))]
         known = folded.get(ledger_id.decode(), {})
         return await read_partitions(connection.redis, connection.pipeline, keys, known, watch_s=watch_s)

@@ -1,4 +1,4 @@
-"""`tollbook plan`: put users on plans, show who is on which, and let the plans that tasks name count again."""
+"""`tollbook plan`: set a user's plan, show or list the plans that were set, and clear them."""
 
 import asyncio
 import json
@@ -34,16 +34,16 @@ def set_plan(
     user: UserArgument,
     plan: Annotated[
         str,
-        typer.Argument(metavar="PLAN", help="The plan from now on, one of the policy.", autocompletion=complete_plan),
+        typer.Argument(metavar="PLAN", help="The new plan; one of the policy's.", autocompletion=complete_plan),
     ],
     reason: ReasonOption,
-    cap: Annotated[str | None, typer.Option(help="Cap of a billing period in dollars, instead of the plan's.")] = None,
+    cap: Annotated[str | None, typer.Option(help="Cap per billing period in dollars, instead of the plan's.")] = None,
     author: AuthorOption = None,
     key: KeyOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Put a user on a plan. From now on it counts, whatever plan the user's tasks name.
+    """Set a user's plan. From now on it applies, whatever plan the user's tasks name.
 
     Example: tollbook plan set u42 growth --reason "upgraded, invoice 1043"
     Example: tollbook plan set u42 growth --cap 500 --reason "contract of November" --yes
@@ -79,7 +79,7 @@ def clear_plan(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Take a user off the plan that was set: the plan that each task names counts again, or trial.
+    """Clear the plan that was set for a user: the plan that each task names applies again, by default trial.
 
     Example: tollbook plan clear u42 --reason "contract ended"
     """
@@ -92,7 +92,7 @@ def clear_plan(
         return {"user_id": user, "plan": account.plan, "is_new": await administration.clear_plan(user, signature)}
 
     done = run_signed(run, author, reason, key)
-    return tell(done, f"no plan is set for {user}: the plan that each task names counts", as_json=as_json)
+    return tell(done, f"no plan is set for {user}: the plan that each task names applies", as_json=as_json)
 
 
 @app.command("show")
@@ -108,7 +108,7 @@ def show_plan(user: UserArgument, as_json: JsonOption = False) -> int:
         for name, value in (_document(found[0]) | {"user_id": user}).items():
             typer.echo(f"{name:<8} {value}")
     else:
-        typer.echo(f"no plan is set for {user}: the plan that each task names counts, or trial")
+        typer.echo(f"no plan is set for {user}: the plan that each task names applies, by default trial")
     return 0
 
 
@@ -136,7 +136,7 @@ def list_plans(as_json: JsonOption = False) -> int:
         ]  # fmt: skip
         Printer().table(columns, rows, "Plans that were set")
     else:
-        typer.echo("no plan is set for anybody: the plan that each task names counts, or trial")
+        typer.echo("no plan is set for any user: the plan that each task names applies, by default trial")
     return 0
 
 

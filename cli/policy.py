@@ -1,4 +1,4 @@
-"""`tollbook policy`: the ledger's policy: what is in force, what a file would change, and putting that in force."""
+"""`tollbook policy`: show the ledger's policy, compare it with a file, and apply a file."""
 
 import asyncio
 import json
@@ -24,9 +24,11 @@ app = typer.Typer(help="The ledger's policy: plans, caps, routes, budgets, price
 
 FileArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[FILE]", help="A policy file; by default tollbook.toml or TOLLBOOK_POLICY, with settings."),
+    typer.Argument(
+        metavar="[FILE]", help="A policy file; by default tollbook.toml or TOLLBOOK_POLICY, plus policy settings."
+    ),
 ]
-VersionOption = Annotated[int | None, typer.Option(min=0, help="A version; by default the one in force.")]
+VersionOption = Annotated[int | None, typer.Option(min=0, help="A version of the policy; by default the one in force.")]
 
 
 @app.command("show")
@@ -49,7 +51,7 @@ def show(
     wanted = newest if version is None else version
     found = next((each for each in versions if each.applied.version == wanted), None)
     if found is None and wanted != 0:
-        raise typer.BadParameter(f"there is no policy {wanted}: the newest is {newest}", param_hint="--version")
+        raise typer.BadParameter(f"there is no version {wanted}: the newest is {newest}", param_hint="--version")
     in_force = PolicyInForce() if found is None else found.in_force
     if as_json:
         typer.echo(json.dumps(policy_document(found, in_force)))
@@ -78,7 +80,7 @@ def history(as_json: JsonOption = False) -> int:
 
 @app.command("schema")
 def schema() -> int:
-    """Print the JSON Schema of a policy file, for editors: completion, and mistakes while you type.
+    """Print the JSON Schema of a policy file, with which an editor completes names and marks mistakes.
 
     Example: tollbook policy schema > tollbook.schema.json
     """
@@ -90,7 +92,7 @@ def schema() -> int:
 
 @app.command("diff")
 def diff(file: FileArgument = None, as_json: JsonOption = False) -> int:
-    """Show what a policy file would change of the ledger's policy. Exit code 1 if they differ.
+    """Show what a policy file would change in the ledger's policy. Exit code 1 if they differ.
 
     Example: tollbook policy diff
     """
@@ -109,7 +111,7 @@ def diff(file: FileArgument = None, as_json: JsonOption = False) -> int:
     if as_json:
         typer.echo(json.dumps({"version": in_force.version, "changes": changes}))
     elif changes:
-        print_changes(f"What it would change of policy {in_force.version}", [each["text"] for each in changes])
+        print_changes(f"What it would change in policy {in_force.version}", [each["text"] for each in changes])
     else:
         typer.echo(f"no difference to policy {in_force.version} of the ledger")
     return 1 if changes else 0
@@ -124,14 +126,14 @@ def apply(
     backfills: Annotated[
         bool,
         typer.Option(
-            "--backfill", help="Let new and redefined budgets begin with what was spent before in their window."
+            "--backfill", help="Count what was already spent in the current window in new and changed budgets."
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Put a policy file in force: every process decides by it from its next reservation on; none is restarted.
+    """Put a policy file in force. Every process uses it from its next reservation on, without a restart.
 
-    A change that was applied in a part of the ledger only is completed first.
+    If an earlier change was applied in some partitions only, it is completed first.
 
     Example: tollbook policy apply --reason "weekly budgets for teams"
     Example: tollbook policy apply --reason "weekly budgets for teams" --backfill
@@ -147,7 +149,7 @@ def apply(
     async def run() -> dict[str, Any]:
         async with connect_administration(settings, warns=False) as administration, AsyncExitStack() as stack:
             before = await administration.policy()
-            document = await _looked_at(administration, before, stated, settings, backfills=backfills)
+            document = await _describe_change(administration, before, stated, settings, backfills=backfills)
             if document["problems"] or signature is None:
                 return document
             applied = await administration.apply_policy(
@@ -157,13 +159,14 @@ def apply(
                 read_spent=_read_spent(settings, stack),
                 backfills=backfills,
             )
-            _remember(settings, administration.ledger_id, applied.in_force)
+            _remember_applied(settings, administration.ledger_id, applied.in_force)
             return document | {"version": applied.in_force.version, "is_new": applied.is_new}
 
     try:
         done = asyncio.run(run())
     except PolicyChanged as exc:
-        typer.echo(f"tollbook: {exc.message}: somebody applied it meanwhile. Look at `tollbook policy diff`", err=True)
+        problem = f"{exc.message}: somebody else applied it in the meantime"
+        typer.echo(f"tollbook: {problem}. Look at `tollbook policy diff`, and apply again", err=True)
         return 1
     if as_json:
         typer.echo(json.dumps(done))
@@ -176,7 +179,7 @@ def _tell_applied(done: dict[str, Any], *, is_dry: bool) -> None:
     from tollbook.views.policies import print_changes
 
     if done["changes"]:
-        print_changes(f"Changes of policy {done['in_force']}", [each["text"] for each in done["changes"]])
+        print_changes(f"Changes to policy {done['in_force']}", [each["text"] for each in done["changes"]])
     for note in done["notes"]:
         typer.echo(f"note: {note}")
     for problem in done["problems"]:
@@ -184,15 +187,15 @@ def _tell_applied(done: dict[str, Any], *, is_dry: bool) -> None:
     if done["problems"]:
         typer.echo("tollbook: nothing was changed", err=True)
     elif is_dry:
-        typer.echo("nothing was changed: --dry-run")
+        typer.echo("nothing was changed (--dry-run)")
     elif done["is_new"]:
         typer.echo(f"policy {done['version']} is in force")
     else:
-        typer.echo(f"nothing to do: this is policy {done['version']}, which is in force")
+        typer.echo(f"nothing to do: policy {done['version']}, which is in force, says the same")
 
 
 def _read_spent(settings: "Settings", stack: AsyncExitStack) -> "ReadSpent":
-    """Return a reader of what was spent, which opens the ledger's history where it is asked."""
+    """Return a reader of what was spent. It opens the ledger's history on first use."""
     opened: list[ReadSpent] = []
 
     async def read(partition: int, tally: "OpeningTally", after: "Position | None") -> "Position":
@@ -206,7 +209,7 @@ def _read_spent(settings: "Settings", stack: AsyncExitStack) -> "ReadSpent":
     return read
 
 
-async def _looked_at(
+async def _describe_change(
     administration: "Administration",
     before: "PolicyInForce",
     stated: "Policy",
@@ -214,7 +217,7 @@ async def _looked_at(
     *,
     backfills: bool,
 ) -> dict[str, Any]:
-    """Return what would change, and what is wrong with it."""
+    """Return what would change, with notes and problems."""
     from tollbook.inference.policy_changes import backfill_problems, problems_on, remarks_on, user_id_problems
     from tollbook.inference.prices.catalogue import PriceCatalogue
     from tollbook.ledger.clock import now_ms
@@ -247,7 +250,7 @@ def _changes(in_force: "PolicyInForce", stated: "Policy") -> list[dict[str, Any]
 
 
 def _stated(settings: "Settings", file: Path | None) -> "Policy":
-    """Return the policy of a file, or of the file and settings here. Errors: typer.BadParameter; SettingsError."""
+    """Return the policy of `file`, or of the local file and settings. Errors: typer.BadParameter; SettingsError."""
     from tollbook.inference.policy_file import POLICY_FILE, read_policy_file
     from tollbook.inference.stated_policy import policy_of, policy_sources
 
@@ -255,7 +258,7 @@ def _stated(settings: "Settings", file: Path | None) -> "Policy":
         return read_policy_file(file).policy
     if not policy_sources(settings):
         raise typer.BadParameter(
-            f"there is no {POLICY_FILE} here, and no setting that says anything about the policy: name a file",
+            f"there is no {POLICY_FILE} in this directory, and no setting about the policy: name a file",
             param_hint="FILE",
         )
     return policy_of(settings)
@@ -276,7 +279,7 @@ def _partitions_of(versions: "list[PolicyVersion]") -> int:
     return len({partition for each in versions for partition in each.partitions})
 
 
-def _remember(settings: "Settings", ledger_id: str, in_force: "PolicyInForce") -> None:
+def _remember_applied(settings: "Settings", ledger_id: str, in_force: "PolicyInForce") -> None:
     from tollbook.inference.policy_changes import remember_applied
 
     if settings.data_dir.exists():

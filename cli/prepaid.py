@@ -1,4 +1,4 @@
-"""The part of `tollbook credit` that is about budgets with window `total`: prepaid balances."""
+"""The part of `tollbook credit` for prepaid balances: budgets with window `total`."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 def check_options(
     user: str | None, amount: str | None, period: str | None, key: str | None, credit_id: str | None
 ) -> None:
-    """Refuse what a budget's credit does not have. Errors: typer.BadParameter."""
+    """Refuse options that do not go with --budget. Errors: typer.BadParameter."""
     given = {"USER": user, "AMOUNT": amount, "--period": period, "--key": key}
     for hint, value in given.items():
         if value is not None:
-            instead = {"AMOUNT": "give --usd", "--key": "--id is its key"}.get(hint, "the budget says whose it is")
-            raise typer.BadParameter(f"not with --budget: {instead}", param_hint=hint)
+            instead = {"AMOUNT": "give --usd", "--key": "--id is the idempotency key"}.get(hint, "use --value")
+            raise typer.BadParameter(f"cannot be combined with --budget: {instead}", param_hint=hint)
     if credit_id is None:
         raise typer.BadParameter("missing: the id of the credit, such as the payment's", param_hint="--id")
 
 
 def check_no_options(value: str | None, amount: str | None, credit_id: str | None, expires: str | None) -> None:
-    """Refuse what only a budget's credit has. Errors: typer.BadParameter."""
+    """Refuse options that need --budget. Errors: typer.BadParameter."""
     for hint, given in {"--value": value, "--usd": amount, "--id": credit_id, "--expires": expires}.items():
         if given is not None:
             raise typer.BadParameter("only with --budget", param_hint=hint)
@@ -53,9 +53,11 @@ def grant(
         credit = Credit(budget, value, credit_id, expires_ms)
         is_over = expires_ms is not None and expires_ms <= now_ms()
         try:
-            # One that was granted before it expired may be repeated.
+            # A repeat of a grant that was made before the expiry is fine.
             if is_over and not await administration.prepaid.is_granted(credit):
-                raise typer.BadParameter(f"{expires} is over: a credit must expire later", param_hint="--expires")
+                raise typer.BadParameter(
+                    f"{expires} is in the past: a credit must expire later", param_hint="--expires"
+                )
             confirm(f"credit {credit_id} of {usd(amount_nanousd)} for budget {budget}", amount_nanousd, yes=yes)
             done = await administration.prepaid.grant(credit, amount_nanousd, signature)
         except ValueError as exc:

@@ -1,4 +1,4 @@
-"""What went wrong, for the person at the terminal: what, with what value, and what to do."""
+"""Turns errors into lines for the terminal: what is wrong, with which value, and what to do."""
 
 import re
 from collections.abc import Iterable
@@ -9,32 +9,32 @@ import typer
 
 
 def describe_usage(exc: typer.TyperException) -> str:
-    """Return what is wrong with a command line, in one line; with the command whose help can help, where it can."""
-    told: Any = exc
+    """Return what is wrong with a command line, in one line; where useful, with the `--help` to read."""
+    usage_error: Any = exc
     problem = exc.format_message().strip().removesuffix(".")
     if isinstance(exc, typer.BadParameter) and not problem.startswith("Missing"):
         return _bad_value(exc)
-    if hasattr(told, "possibilities"):
-        problem = f"there is no option {told.option_name}"
-        if suggestion := did_you_mean(told.option_name, told.possibilities or ()):
+    if hasattr(usage_error, "possibilities"):
+        problem = f"there is no option {usage_error.option_name}"
+        if suggestion := did_you_mean(usage_error.option_name, usage_error.possibilities or ()):
             return problem + suggestion
     problem = problem.replace("No such command", "there is no command")
     if ". Did you mean" in problem:
         return problem.replace(". Did you mean", "; did you mean")
-    context = getattr(told, "ctx", None)
+    context = getattr(usage_error, "ctx", None)
     return f"{problem} (see `{context.command_path} --help`)" if context else problem
 
 
 def asks_for_help(exc: typer.TyperException) -> bool:
-    """Whether a command was given nothing that it could do; its help is the message then."""
+    """Whether a command was given no arguments at all; the message is then its help."""
     return type(exc).__name__ == "NoArgsIsHelpError"
 
 
 def describe(exc: Exception) -> list[str]:
-    """Return what an error says, a line for each problem."""
+    """Return an error's message, a line for each problem."""
     if isinstance(exc, OSError) and exc.strerror:
         return [f"{exc.strerror}: {exc.filename}" if exc.filename else exc.strerror]
-    # Here, since it loads pydantic, which `--version` and `--help` do not need.
+    # Imported here: it loads pydantic, which `--version` and `--help` do not need.
     from tollbook.ledger.server.refusals import explain
 
     if exc.__cause__ is not None or not type(exc).__module__.startswith("tollbook."):
@@ -43,14 +43,14 @@ def describe(exc: Exception) -> list[str]:
 
 
 def is_expected(exc: Exception) -> bool:
-    """Whether an error says by itself what is wrong: ours, Redis' or the operating system's."""
-    # By name: to import Redis' client only to ask takes longer than most commands.
+    """Whether an error's message explains it: an error of ours, of Redis, or of the operating system."""
+    # By name: importing the Redis client for this takes longer than most commands.
     packages = {kind.__module__.partition(".")[0] for kind in type(exc).__mro__}
     return isinstance(exc, OSError) or not packages.isdisjoint(("tollbook", "redis"))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean ...?` with the closest of the known words, or nothing where none is close."""
+    """Return `; did you mean ...?` with the closest known word, or an empty text if none is close."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -63,7 +63,7 @@ def _bad_value(exc: typer.BadParameter) -> str:
 
 
 def _pydantic_problem(cause: object) -> str | None:
-    """Say in our words why Typer refuses a value, which it leaves to pydantic; None for other errors."""
+    """Return our text for a value that Typer refuses with a pydantic error; None for other errors."""
     if type(cause).__name__ != "ValidationError":
         return None
     error: Any = cause
@@ -82,4 +82,4 @@ def _pydantic_problem(cause: object) -> str | None:
             problem = message.removeprefix("Value error, ")
             refused, _, choices = problem.partition(" is not one of ")
             known = re.findall(r"'([^']+)'", choices)
-            return f"{refused} is none of {', '.join(known)}{did_you_mean(refused, known)}" if known else problem
+            return f"{refused} is not one of {', '.join(known)}{did_you_mean(refused, known)}" if known else problem

@@ -1,4 +1,4 @@
-"""`tollbook publish`, `result` and `ping`: put a task on a stream, read what came of it."""
+"""`tollbook publish`, `result` and `ping`: put a task on a stream, and read its result."""
 
 import asyncio
 import json
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 NO_RESULT = 4
 
-Wait = Annotated[float | None, typer.Option(min=0, help="Wait up to so many seconds for the result.")]
+Wait = Annotated[float | None, typer.Option(min=0, help="Seconds to wait for the result at most.")]
 
 
 def publish(
-    stream: Annotated[str, typer.Argument(help="The task stream, one of the policy.", autocompletion=complete_stream)],
+    stream: Annotated[
+        str, typer.Argument(help="The task stream; one of the policy's.", autocompletion=complete_stream)
+    ],
     task: Annotated[
-        str, typer.Argument(help="The task type, one of the policy, or ping.", autocompletion=complete_task_type)
+        str, typer.Argument(help="The task type; one of the policy's, or ping.", autocompletion=complete_task_type)
     ],
     prompt: Annotated[str | None, typer.Argument(help="The prompt; `-` reads it from standard input.")] = None,
     user: Annotated[str, typer.Option("--user", "-u", help="User who is charged.")] = "",
@@ -39,25 +41,27 @@ def publish(
         str | None,
         typer.Option(help="The user's plan; without it, the policy's default.", autocompletion=complete_plan),
     ] = None,
-    task_id: Annotated[str | None, typer.Option(help="An id of your own; with it a repeat is harmless.")] = None,
+    task_id: Annotated[
+        str | None, typer.Option(help="Your own id, for idempotency: a task is executed once per id.")
+    ] = None,
     campaign: Annotated[str | None, typer.Option(help="Campaign id.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     messages: Annotated[str | None, typer.Option(help="JSON list of chat messages, instead of a prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Completion tokens, at most.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 to 2.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Limit of completion tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature, 0 to 2.")] = None,
     model: Annotated[str | None, typer.Option(help="Model id, instead of the route's.")] = None,
     tags: Annotated[str | None, typer.Option(help="JSON object of names and values, for budgets and reports.")] = None,
     parameters: Annotated[
         str | None, typer.Option(help='JSON object of further parameters, such as {"top_p": 0.9, "stop": ["END"]}.')
     ] = None,
     reply_to: Annotated[str | None, typer.Option(help="Stream to which the result is appended.")] = None,
-    metadata: Annotated[str | None, typer.Option(help="JSON object, handed back with the result.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="JSON object that is returned with the result.")] = None,
     wait: Wait = None,
     as_json: JsonOption = False,
 ) -> int:
     """Put a task on a stream.
 
-    Other users of this machine can see a command line while it runs: let a private prompt be read from standard input.
+    Other users of this machine can see a command line while it runs. Read a private prompt from standard input.
 
     Example: tollbook publish generation generate_draft "Write a haiku about ledgers." --user u42 --wait 60
     """
@@ -74,7 +78,7 @@ def publish(
 
 
 def _parameters(text: str | None) -> dict[str, Any]:
-    """Read the JSON object of `--parameters`. Errors: typer.BadParameter."""
+    """Parse the JSON object of `--parameters`. Errors: typer.BadParameter."""
     from tollbook.schemas.json_text import parse_json
 
     try:
@@ -157,7 +161,7 @@ async def _show(publisher: "Publisher", task_id: str, wait: float | None, *, as_
 
 
 def _call_text(call: dict[str, Any]) -> str:
-    """Return a tool call as a line."""
+    """Return a tool call as one line of text."""
     function = call.get("function")
     return f"{function['name']}({function['arguments']})" if isinstance(function, dict) else json.dumps(call)
 

@@ -1,4 +1,4 @@
-"""`tollbook reconcile`: ask the provider what uncertain charges really were."""
+"""`tollbook reconcile`: ask the provider for the real cost of uncertain charges."""
 
 import asyncio
 import json
@@ -25,10 +25,10 @@ def reconcile(
     author: Annotated[str, typer.Option(help="Who asks; recorded on the ledger with each correction.")] = "tollbook",
     as_json: JsonOption = False,
 ) -> int:
-    """Ask the provider what assumed and priced charges really were, and correct the ledger.
+    """Ask the provider for the real cost of charges that were assumed or computed from prices, and correct the ledger.
 
-    What the provider does not know stays assumed and is listed, as are charges that wait beside the ledger to be
-    booked. Repeating is harmless.
+    Charges that the provider does not know stay assumed and are listed. So are unbooked charges, which wait beside
+    the ledger. Repeating is harmless.
 
     Example: tollbook reconcile
     Example: tollbook reconcile --author ann --json

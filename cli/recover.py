@@ -1,4 +1,4 @@
-"""`tollbook recover`: put a ledger in order that went back in time."""
+"""`tollbook recover`: repair a ledger that lost events."""
 
 import asyncio
 import json
@@ -17,24 +17,26 @@ if TYPE_CHECKING:
 
 
 def recover(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it. Without it, nothing is written.")] = False,
-    reason: Annotated[str | None, typer.Option(help="The reason; recorded on the ledger. Needed with --yes.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Repair the ledger. Without it, nothing is written.")
+    ] = False,
+    reason: Annotated[str | None, typer.Option(help="The reason; recorded on the ledger. Required with --yes.")] = None,
     author: AuthorOption = None,
     projection: Annotated[
         Path | None,
-        typer.Option(help="A DuckDB file that was set aside and knows more than the one in use.", exists=True),
+        typer.Option(help="An older DuckDB file that has more events than the one in use.", exists=True),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Show which events Redis has lost that DuckDB or the archive still has, and with --yes put the ledger in order.
+    """Show the events that Redis lost but DuckDB or the archive still has, and with --yes repair the ledger.
 
-    Redis loses events when an older backup is restored, or when a failover promotes a replica that lagged. If nothing
-    newer stands on the ledger, the lost events are appended again as they were. Otherwise what they charged is entered
-    again by new events, and what else is lost is declared so. Stop the projector (or `tollbook up`) and all workers
-    first. Repeating it is harmless; a run that was interrupted is finished.
+    Redis loses events when an older backup is restored, or when a failover promotes a replica that lagged. If the
+    ledger has no newer events, the lost events are appended again as they were. Otherwise new events enter their
+    charges again, and the rest is recorded as lost. Stop the projector (or `tollbook up`) and all workers first.
+    Repeating it is harmless; an interrupted run is finished.
 
-    Exit code 0 if nothing is lost, or all is recovered; 1 if something is lost and --yes was not given, or if nothing
-    here can tell what is lost.
+    Exit code 0 if nothing is lost, or all is recovered; 1 if events are lost and --yes was not given, or if there is
+    nothing here to compare with.
 
     Example: tollbook recover
     Example: tollbook recover --yes --reason "backup of 4 November restored"
@@ -110,21 +112,21 @@ def _print(report: "Report") -> None:
     if not report.has_copies:
         printer.text(
             "There is neither a DuckDB file nor an archive of this ledger here, so nothing can be compared. Run this "
-            "where the projector's files are: TOLLBOOK_DATA_DIR, TOLLBOOK_ARCHIVE_DIR, TOLLBOOK_ARCHIVE_URL or "
-            "--projection names them."
+            "where the projector's files are, or name them with TOLLBOOK_DATA_DIR, TOLLBOOK_ARCHIVE_DIR, "
+            "TOLLBOOK_ARCHIVE_URL or --projection."
         )
     elif not report.has_projection:
         printer.text(
             "There is no DuckDB file of this ledger here, so only what is sealed in the archive was compared. Newer "
-            "events may be lost too: if a projector's file is left anywhere, run this there first, or name it with "
-            "--projection."
+            "events may be lost too: if another machine has a projector's file, run this there first, or copy the file "
+            "here and name it with --projection."
         )
     for partition in report.partitions:
         if partition.unknown:
             printer.text(
                 f"Partition {partition.loss.keys.partition}: event {partition.unknown} is lost. The projector that "
-                "stopped calls had folded it; DuckDB and archive here do not know it. Run this where that projector's "
-                "files are."
+                "stopped calls had folded it, but DuckDB and the archive here do not have it. Run this where that "
+                "projector's files are."
             )
     if report.is_whole and not report.is_in_order:
         return
@@ -152,11 +154,11 @@ def _print(report: "Report") -> None:
         printer.text(_outcome(partition) if report.is_applied else _plan(partition))
         if partition.left:
             printer.text(
-                "Not entered again, since it was repeated or decided anew, or there is nothing left to change: "
-                f"{', '.join(partition.left)}. The copies that were moved aside have these events."
+                "Not entered again, because they were repeated, decided again, or have nothing left to change: "
+                f"{', '.join(partition.left)}. The files that were moved aside still have these events."
             )
     for path in report.moved_aside:
-        printer.text(f"Moved aside, since it holds the lost history: {path}")
+        printer.text(f"Moved aside, because it holds the lost history: {path}")
     if report.is_applied:
         printer.text("Check it with `tollbook verify`, then start the projector and the workers.")
     else:
@@ -166,7 +168,7 @@ def _print(report: "Report") -> None:
 def _plan(partition: "PartitionReport") -> str:
     if way_of(partition) == "restore":
         if not partition.loss.events:
-            return "A recovery was interrupted: its end will be recorded."
+            return "A recovery was interrupted; it will be completed."
         return "The lost events will be appended again as they were."
     if not partition.loss.events:
         return "The paid answers will be charged by new events."

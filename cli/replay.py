@@ -1,4 +1,4 @@
-"""`tollbook replay`: fold the ledger anew, to any point, for one user or all, and compare with what is in use."""
+"""`tollbook replay`: fold the ledger again, up to any point, for one user or all, and compare with the live fold."""
 
 import asyncio
 import json
@@ -28,10 +28,10 @@ _DEFAULT_FILE: Final = Path("replay.duckdb")
 def replay(
     into: Annotated[
         Path | None,
-        typer.Option(help=f"The DuckDB file to make; it must not exist. [default: {_DEFAULT_FILE}; --compare: none]"),
+        typer.Option(help=f"The DuckDB file to write; it must not exist. [default: {_DEFAULT_FILE}; --compare: none]"),
     ] = None,
     until: UntilOption = None,
-    user: Annotated[str | None, typer.Option(help="Only what belongs to this user.", callback=read_id)] = None,
+    user: Annotated[str | None, typer.Option(help="Only events of this user.", callback=read_id)] = None,
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Compare with the projection in use, row for row; exit code 1 if they differ."),
@@ -39,7 +39,7 @@ def replay(
     archive: ArchiveOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Fold the ledger, archive and stream, into a new DuckDB file. The running system is not stopped or changed.
+    """Fold the ledger (archive and stream) into a new DuckDB file. Does not stop or change the running system.
 
     Example: tollbook replay --until 2026-11-01 --into october.duckdb
     Example: tollbook replay --compare
@@ -97,7 +97,7 @@ async def _replay(
 
 
 def _live(settings: "Settings") -> "tuple[dict[int, Position], Tables]":
-    """Return where the projection in use stands, and a way to ask it."""
+    """Return the positions of the projection in use, and its tables."""
     from tollbook.app.connect import open_tables
     from tollbook.ledger.gate.requests import Position
     from tollbook.schemas.identifiers import EntryId
@@ -140,10 +140,10 @@ def _print(outcome: dict[str, Any]) -> None:
     into = f" into {outcome['file']}" if outcome["file"] else ""
     typer.echo(f"{outcome['events']:,} events folded ({rate}){into}")
     if outcome["discrepancies"]:
-        typer.echo(f"{outcome['discrepancies']:,} events where ledger and fold disagree: see its table `discrepancies`")
+        typer.echo(f"{outcome['discrepancies']:,} events where ledger and fold differ: see the table `discrepancies`")
     if "differences" not in outcome:
         return
-    moved = f"; {outcome['moved_on']:,} rows had moved on meanwhile" if outcome["moved_on"] else ""
+    moved = f"; {outcome['moved_on']:,} rows changed in the meantime" if outcome["moved_on"] else ""
     if not outcome["differences"]:
         typer.echo(f"equal to the projection in use: {outcome['compared_rows']:,} rows{moved}")
     for difference in outcome["differences"]:

@@ -1,4 +1,4 @@
-"""`tollbook report`: the spend report, as an app in the browser or as one file that stands alone."""
+"""`tollbook report`: the spend report, as an app in the browser or as one self-contained file."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tollbook.views.report.reading import Reading, Source
 
 _EXTRA: Final = ("altair", "marimo", "vl_convert")
-# The notebook uses them too, and a browser would wait for them.
+# Imported while the source is read, so that the browser does not wait for them.
 _SHOWN_BY: Final = tuple(f"tollbook.views.report.{name}" for name in ("figures", "page", "tables"))
 
 
@@ -27,7 +27,7 @@ def _read_period(value: str | None) -> str | None:
 
 def report(
     html: Annotated[
-        Path | None, typer.Option(help="Write the report to this file, which can be opened anywhere.")
+        Path | None, typer.Option(help="Write the report to this file, which any browser can open.")
     ] = None,
     period: Annotated[
         str | None,
@@ -40,19 +40,19 @@ def report(
         str | None,
         typer.Option(
             metavar="PLACE",
-            help="Read an archive only, a directory or s3://bucket/prefix, without Redis and DuckDB.",
+            help="Read only this archive: a directory or s3://bucket/prefix.",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; only this machine by default.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0: any free port.")] = 0,
     base_path: Annotated[
-        str, typer.Option(help="Path under which a proxy passes requests on unchanged, for example /spend.")
+        str, typer.Option(help="Path prefix under which a proxy forwards requests, for example /spend.")
     ] = "",
     browser: Annotated[bool, typer.Option(help="Open a browser if there is one.")] = True,
 ) -> int:
     """Show the spend report: spend over time, caps, models, fallbacks, latency and denials.
 
-    It reads the running system, a data directory in which nothing runs, or an archive.
+    It reads the running system, the data directory of a stopped one, or an archive.
 
     Example: tollbook report
     Example: tollbook report --html spend.html --period 2026-11
@@ -93,9 +93,9 @@ async def _find(archive: str | None) -> "Source":
 
 
 def _read(source: "Source", chosen: dict[str, str], *modules: str) -> "tuple[Reading, Selection]":
-    """Read a source and answer the first questions; meanwhile import the modules that show the answers.
+    """Read a source and run the first queries; import the modules that show the results at the same time.
 
-    Errors: LedgerUnavailable; NothingToReport; typer.BadParameter if what was chosen is not there.
+    Errors: LedgerUnavailable; NothingToReport; typer.BadParameter if the selection does not exist.
     """
     with ThreadPoolExecutor(1) as thread:
         soon = thread.submit(lambda: asyncio.run(source.read()))
@@ -115,7 +115,7 @@ def _selection(source: "Source", reading: "Reading", chosen: dict[str, str]) -> 
     from tollbook.views.report.reading import NothingToReport
 
     if reading.choices.newest_period is None:
-        raise NothingToReport(f"there is nothing in {source.place} to report on yet: no call was made")
+        raise NothingToReport(f"there is nothing to report in {source.place} yet: no calls were made")
     try:
         return reading.choices.select(chosen)
     except ValueError as exc:
@@ -145,7 +145,7 @@ def _serve(
     from tollbook.views.report.app import Address, leave, open_browser, serve
 
     def announce(url: str) -> None:
-        typer.echo(f"The spend report is at {url}\nCtrl-C ends it.")
+        typer.echo(f"The spend report is at {url}\nCtrl-C stops it.")
         if opens_browser:
             open_browser(url)
 

@@ -1,4 +1,4 @@
-"""Options of the commands that write rows: the format and the file."""
+"""Options of the commands that write rows: format and output file."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,12 @@ import typer
 from tollbook.views.rows import Format, format_of
 
 FormatOption = Annotated[
-    Format | None, typer.Option("--format", help="How rows are written; by default as the output's ending says.")
+    Format | None, typer.Option("--format", help="Output format; by default from the file's extension.")
 ]
 
 
 def choose_format(form: Format | None, output: Path | None, *, as_json: bool) -> Format:
-    """Return how rows are to be written. Errors: typer.BadParameter."""
+    """Return the output format. Errors: typer.BadParameter."""
     if output is not None and not output.parent.is_dir():
         raise typer.BadParameter(f"there is no directory {output.parent}", param_hint="--output")
     try:

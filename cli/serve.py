@@ -1,4 +1,4 @@
-"""`tollbook up`, `worker` and `projector`: the processes that stay."""
+"""`tollbook up`, `worker`, `gateway` and `projector`: the long-running processes."""
 
 import asyncio
 import gc
@@ -16,19 +16,19 @@ import typer
 if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
 
-# What ends by itself needs none of these. Redis may accept connections and never answer, and a disk may hang.
+# Limits for a shutdown that hangs: Redis may accept connections and never answer, and a disk may hang.
 _MIN_GRACE_S = 2.0
 _CANCEL_AFTER_S = 1.0
 _END_AFTER_S = 2.0
 _CHILDREN_S = 6.0
-Streams = Annotated[str, typer.Option(help="Task streams, separated by commas; without it, all of the policy.")]
+Streams = Annotated[str, typer.Option(help="Task streams, separated by commas; by default all of the policy.")]
 Supervised = Annotated[bool, typer.Option("--supervised", hidden=True, help="Stop when standard input closes.")]
 
 
 def up(
     streams: Streams = "",
     workers: Annotated[
-        int, typer.Option(min=0, max=64, help="Worker processes, beside one for the projector; 0: all in one process.")
+        int, typer.Option(min=0, max=64, help="Worker processes, in addition to the projector; 0: all in one process.")
     ] = 0,
     with_stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Call a local stand-in for OpenRouter, to try things out.")
@@ -48,7 +48,7 @@ def up(
     from tollbook.views.web.site import open_site
 
     settings, names = _settings(), _streams(streams)
-    if policy_sources(settings) or not settings.projection_path.exists():  # Else the ledger has the policy.
+    if policy_sources(settings) or not settings.projection_path.exists():  # Otherwise the policy is on the ledger.
         try:
             chosen_streams(names, policy_of(settings))
         except UnknownStream as exc:
@@ -58,9 +58,9 @@ def up(
         async with _provider(settings, with_stand_in=with_stand_in) as chosen:
 
             async def announce(redis_url: str, metrics: str, gateway: str) -> None:
-                # A log is no place for what opens the view (G10): there, a key does.
-                is_told = bool(gateway) and chosen.log_format != "json"
-                once = await make_link_at(redis_url, chosen.namespace) if is_told else ""
+                # A sign-in link must not be written to a log (G10); there, people sign in with a key.
+                has_link = bool(gateway) and chosen.log_format != "json"
+                once = await make_link_at(redis_url, chosen.namespace) if has_link else ""
                 _announce(chosen, redis_url, metrics, gateway, once, with_stand_in=with_stand_in)
 
             if workers:
@@ -68,7 +68,7 @@ def up(
                 return
             await run_up(chosen, names, stop, announce, partial(open_gateway, pages=open_site))
 
-    # Children have the grace for themselves, and are killed some seconds later.
+    # Child processes get the whole grace, and are killed some seconds later.
     run_until_signal(run, grace_s=settings.stop_grace_s + (_CHILDREN_S if workers else 0))
 
 
@@ -77,7 +77,7 @@ def worker(
     concurrency: Annotated[int | None, typer.Option(min=1, help="Concurrent calls per stream.")] = None,
     supervised: Supervised = False,
 ) -> None:
-    """Run one worker process beside a projector; any number may run on one ledger.
+    """Run one worker process, next to a running projector; any number may run on one ledger.
 
     Example: tollbook worker --streams generation --concurrency 64
     """
@@ -95,7 +95,7 @@ def worker(
 
 
 def gateway(supervised: Supervised = False) -> None:
-    """Run one HTTP gateway beside a projector: OpenAI's and Anthropic's APIs, under the ledger's caps.
+    """Run one HTTP gateway, next to a running projector: OpenAI's and Anthropic's APIs, under the ledger's caps.
 
     Any number may run on one ledger. Clients need a key: `tollbook keys create`.
 
@@ -116,11 +116,12 @@ def gateway(supervised: Supervised = False) -> None:
 
 def projector(
     standby: Annotated[
-        bool, typer.Option("--standby", help="Follow while another projector works on the ledger, then take over.")
+        bool,
+        typer.Option("--standby", help="Wait while another projector runs on the ledger, and take over when it ends."),
     ] = False,
     supervised: Supervised = False,
 ) -> None:
-    """Run the projector alone: it folds the ledger into DuckDB, and tells workers the balances in it.
+    """Run only the projector: it folds the ledger into DuckDB, and gives workers the balances.
 
     Example: REDIS_URL=redis://localhost:6379 tollbook projector
     """
@@ -151,9 +152,9 @@ def _streams(names: str) -> list[str]:
 
 
 def require_providers(settings: "Settings") -> "Settings":
-    """Return the settings when the providers that routes name can be called; else say what is missing, and exit.
+    """Return the settings if the routes' providers can be called; otherwise print what is missing, and exit.
 
-    Where neither a file nor a setting states the policy and there may be a ledger, that has it: then it is checked when
+    If neither a file nor a setting states the policy, an existing ledger has it. Then the providers are checked when
     the ledger is open.
     """
     from tollbook.inference.provider_access import NO_DEFAULT_PROVIDER, provider_problems
@@ -175,7 +176,7 @@ def require_providers(settings: "Settings") -> "Settings":
 
 @asynccontextmanager
 async def _provider(settings: "Settings", *, with_stand_in: bool) -> AsyncGenerator["Settings"]:
-    """Yield settings whose provider can be called."""
+    """Yield the settings with a provider that can be called: the configured one, or the stand-in."""
     if not with_stand_in:
         yield require_providers(settings)
         return
@@ -200,7 +201,7 @@ def _announce(
     from tollbook.ledger.server.address import hide_password
 
     if settings.log_format == "json":
-        # Machines read the log: no plain lines between its lines.
+        # Programs read a JSON log, so no plain text may be mixed in.
         import structlog
 
         structlog.get_logger(__name__).info(
@@ -218,15 +219,15 @@ def _announce(
     typer.echo(f"Provider: {provider}")
     typer.echo(f"Data:     {data_dir}")
     if gateway:
-        typer.echo(f"Gateway:  {gateway}/v1 for clients of OpenAI and Anthropic; `tollbook keys create` makes a key")
+        typer.echo(f"Gateway:  {gateway}/v1 for clients of OpenAI and Anthropic; `tollbook keys create` creates a key")
     if once:
         typer.echo(f"Web view: {gateway}/ui?once={once}")
         typer.echo(
-            "          The link works once, within 15 minutes; `tollbook keys create --admin` makes a key for later."
+            "          The link works once, within 15 minutes; `tollbook keys create --admin` creates a key for later."
         )
     if metrics:
         typer.echo(f"Metrics:  {metrics}")
-    typer.echo("Ctrl-C stops it, after the calls in flight are done.")
+    typer.echo("Ctrl-C stops it, after the running calls are finished.")
 
 
 def run_until_signal(
@@ -234,13 +235,14 @@ def run_until_signal(
 ) -> None:
     """Run `main` until it ends. SIGINT or SIGTERM sets its event; a second signal cancels it.
 
-    It has `grace_s` seconds to end then, and a few more; after that it is cancelled, and the process ends in any case.
+    After the signal, `main` has `grace_s` seconds and a few more to end. Then it is cancelled, and the process ends in
+    any case.
     """
     import uvloop
 
     from tollbook.inference.errors import UnknownStream
 
-    # What these processes write (the projection, the archive) is for their own user only.
+    # Only their own user may read what these processes write (the projection, the archive).
     os.umask(0o077)
 
     async def run() -> None:
@@ -255,9 +257,9 @@ def run_until_signal(
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, on_signal)
-        watching = [asyncio.create_task(_end_in_time(stop, this, grace_s))]
+        watching = [asyncio.create_task(_enforce_grace(stop, this, grace_s))]
         if supervised:
-            watching.append(asyncio.create_task(_end_of_input(stop)))
+            watching.append(asyncio.create_task(_stop_at_end_of_input(stop)))
         try:
             await main(stop)
         except UnknownStream as exc:
@@ -265,32 +267,32 @@ def run_until_signal(
         except asyncio.CancelledError:
             if not stop.is_set():
                 raise
-            # What is open is told on the ledger: the next start goes on with it.
-            typer.echo("tollbook: stopped before everything was closed; the next start goes on from there", err=True)
+            # The ledger records what is open, so the next start continues with it.
+            typer.echo("tollbook: stopped before everything was closed; the next start continues from there", err=True)
             raise typer.Exit(1) from None
         finally:
             for task in watching:
                 task.cancel()
 
-    # What is loaded by now stays. Each time the garbage collector looks through it, no call moves for 60 ms.
+    # Modules loaded by now stay loaded. Each garbage collection over them would stop all calls for 60 ms.
     gc.collect()
     gc.freeze()
     uvloop.run(run())
 
 
-async def _end_in_time(stop: asyncio.Event, main: "asyncio.Task[Any]", grace_s: float) -> None:
-    """Cancel what has not ended by itself after `stop`; end the process where that does not help either."""
+async def _enforce_grace(stop: asyncio.Event, main: "asyncio.Task[Any]", grace_s: float) -> None:
+    """Cancel `main` if it has not ended within the grace after `stop`; if that does not help, exit the process."""
     await stop.wait()
     await asyncio.sleep(max(grace_s, _MIN_GRACE_S) + _CANCEL_AFTER_S)
     main.cancel()
-    # Not by the event loop, which may be what is stuck.
+    # A thread, because the event loop itself may hang.
     timer = threading.Timer(_END_AFTER_S, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
 
-async def _end_of_input(stop: asyncio.Event) -> None:
-    """Stop when the process that started this one has ended: that closes the pipe."""
+async def _stop_at_end_of_input(stop: asyncio.Event) -> None:
+    """Stop when the parent process ends, which closes the pipe to standard input."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

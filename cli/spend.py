@@ -1,4 +1,4 @@
-"""`tollbook spend`: what users have spent, from the projection."""
+"""`tollbook spend`: show what users and budgets have spent, from the projection."""
 
 import json
 from decimal import Decimal
@@ -17,19 +17,21 @@ _ANSWER_S = 2.0
 
 
 def spend(
-    user: Annotated[str | None, typer.Argument(help="Only this user, every period.", callback=read_id)] = None,
+    user: Annotated[
+        str | None, typer.Argument(help="Only this user, in every billing period.", callback=read_id)
+    ] = None,
     period: Annotated[
-        str | None, typer.Option(help="Billing period, YYYY-MM; the latest by default.", callback=read_period)
+        str | None, typer.Option(help="Billing period, YYYY-MM; by default the latest.", callback=read_period)
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="How many users, the highest spend first.")] = 20,
     budgets: Annotated[
-        bool, typer.Option("--budgets", help="The policy's further budgets instead, each in its latest window.")
+        bool, typer.Option("--budgets", help="Show the policy's budgets instead, each in its latest window.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array of objects.")] = False,
 ) -> int:
-    """Show spend against caps, per user and billing period; or per budget of the policy.
+    """Show spend against caps, per user and billing period, or per budget of the policy.
 
-    What is behind the ledger, or cannot be compared with it, is said on standard error.
+    If the figures are behind the ledger, a line on standard error says so.
 
     Example: tollbook spend u42
     Example: tollbook spend --budgets
@@ -39,10 +41,10 @@ def spend(
     from tollbook.views.rows import plain_text
 
     if budgets and (user is not None or period is not None):
-        raise typer.BadParameter("--budgets has neither a user nor a billing period", param_hint="--budgets")
+        raise typer.BadParameter("cannot be combined with a user or --period", param_hint="--budgets")
     settings = data_settings()
     kept = on_ledger_or_none(settings, user)
-    # Before the copy is made: what is written meanwhile is no lag.
+    # Read before the projection is copied: events written meanwhile are not lag.
     written, problem = _written_events(settings)
     asked = budgets_sql(top) if budgets else spend_sql(kept, period, top)
     rows, positions = query_projection_at_once(settings, asked, _POSITIONS)
@@ -65,7 +67,7 @@ def spend(
 
 
 def _written_events(settings: "Settings") -> tuple[tuple[str, int] | None, str]:
-    """Return the ledger's id and its number of events, and why they are not known where a Redis does not say it."""
+    """Return the ledger's id and number of events, or the reason why Redis did not give them."""
     from tollbook.inference.address import find_redis_url
     from tollbook.ledger.errors import LedgerUnavailable
 
@@ -73,7 +75,7 @@ def _written_events(settings: "Settings") -> tuple[tuple[str, int] | None, str]:
         find_redis_url(settings)
     except LedgerUnavailable:
         return None, ""  # Nothing runs here.
-    # Here, since they take longer to load than a small query takes.
+    # Imported here: loading them takes longer than a small query.
     load_redis_alone()
     import asyncio
 
@@ -87,7 +89,7 @@ def _written_events(settings: "Settings") -> tuple[tuple[str, int] | None, str]:
         return asyncio.run(bounded()), ""
     except (LedgerUnavailable, TimeoutError) as exc:
         reason = str(exc) or "Redis did not answer"
-        return None, f"it cannot be seen whether the projection is up to date: {reason}"
+        return None, f"unknown whether the projection is up to date: {reason}"
 
 
 def _describe_lag(written: tuple[str, int] | None, positions: list[dict[str, Any]]) -> str:
@@ -95,7 +97,7 @@ def _describe_lag(written: tuple[str, int] | None, positions: list[dict[str, Any
         return ""
     ledger_id, number = written
     if ledger_id != positions[0]["ledger_id"]:
-        return "Redis holds another ledger than the projection shows: `tollbook doctor` says more"
+        return "Redis has another ledger than the projection; `tollbook doctor` says more"
     behind = number - sum(row["seq"] for row in positions)
     if behind <= 0:
         return ""

@@ -1,4 +1,4 @@
-"""`tollbook sql`: one SELECT over a copy of the projection."""
+"""`tollbook sql`: run one SELECT on a copy of the projection."""
 
 import sys
 from pathlib import Path
@@ -13,12 +13,12 @@ def sql(
     query: Annotated[str | None, typer.Argument(help="One SELECT; `-` reads it from standard input.")] = None,
     form: FormatOption = None,
     output: Annotated[Path | None, typer.Option(help="Write to this file instead of standard output.")] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds until the query is cut off.")] = 30.0,
-    memory: Annotated[str, typer.Option(help="Memory of the query, for example 512MB or 2GB.")] = "512MB",
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds until the query is cancelled.")] = 30.0,
+    memory: Annotated[str, typer.Option(help="Memory limit of the query, for example 512MB or 2GB.")] = "512MB",
     snapshot: Annotated[Path | None, typer.Option(help="Copy the whole projection to this DuckDB file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json: one array of objects.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Same as --format json: one array of objects.")] = False,
 ) -> int:
-    """Ask the projection a question, while Tollbook runs or at rest. It does not slow the running system.
+    """Query the projection, whether Tollbook runs or not. Does not slow the running system.
 
     Example: tollbook sql "SELECT user_id, spent_usd FROM spend ORDER BY spent_usd DESC LIMIT 10"
     """

@@ -9,18 +9,18 @@ from tollbook.cli.serve import run_until_signal
 from tollbook.schemas.problems import unknown_name
 from tollbook.standin import SCENARIOS, FaultPlan, StandIn, StandInConfig
 
-_SCENARIOS = "Give every request one reply of a real provider: " + ", ".join(SCENARIOS) + "."
+_SCENARIOS = "Answer every request with this recorded reply of a real provider: " + ", ".join(SCENARIOS) + "."
 
 
 def stand_in(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8787,
-    latency_ms: Annotated[int, typer.Option(min=0, help="How long an answer takes, in milliseconds.")] = 200,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free port.")] = 8787,
+    latency_ms: Annotated[int, typer.Option(min=0, help="Milliseconds until it answers.")] = 200,
     scenario: Annotated[str | None, typer.Option(metavar="NAME", help=_SCENARIOS)] = None,
 ) -> None:
-    """Run the local stand-in for OpenRouter: it answers and bills like OpenRouter.
+    """Run a local server that answers and bills like OpenRouter.
 
-    It is free; its answers are placeholders. What Tollbook makes of each scenario stands in the documentation, under
-    "What a reply means".
+    It is free; its answers are placeholders. The documentation says how Tollbook treats each scenario, under "What a
+    reply means".
 
     Example: tollbook stand-in --port 8787 --scenario tool_calls
     """

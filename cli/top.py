@@ -1,4 +1,4 @@
-"""`tollbook top`: a live view of the running system, or one snapshot of it."""
+"""`tollbook top`: show the running system live, or as one snapshot."""
 
 import asyncio
 import json
@@ -17,20 +17,20 @@ _NICE: Final = 5
 
 def top(
     interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between updates.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Show one snapshot as plain text, and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON, and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one snapshot as plain text, and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot as JSON, and exit.")] = False,
 ) -> int:
-    """Watch the running system: calls, money, users against caps, streams, projector. It is not slowed by this.
+    """Watch the running system: calls, money, users against caps, streams, projector. Does not slow it.
 
-    q or Ctrl-C ends it. What each figure counts is in docs/operators/top.md. Example: tollbook top --interval 2
+    q or Ctrl-C ends it. docs/operators/top.md explains each figure. Example: tollbook top --interval 2
     """
     from tollbook.cli.options import data_settings
     from tollbook.observability.logs import configure_logging
 
     settings = data_settings()
-    # Whoever watches gives way to what is watched, though not so far that a key is felt late.
+    # The system that is watched has priority, but not so much that a key press is felt late.
     os.nice(_NICE)
-    # A log line would run into the screen, which shows problems itself.
+    # A log line would break the screen, and the screen shows problems itself.
     configure_logging(form="console", level="CRITICAL")
     # Not uvloop: see `run_screen`.
     asyncio.run(_run(settings, interval_s=interval, once=once, as_json=as_json))
@@ -38,7 +38,7 @@ def top(
 
 
 async def _run(settings: "Settings", *, interval_s: float, once: bool, as_json: bool) -> None:
-    """Errors: LedgerUnavailable where there is nothing to look at."""
+    """Errors: LedgerUnavailable if there is no system to watch."""
     from tollbook.views.top.gather import Gatherer
     from tollbook.views.top.loop import run_screen, terminal_console
 

@@ -1,4 +1,4 @@
-"""Showing the charges that the ledger could not take, for commands that look at its books."""
+"""Reads and describes unbooked charges, for the commands that check the ledger's books."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 async def unbooked_charges(
     pipeline: "CommandPipeline", keys: Sequence["Keys"], ledger_id: str, data_dir: "Path"
 ) -> list[dict[str, Any]]:
-    """Return the noted charges, as far as this machine sees them: those in Redis, and its own files."""
+    """Return the unbooked charges that this machine can see: those in Redis, and in its own files."""
     from tollbook.ledger.gate.unbooked import FOLDER, read_unbooked
 
     folder = data_dir / FOLDER
@@ -35,14 +35,14 @@ async def unbooked_charges(
 
 
 def describe_unbooked(charges: list[dict[str, Any]]) -> list[str]:
-    """Return what to tell people; nothing where there are none."""
+    """Return lines of text about the charges; no lines if there are none."""
     if not charges:
         return []
     total = format_usd(sum(charge["cost_nanousd"] for charge in charges), places=9)
     number = "1 charge" if len(charges) == 1 else f"{len(charges):,} charges"
     return [
-        f"unbooked: {number}, {total} in all, made while the ledger lacked events that their process had seen; they "
-        "are booked once the newer data is restored, else by `tollbook recover`",
+        f"unbooked: {number}, {total} in all, made while the ledger lacked events that a process had already seen; "
+        "restoring the newer data books them, or else `tollbook recover`",
         *(
             f"unbooked: call {charge['call_id']}, user {charge['user_id']}: "
             f"{format_usd(charge['cost_nanousd'], places=9)}, needs event {charge['seen']}"

@@ -1,4 +1,4 @@
-"""`tollbook url`: where publishers and other clients find the running system's Redis."""
+"""`tollbook url`: print the address of the running system's Redis, for publishers and other clients."""
 
 import typer
 

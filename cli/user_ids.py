@@ -1,4 +1,4 @@
-"""Users' ids in commands: people give and read plain ones, also where the ledger has hashes of them."""
+"""Translates user ids for commands: people use plain ids, even if the ledger has their hashes."""
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -10,14 +10,15 @@ if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
     from tollbook.inference.user_ids import UserIds
 
-# A Redis that is silent must not keep anybody from what the projection says.
+# A Redis that does not answer must not block the answer of the projection.
 _ANSWER_S: Final = 5.0
 
 
 def on_ledger(settings: "Settings", user_id: str) -> str:
-    """Return the id that a user has on the ledger.
+    """Return the id that a user has on the ledger: plain, or hashed.
 
-    The running system's Redis says it; else the copy of the key in the data directory. A hash stays as it is.
+    The running system's Redis decides; if none answers, the copy of the key in the data directory. A hash is returned
+    unchanged.
     """
     if is_hashed_id(user_id):
         return user_id
@@ -30,7 +31,7 @@ def on_ledger(settings: "Settings", user_id: str) -> str:
 
     try:
         url = find_redis_url(settings)
-        # Only here, since what runs nowhere needs no client.
+        # Imported here: without a running system, no client is needed.
         import asyncio
 
         from tollbook.cli.options import load_redis_alone
@@ -50,9 +51,9 @@ def on_ledger_or_none(settings: "Settings", user_id: str | None) -> str | None:
 
 
 def plain_ids(settings: "Settings", texts: Iterable[str]) -> Callable[[str], str]:
-    """Return what puts plain ids for hashes in such texts, where the table beside the ledger has them.
+    """Return a function that replaces hashes in these texts by plain ids, where the table beside the ledger has them.
 
-    A text is an id, or the value of a budget that is kept by user.
+    A text is an id, or the value of a budget that is counted by user.
     """
     wanted = [each for text in dict.fromkeys(texts) for each in find_hashed_ids(text)]
     if not wanted:
@@ -82,7 +83,7 @@ def plain_ids(settings: "Settings", texts: Iterable[str]) -> Callable[[str], str
 
 @asynccontextmanager
 async def open_user_ids(settings: "Settings", redis_url: str) -> "AsyncGenerator[UserIds | None]":
-    """Yield the ids of the ledger in a Redis; None where they are plain. Errors: as `read_user_ids`."""
+    """Yield the user ids of the ledger in a Redis; None if they are plain. Errors: as `read_user_ids`."""
     from tollbook.app.connect import connected
     from tollbook.inference.user_ids import read_user_ids
 

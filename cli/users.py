@@ -1,4 +1,4 @@
-"""`tollbook users`: the table of users' plain ids beside a ledger that has only hashes of them."""
+"""`tollbook users`: the table of plain user ids beside a ledger that has only their hashes."""
 
 import asyncio
 import json
@@ -18,13 +18,13 @@ app = typer.Typer(help="Users' ids, where the ledger has hashes of them.", no_ar
 
 T = TypeVar("T")
 _PLAIN = (
-    'users\' ids are plain on this ledger: they are on it for good. Only a ledger with `user_ids = "hashed"` has hashes'
+    'user ids are plain on this ledger, and stay on it forever. Only a ledger with `user_ids = "hashed"` has hashes'
 )
 
 
 @app.command("hash")
 def hash_user(user: UserArgument, as_json: JsonOption = False) -> int:
-    """Print the hash that stands for a user on the ledger, such as for a cap of a single user in the policy.
+    """Print a user's hash on the ledger, for example to set a cap for this user in the policy.
 
     Example: tollbook users hash ann@example.com
     """
@@ -39,7 +39,7 @@ def hash_user(user: UserArgument, as_json: JsonOption = False) -> int:
 
 @app.command("list")
 def list_users(as_json: JsonOption = False) -> int:
-    """List the users that the table knows, with the hashes that stand for them on the ledger.
+    """List the users in the table, with their hashes on the ledger.
 
     Example: tollbook users list
     """
@@ -54,7 +54,7 @@ def list_users(as_json: JsonOption = False) -> int:
     elif known:
         Printer().table(("user", "on the ledger"), [[printable(plain), kept] for plain, kept in known], "Users")
     else:
-        typer.echo("no user is known by name")
+        typer.echo("the table has no users")
     return 0
 
 
@@ -64,14 +64,14 @@ def forget_user(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Remove what says whose hash this is: the user's entry in the table, and the user's dead letters.
+    """Remove the link between a user and the hash: the user's entry in the table, and the user's dead letters.
 
-    The events stay, under the hash. What else still has the id for a time is said.
+    The events stay, under the hash. The command lists where else the id remains for a time.
 
     Example: tollbook users forget ann@example.com --yes
     """
     if not yes and not sys.stdin.isatty():
-        raise typer.BadParameter("this cannot be undone: say --yes", param_hint="--yes")
+        raise typer.BadParameter("this cannot be undone; add --yes to do it", param_hint="--yes")
     if not yes and not typer.confirm(f"Forget {user}, and drop the user's dead letters? It cannot be undone", err=True):
         raise typer.Exit(1)
 
@@ -90,18 +90,18 @@ def forget_user(
     if as_json:
         typer.echo(json.dumps(done))
         return 0
-    what = "forgotten" if done["is_new"] else "nobody of this id was in the table"
+    what = "forgotten" if done["is_new"] else "this id was not in the table"
     typer.echo(f"{what}; {done['dead_letters']:,} dead letters dropped")
-    typer.echo(f"The events stay, under {done['hash']}. The id itself may still stand in:")
+    typer.echo(f"The events stay, under {done['hash']}. The id itself may still be in:")
     typer.echo("  tasks on the task streams, until they are done and TOLLBOOK_TASK_KEEP_S is over")
     typer.echo("  prompts, answers and metadata of stored results, until TOLLBOOK_RESULT_TTL_S is over")
     typer.echo("  backups of Redis, and its append-only file until that is rewritten")
-    typer.echo("A task that is published for this id from now on makes it known again.")
+    typer.echo("A new task for this id puts it in the table again.")
     return 0
 
 
 def _with_ids(run: "Callable[[UserIds, CommandPipeline], Awaitable[T]]") -> T:
-    """Ask the running system. Errors: typer.BadParameter where ids are plain; LedgerUnavailable."""
+    """Run a command on the running system's ids. Errors: typer.BadParameter if ids are plain; LedgerUnavailable."""
     load_redis_alone()
 
     async def ask() -> T:

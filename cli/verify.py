@@ -1,4 +1,4 @@
-"""`tollbook verify`: proof that the ledger is whole, and that nobody overspent."""
+"""`tollbook verify`: prove that the ledger is whole, and that nobody overspent."""
 
 import asyncio
 import json
@@ -25,17 +25,17 @@ def verify(
     archive: ArchiveOption = None,
     since: Annotated[
         str | None,
-        typer.Option(help="A certificate's file, or a head: what comes before it is trusted and not checked again."),
+        typer.Option(help="A certificate file, or a head: trust all events before it, and check only newer ones."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="A certificate's file, or a head, that the chain must contain; everything is checked."),
+        typer.Option(help="A certificate file, or a head, that the chain must contain; all events are checked."),
     ] = None,
     cap: Annotated[
         list[str] | None,
         typer.Option(
-            help="A cap that was in force earlier, beside those of the settings: growth=30, user:u42=100, day=2 or "
-            "campaign=50, in dollars. May be repeated.",
+            help="An earlier cap in dollars, in addition to those of the settings: growth=30, user:u42=100, day=2 or "
+            "campaign=50; repeatable.",
         ),
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="Write the certificate to this file.")] = None,
@@ -43,9 +43,9 @@ def verify(
 ) -> int:
     """Read the whole ledger and prove that it is whole, that no cap was passed, and that every hold is settled or open.
 
-    The running system is not stopped or changed. Events that are not in a sealed segment yet are checked for order,
-    balances and meaning; the certificate holds their head. Exit code 0 only if nothing was found. Charges that wait
-    beside the ledger to be booked are named too; they do not make it unsound.
+    Does not stop or change the running system. Events that are not in a sealed segment yet are checked for order,
+    balances and meaning; the certificate has their head. Exit code 0 only if there are no findings. Unbooked charges,
+    which wait beside the ledger, are listed too; they are not findings.
 
     Example: tollbook verify --certificate books.json
     """
@@ -69,7 +69,7 @@ def verify(
 
 
 def _cap(text: str) -> tuple[str, int]:
-    """Return subject and nano-dollars of a `--cap`."""
+    """Parse a `--cap` into subject and nano-dollars."""
     from tollbook.schemas.money import MoneyError, nanousd_from_usd
 
     name, _, dollars = text.rpartition("=")
@@ -90,7 +90,7 @@ async def _verify(
             tempfile.TemporaryDirectory(prefix="tollbook-verify-") as folder,
             progress("verifying", await _count(source), is_quiet=False) as advance,
         ):
-            # An archive may be of another machine, whose settings are not known here.
+            # An archive may come from another machine, whose settings are unknown here.
             caps = _known_caps(earlier) if archive is None or earlier else None
             options = Options(Path(folder), since=since, against=against, known_caps=caps)
             verdict = await verify(source, options, live=live, progress=advance)
@@ -98,7 +98,7 @@ async def _verify(
 
 
 async def _unbooked(source: "LedgerSource") -> list[dict[str, Any]]:
-    """Return the charges that wait beside the ledger; none where the archive alone is read."""
+    """Return the unbooked charges; none if the archive alone is read."""
     from tollbook.cli.unbooked import unbooked_charges
     from tollbook.ledger.server.pipeline import CommandPipeline
 
@@ -112,7 +112,7 @@ async def _unbooked(source: "LedgerSource") -> list[dict[str, Any]]:
 
 
 def _known_caps(earlier: "list[tuple[str, int]]") -> dict[str, set[int]]:
-    """Return the caps of the settings, and earlier ones."""
+    """Return the caps of the settings and the `earlier` ones, by subject."""
     from tollbook.inference.stated_policy import policy_of
 
     settings, known = data_settings(), dict[str, set[int]]()
@@ -140,7 +140,7 @@ async def _opened(archive: str | None) -> "AsyncGenerator[tuple[LedgerSource, Li
     settings = data_settings()
     async with open_source(settings) as source:
         if source.redis is None:
-            # The archive is only a part of the ledger; it is proven alone only where that was asked for.
+            # The archive is only a part of the ledger. Verify it alone only if the user asks for that.
             raise LedgerUnavailable(
                 f"without Redis only the archive can be verified: tollbook verify --archive {settings.archive_place}"
             )

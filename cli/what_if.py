@@ -1,4 +1,4 @@
-"""`tollbook what-if`: the recorded ledger under other caps, prices or routes."""
+"""`tollbook what-if`: run the recorded ledger under other caps, prices or routes."""
 
 import asyncio
 import json
@@ -38,21 +38,22 @@ def what_if(
         list[str] | None, typer.Option(help="Another fallback for a task type: TASK=MODEL, or TASK=none.")
     ] = None,
     policy: Annotated[
-        Path | None, typer.Option(help="Another policy file: its caps, budgets, prices and routes.")
+        Path | None, typer.Option(help="Use the caps, budgets, prices and routes of this policy file.")
     ] = None,
     user: Annotated[str | None, typer.Option(help="Only this user.", callback=read_id)] = None,
     period: Annotated[str | None, typer.Option(help="Only this billing period, YYYY-MM.", callback=read_period)] = None,
     until: UntilOption = None,
     top: Annotated[int, typer.Option(min=0, max=10_000, help="How many users, the most affected first.")] = 10,
     refusals: Annotated[
-        int, typer.Option(min=0, max=100_000, help="How many of the calls that would be refused, oldest first.")
+        int, typer.Option(min=0, max=100_000, help="How many of the calls that would be refused, the oldest first.")
     ] = 10,
     archive: ArchiveOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Show what would have been spent and refused with other caps, prices or fallbacks. Nothing is changed.
 
-    Every option that changes something, other than --policy, can be given several times, and wins over --policy.
+    --cap, --user-cap, --price, --route and --fallback are repeatable, and override --policy.
+
     Example: tollbook what-if --cap trial=3 --price claude-3-haiku=0.8,4
     Example: tollbook what-if --policy december.toml
     """
@@ -97,7 +98,7 @@ def read_alternatives(
     *,
     policy: "Policy | None" = None,
 ) -> "Alternatives":
-    """Read what the options change, with names of the policy, by default those of the defaults.
+    """Parse the options into alternatives. Names are those of `policy`, by default of the default policy.
 
     Errors: typer.BadParameter.
     """
@@ -122,7 +123,10 @@ async def _walk(
     kept_refusals: int,
     is_quiet: bool,
 ) -> "tuple[Outcome, Alternatives]":
-    """Walk the ledger. Before its first policy, and for prices, what this system states or the last policy counts."""
+    """Walk the ledger.
+
+    Events before its first policy use the policy that this system states. Prices are those of the last policy.
+    """
     from tollbook.audit.policies import read_policy_versions
     from tollbook.audit.reader import AuditReader
     from tollbook.audit.what_if import RecordedCaps, WhatIf
@@ -190,14 +194,14 @@ def _prices(text: str, policy: "Policy") -> "list[tuple[str, ModelPrice]]":
         check_usd(part, "--price")
     prompt, completion = (Decimal(part) for part in parts)
     models = {resolve_model(name)}
-    # A short name is the default provider's; another provider of a route may have a model of that very id.
-    if name in {target.model for route in policy.tasks.values() for target in _others_targets(route)}:
+    # A short name belongs to the default provider, but another provider may have a model with exactly this id.
+    if name in {target.model for route in policy.tasks.values() for target in _named_provider_targets(route)}:
         models.add(name)
     return [(model.lower(), price_from_usd(model, prompt=prompt, completion=completion)) for model in models]
 
 
-def _others_targets(route: "Route") -> "list[Target]":
-    """Return the models of a route that are at other providers than the default one."""
+def _named_provider_targets(route: "Route") -> "list[Target]":
+    """Return the targets of a route that are not at the default provider."""
     from tollbook.schemas.routes import DEFAULT_PROVIDER
 
     cheaper = () if route.cheaper_target is None else (route.cheaper_target,)
@@ -209,7 +213,7 @@ def _routes(routes: Sequence[str], fallbacks: Sequence[str], policy: "Policy") -
     from tollbook.schemas.routes import DEFAULT_PROVIDER, resolve_model
 
     def model_of(name: str, task: str) -> str:
-        """Return the id of a short name; as in the policy, other providers' models have none."""
+        """Return the model id of a short name. Only the default provider's models have short names."""
         return resolve_model(name) if policy.tasks[task].first.provider == DEFAULT_PROVIDER else name
 
     read: dict[str, OtherRoute] = {}

@@ -1,4 +1,4 @@
-"""The demo's proof: the ledger against the provider's own book, and the guarantees, event by event."""
+"""The demo's proof: compares the ledger with the provider's own bill, and checks the guarantees on every event."""
 
 import asyncio
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Check:
 
 
 async def prove(system: System, book: Mapping[str, int], published: int, answered: int) -> list[Check]:
-    """Check every claim. `book` is the provider's own: nano-dollars by user."""
+    """Check every claim. `book` is the provider's own bill: nano-dollars by user."""
     query = system.projection.store.query
     rows = await asyncio.to_thread(query, _SPENT)
     ledger = {row["user_id"]: nanousd_from_usd(row["spent_usd"]) for row in rows if row["spent_usd"]}
@@ -63,7 +63,7 @@ async def _count(query: Any, sql: str, claim: str, what: str) -> Check:
 
 
 async def _rebuilt(system: System) -> Check:
-    """Fold the ledger anew into another file and compare, row for row."""
+    """Fold the ledger again into another file, and compare row by row."""
     live = system.projection.store
     path: Path = live.path.with_name("rebuilt.duckdb")
     other = await rebuild(system.handle.redis, system.handle.keys, system.handle.ledger_id, path)

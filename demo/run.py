@@ -1,4 +1,4 @@
-"""Runs the demo: server, stand-in, projector and worker, tasks in, results out, proof."""
+"""Runs the demo: starts server, stand-in, projector and worker, publishes tasks, and proves the results."""
 
 import asyncio
 import json
@@ -43,12 +43,12 @@ from tollbook.schemas.policy import AlertRule, ProviderRule, default_policy
 _PAGE: Final = 200
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is going on, how much of it is done, and how much there is."""
+"""Called with the name of the step, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What to run: how many tasks, where, by which seed, and whose product; without a policy file, the defaults'."""
+    """Options of the demo: number of tasks, data directory, seed, and a policy file; by default the default policy."""
 
     tasks: int
     data_dir: Path
@@ -57,25 +57,25 @@ class DemoOptions:
 
     @property
     def product(self) -> Product:
-        """Whose tasks are published."""
+        """The product whose tasks are published."""
         return Product() if self.policy is None else Product.of_file(self.policy)
 
     @property
     def users(self) -> list[User]:
-        """Who sends them."""
+        """The users who send the tasks."""
         return make_users(count_users(self.tasks), self.seed, self.product)
 
 
 async def run_demo(options: DemoOptions, progress: Progress) -> Report:
-    """Run the demo and return its report. Errors: those of `open_system`; RuntimeError where the stand-in fails."""
+    """Run the demo and return its report. Errors: as `open_system`; RuntimeError if the stand-in fails."""
     make_private_folder(options.data_dir)
     async with stand_in_process(options) as base_url:
         await asyncio.to_thread(_write_policy, options, f"{base_url}/api/v1")
         settings = load_settings(
-            # The provider's book is by the name that it is told: so it can be held against the ledger's users.
+            # The provider gets plain user ids, so that its bill can be compared with the ledger's users.
             provider_user="plain",
             env_file=None,
-            # Everything is here: no archive or published copy of a system of the user's is written to.
+            # The demo uses only its own data: it never writes to another system's archive or published copy.
             redis_url=None,
             data_dir=options.data_dir,
             archive_dir=None,
@@ -135,9 +135,9 @@ async def _run(system: System, settings: Settings, options: DemoOptions, progres
 
 
 def _write_policy(options: DemoOptions, base_url: str) -> None:
-    """Write the demo's policy, so that no other file counts.
+    """Write the demo's policy file, so that no other policy file is used.
 
-    It has no receivers, since nobody is to be told of made-up spend, and the stand-in in the place of every provider.
+    It has no alert receivers, because the spend is made up, and the stand-in replaces every provider.
     """
     if options.policy is not None:
         providers = {name: _stand_in_for(rule, base_url) for name, rule in options.policy.policy.providers.items()}
@@ -168,7 +168,7 @@ async def _grant_credits(system: System, options: DemoOptions) -> None:
 
 
 def stand_in_prices(file: PolicyFile) -> dict[str, dict[str, str]]:
-    """Return the prices of a policy file as the stand-in takes them: those that count now."""
+    """Return the current prices of a policy file in the stand-in's format."""
     now, found = now_ms(), dict[str, dict[str, str]]()
     tables = [provider.prices for provider in file.policy.providers.values()]
     for model, rules in (each for table in (*tables, file.policy.prices) for each in table.items()):
@@ -179,7 +179,7 @@ def stand_in_prices(file: PolicyFile) -> dict[str, dict[str, str]]:
 
 
 async def _publish(system: System, options: DemoOptions) -> None:
-    """Publish as any client would: plain fields, XADD."""
+    """Publish tasks as any client would: plain fields, XADD."""
     page: list[Publication] = []
     for task in make_tasks(options.tasks, options.users, options.seed, options.product):
         page.append(task)
@@ -197,7 +197,7 @@ async def _add(system: System, page: list[Publication]) -> None:
 
 
 async def fold_all(system: System) -> None:
-    """Return once everything now on the ledger is folded."""
+    """Wait until every event that is now on the ledger is folded."""
     for keys in system.handle.keys:
         newest: Any = await system.handle.pipeline.execute("XREVRANGE", keys.ledger, "+", "-", "COUNT", 1)
         if newest:
@@ -241,7 +241,7 @@ async def stand_in_process(options: DemoOptions) -> AsyncGenerator[str]:
 
 
 async def read_book(base_url: str) -> dict[str, int]:
-    """Return the stand-in's own book: nano-dollars by user."""
+    """Return the stand-in's own bill: nano-dollars by user."""
     async with httpx.AsyncClient() as client:
         document = (await client.get(f"{base_url}/standin/book", timeout=30)).json()
     return {user: int(total) for user, total in document["totals"].items()}

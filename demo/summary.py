@@ -1,4 +1,4 @@
-"""What the demo shows at its end, read from the projection with SQL: for people, and as JSON."""
+"""The demo's final report, read from the projection with SQL: as text, and as JSON."""
 
 import asyncio
 import json

@@ -1,6 +1,6 @@
-"""The demo's tasks: real sizes, seeded users and types, so that two runs publish the same.
+"""The demo's tasks: realistic sizes; users and task types come from a seed, so that two runs publish the same tasks.
 
-Without a policy file they are those of the defaults; with one, those of its product.
+Plans, task types and streams are those of the policy file, or of the default policy.
 """
 
 import csv
@@ -19,7 +19,7 @@ from tollbook.schemas.money import NANOUSD_PER_USD
 from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.tasks import PING
 
-# One line a task type: the stream it comes by and its share of the tasks.
+# For each task type: its stream, and its share of the tasks.
 _MIX: Final = (
     ("generate_draft", "generation", 0.58),
     ("classify_archetype", "analysis", 0.15),
@@ -30,7 +30,7 @@ _MIX: Final = (
 _PLANS: Final = (("trial", 0.55), ("starter", 0.30), ("growth", 0.15))
 # Steep enough that a few users reach their caps, whatever their plan.
 _ZIPF_EXPONENT: Final = 1.25
-# So many tasks spend enough for a few users to reach the caps of the real plans.
+# With this many tasks, a few users reach the caps of the real plans.
 _TASKS_OF_FULL_CAPS: Final = 15_000
 _CENT: Final = NANOUSD_PER_USD // 100
 # One call fits even the smallest cap.
@@ -39,7 +39,7 @@ _CAMPAIGNS: Final = tuple(f"campaign-{number}" for number in range(1, 13))
 # Made-up values of a tag, and the share of tasks that have it.
 _TAG_VALUES: Final = 3
 _TAGGED: Final = 0.8
-# Less than what a task costs on average, so that some credit is used up.
+# Less than a task costs on average, so that some credit is used up.
 _CREDIT_PER_TASK: Final = NANOUSD_PER_USD // 1_000
 _MAX_CREDITS: Final = 500
 _FILLER: Final = "The ledger remembers what the invoice forgets. "
@@ -63,7 +63,7 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Whose tasks they are: plans with their shares, task types with stream and share, and tags with their values."""
+    """The product whose tasks are published: plans and task types with their shares, and tags with their values."""
 
     plans: tuple[tuple[str, float], ...] = _PLANS
     mix: tuple[tuple[str, str, float], ...] = _MIX
@@ -71,7 +71,7 @@ class Product:
 
     @classmethod
     def of_file(cls, file: PolicyFile) -> "Product":
-        """Return the product of a policy file: its own plans, task types and streams; those of the defaults if none."""
+        """Return the product of a policy file: its own plans, task types and streams, or the default ones."""
         policy = file.policy
         plans, streams = _own(file, "plans", policy.plans), _own(file, "streams", policy.streams)
         types = zip(_own(file, "tasks", policy.tasks), cycle(streams))
@@ -97,7 +97,7 @@ def _own(file: PolicyFile, table: str, known: Iterable[str]) -> list[str]:
 
 
 def _tag_values(policy: Policy, name: str) -> tuple[str, ...]:
-    """Return values with a cap of their own, and made-up ones."""
+    """Return the values that have a cap of their own, and made-up ones."""
     own = [value for rule in policy.budgets if rule.by == (name,) for value in rule.caps]
     return (*dict.fromkeys(own), *(f"{name}-{number}" for number in range(1, _TAG_VALUES + 1)))
 
@@ -105,9 +105,9 @@ def _tag_values(policy: Policy, name: str) -> tuple[str, ...]:
 def credits_nanousd(
     policy: Policy, product: Product, users: Sequence[User], tasks: int
 ) -> Iterator[tuple[str, str | None, int]]:
-    """Yield (budget, value, amount) of credit for prepaid budgets: all values but the last have some.
+    """Yield (budget, value, nano-dollars) of credits for prepaid budgets. The last value gets no credit.
 
-    So some calls are paid for, some use theirs up, and some have none.
+    So some calls have credit, some use it up, and some have none.
     """
     for rule in policy.budgets:
         if rule.window != "total" or rule.cap_usd:
@@ -135,7 +135,7 @@ def count_users(tasks: int) -> int:
 
 
 def make_users(count: int, seed: int, product: Product) -> list[User]:
-    """Return users in the order of how much they will ask for; their plans are drawn."""
+    """Return users, those with the most tasks first; their plans are random."""
     draw = random.Random(seed)  # noqa: S311 - a repeatable draw, not a secret.
     plans, weights = [plan for plan, _ in product.plans], [share for _, share in product.plans]
     return [User(f"user-{number:03d}", draw.choices(plans, weights)[0]) for number in range(1, count + 1)]
@@ -172,7 +172,7 @@ def read_trace() -> list[tuple[int, int]]:
 
 
 def _prompt(number: int, context_tokens: int, generated_tokens: int) -> str:
-    """Make a text of the given size; the stand-in counts four bytes a token and obeys the mark in brackets."""
+    """Return a text of the given size. The stand-in counts four bytes a token and follows the mark in brackets."""
     head = f"Task {number}. [[completion_tokens={generated_tokens}]] "
     size = max(len(head), 4 * context_tokens)
     return (head + _FILLER * (size // len(_FILLER) + 1))[:size]

@@ -1,6 +1,6 @@
-"""Answers over HTTP: a stream of events that is written as it comes, and ends with its client.
+"""Streamed answers: events are written as they arrive, and the stream ends when its client leaves.
 
-Each write waits until the client has read, so that a slow reader slows the provider down and takes no memory.
+Each write waits until the client has read, so a slow reader slows the provider down instead of filling memory.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _log = structlog.get_logger(__name__)
 
 
 class EventStream:
-    """An ASGI answer. `on_end` is told whether the client had all of it."""
+    """An ASGI response. It calls `on_end` with whether the client received all of it."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class EventStream:
         self._has_all = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Write until the end, or until the client leaves: then the call is cut off."""
-        leaving = asyncio.create_task(client_left(receive))
+        """Write until the end, or until the client leaves. Then the call is cancelled."""
+        leaving = asyncio.create_task(wait_for_disconnect(receive))
         writing = asyncio.create_task(self._write(send, leaving))
         try:
             await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -51,7 +51,7 @@ class EventStream:
                 task.cancel()
             await asyncio.gather(writing, leaving, return_exceptions=True)
         if not self._has_all:
-            self._call.leave()
+            self._call.detach_client()
             self._call.end()
         await self._on_end(self._has_all)
 
@@ -73,11 +73,11 @@ class EventStream:
             await _send(send, self._events.delta(delta))
         await _send(send, await self._ending(has_delta=has_delta))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-        # Looked at here: once its answer is complete, every client is said to have left.
+        # Checked before the server returns: after a complete response, it reports every client as disconnected.
         self._has_all = not leaving.done()
 
     async def _end_broken(self, send: Send, fault: BaseException) -> None:
-        """End a stream that cannot be written on: never in silence, since a closed socket looks like an end."""
+        """End a failed stream with an error: to a client, a socket that just closes looks like a normal end."""
         _log.error("gateway.stream_failed", call_id=self._call.call_id, exc_info=fault)
         with suppress(OSError):  # The client may be gone.
             await _send(send, self._events.broken(problem_of_error(RuntimeError())))
@@ -86,7 +86,7 @@ class EventStream:
     async def _ending(self, *, has_delta: bool) -> bytes:
         try:
             result = await self._call.result()
-        except Exception as exc:  # noqa: BLE001 - the status is sent: whatever went wrong ends the stream in its own form.
+        except Exception as exc:  # noqa: BLE001 - the status is already sent, so every error is sent as an event.
             problem = problem_of_error(exc)
             if problem.status == 500:
                 _log.exception("gateway.stream_failed", call_id=self._call.call_id)
@@ -102,16 +102,16 @@ async def _send(send: Send, body: bytes) -> None:
         await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def client_left(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Wait until the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 def is_answer(result: InferenceResult) -> bool:
-    """Whether a result is an answer to its client: also one that the limit or a filter left without text.
+    """Whether a result is sent as an answer: also one that the token limit or a filter left without text.
 
-    APIs answer so too, with the reason why the model stopped; it has been paid for.
+    It was paid for, and the original APIs also answer it with the reason why the model stopped.
     """
     if result.status is TaskStatus.DONE:
         return True

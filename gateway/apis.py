@@ -1,4 +1,4 @@
-"""What the endpoints need of an API's form: requests become those of chat completions, results its documents."""
+"""The interface of an API format: it translates requests into chat completions, and results into its documents."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ from tollbook.schemas.results import InferenceResult
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One request: the id of its call, when it came (seconds since the epoch), the model it names, and its body."""
+class ApiRequest:
+    """One request: its call's id, when it arrived (seconds since the epoch), the model it names, and its body."""
 
     call_id: str
     created_s: int
@@ -22,7 +22,7 @@ class Events(Protocol):
     """Writes one answer as server-sent events."""
 
     def begin(self) -> bytes:
-        """Return what stands before the answer."""
+        """Return the events before the answer."""
         ...
 
     def delta(self, chunk: Mapping[str, Any]) -> bytes:
@@ -30,38 +30,38 @@ class Events(Protocol):
         ...
 
     def end(self, result: InferenceResult) -> bytes:
-        """Return what ends a whole answer, its usage among it."""
+        """Return the last events of a complete answer, with its usage."""
         ...
 
     def broken(self, problem: Problem) -> bytes:
-        """Return what ends an answer that broke off, so that no client takes it for whole."""
+        """Return the last events of an incomplete answer, so that no client takes it as complete."""
         ...
 
 
 class Api(Protocol):
-    """One API's form of requests, answers and refusals."""
+    """One API's format of requests, answers and refusals."""
 
     @property
-    def dispensable(self) -> frozenset[str]:
-        """Fields that its clients send unasked: they are left out where the model does not support them."""
+    def optional_fields(self) -> frozenset[str]:
+        """Fields that its clients send by default: left out if the model does not support them."""
         ...
 
     def earlier_calls(self, body: Mapping[str, Any]) -> frozenset[str]:
-        """Return the ids of the calls to whose answers a request refers."""
+        """Return the ids of earlier calls whose answers a request refers to."""
         ...
 
     def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:
-        """Return a request as one for a chat completion; `earlier` are the answers to which it refers.
+        """Translate a request into one for a chat completion; `earlier` are the answers that it refers to.
 
         Errors: InvalidTask; Problem.
         """
         ...
 
-    def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:
+    def document(self, result: InferenceResult, api_request: ApiRequest) -> dict[str, Any]:
         """Return a whole answer."""
         ...
 
-    def events(self, asked: Asked) -> Events:
+    def events(self, api_request: ApiRequest) -> Events:
         """Return a writer for the answer to one request."""
         ...
 

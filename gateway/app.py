@@ -1,4 +1,4 @@
-"""The gateway's ASGI application: its endpoints, and what every request passes."""
+"""The gateway's ASGI application: its endpoints, and the middleware for every request."""
 
 import secrets
 import time
@@ -23,19 +23,19 @@ from tollbook.gateway.translated import Messages
 from tollbook.observability.gateway_counts import GatewayCounts
 
 REQUEST_ID_HEADERS: Final = ("x-request-id", "request-id")
-"""Where OpenAI's SDKs look for a request's id, and where Anthropic's do."""
+"""Headers with the request id, as OpenAI's and Anthropic's SDKs read it."""
 _log = structlog.get_logger(__name__)
 
 
 class RequestLog:
-    """Names each request, and writes one line when it is over: never a prompt, an answer or a key (G10)."""
+    """Gives each request an id, and logs one line at its end: never a prompt, an answer or a key (G10)."""
 
     def __init__(self, app: ASGIApp, counts: GatewayCounts) -> None:
         self._app = app
         self._counts = counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Handle a request, and log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -78,7 +78,7 @@ def build_app(
     *,
     cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
-    """Return the application: `apis` are the paths that make calls, `further` are its other routes."""
+    """Return the application: `apis` are the paths that make calls, `further` the other routes."""
     routes = [Route(path, partial(_answer, calls, api), methods=["POST"]) for path, api in apis]
     middleware = [Middleware(RequestLog, counts)]
     if cors_origins:
@@ -104,7 +104,7 @@ async def _answer(calls: Calls, api: Api, request: Request) -> Any:
 
 
 def refusal(request: Request, problem: Problem) -> Response:
-    """Return a refusal in the form of the API that a path or its headers belong to."""
+    """Return a refusal in the format of the API that the path or the headers belong to."""
     is_anthropic = request.url.path.startswith("/v1/messages") or "anthropic-version" in request.headers
     api = Messages() if is_anthropic else ChatCompletions()
     body = api.error_body(problem, request.scope["tollbook"]["request_id"])
@@ -116,6 +116,6 @@ async def _not_found(request: Request, exc: Exception) -> Response:
     path = request.url.path
     meant = f"/v1{path.replace('/v1', '')}"
     is_there = any(route.path == meant for route in request.app.routes if isinstance(route, Route))
-    hint = f"it is {meant}: correct the base URL" if meant != path and is_there else "/openapi.json lists them"
+    hint = f"use {meant}: correct the base URL" if meant != path and is_there else "/openapi.json lists the endpoints"
     message = f"{request.method} {path}: there is no such endpoint; {hint}"
     return refusal(request, Problem(status, "not_found", message, should_retry=False))

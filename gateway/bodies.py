@@ -1,7 +1,7 @@
-"""Bodies of requests: JSON objects of bounded size, which come in time.
+"""Reads request bodies: JSON objects, with limits on size and on the time between bytes.
 
-Each is kept whole while it comes. So the bytes of all of them together have a limit, and a client that stops sending in
-the middle is told so.
+A body is kept in memory while it arrives. So the bytes of all bodies together have a limit, and a client that stops
+sending in the middle is refused.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from tollbook.gateway.problems import Problem, invalid
 from tollbook.schemas.json_text import NotJson, RepeatedKey, json_children, parse_json
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
-"""Images and files come inside bodies."""
+"""Large, because images and files are sent inside bodies."""
 _MAX_BYTES_OF_ALL: Final = 512 * 1024 * 1024
 _SILENT_S: Final = 30.0
 _MAX_VALUES: Final = 50_000
-"""Each is looked at in the process's one loop: millions of small ones would hold up everybody for minutes."""
+"""Values in one body. Checking them blocks the event loop: millions of small ones would block all calls for minutes."""
 
 
 class Bodies:
-    """Reads bodies. Units: `silent_s` seconds without a byte, after which a body is given up."""
+    """Reads bodies. Units: `silent_s` seconds without a byte, after which a request is refused."""
 
     def __init__(self, *, max_bytes_of_all: int = _MAX_BYTES_OF_ALL, silent_s: float = _SILENT_S) -> None:
         self._max_bytes_of_all = max_bytes_of_all
@@ -48,7 +48,7 @@ class Bodies:
                 async with asyncio.timeout(self._silent_s):
                     chunk = await anext(chunks, None)
             except TimeoutError:
-                message = f"nothing of the body came for {self._silent_s:g} s"
+                message = f"the body stopped arriving: no byte for {self._silent_s:g} s"
                 raise Problem(408, "request_timeout", message, should_retry=False) from None
             if chunk is None:
                 return
@@ -57,12 +57,14 @@ class Bodies:
             if len(body) > MAX_BODY_BYTES:
                 raise _too_large()
             if self._bytes > self._max_bytes_of_all:
-                message = "this gateway has as many bytes of requests under way as it takes"
+                message = "this gateway has reached its limit of request bytes; try again later"
                 raise Problem(503, "overloaded", message, kind="server_error", retry_after_s=1)
 
 
 def _too_large() -> Problem:
-    return Problem(413, "request_too_large", f"a request has at most {MAX_BODY_BYTES:,} bytes", should_retry=False)
+    return Problem(
+        413, "request_too_large", f"the body is too large: at most {MAX_BODY_BYTES:,} bytes", should_retry=False
+    )
 
 
 def _object_in(body: bytes) -> dict[str, Any]:
@@ -76,12 +78,12 @@ def _object_in(body: bytes) -> dict[str, Any]:
         raise invalid("the body must be a JSON object")
     table = cast("dict[str, Any]", document)
     if _has_more_values(table, _MAX_VALUES):
-        raise invalid(f"the body must have at most {_MAX_VALUES:,} values and lists")
+        raise invalid(f"the body has too many values: at most {_MAX_VALUES:,}, lists and objects included")
     return table
 
 
 def _has_more_values(document: object, limit: int) -> bool:
-    """Whether a JSON value has more than `limit` values within it; counting stops just past it."""
+    """Whether a JSON value contains more than `limit` values; counting stops there."""
     found, left = 0, [document]
     while left and found <= limit:
         children = json_children(left.pop())
@@ -92,7 +94,7 @@ def _has_more_values(document: object, limit: int) -> bool:
 
 
 def _finite(text: str) -> float:
-    """Return a number that JSON can write again. Errors: NotJson."""
+    """Return a finite number, because JSON cannot write an infinite one. Errors: NotJson."""
     number = float(text)
     if not isfinite(number):
         raise NotJson("has a number that is too large")

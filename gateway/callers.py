@@ -1,6 +1,6 @@
-"""Who calls: the key of a request, and what a client may say of itself.
+"""Authentication: the key of a request, and the attributes that a client may set on its call.
 
-A wrong key is answered late, the later the more of them come from one address, so that nobody tries many.
+Each wrong key from one address is answered later than the one before, against guessing.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _FIRST_DELAY_S: Final = 0.1
 _MAX_DELAY_S: Final = 5.0
 _MAX_ADDRESSES: Final = 10_000
 _MAX_DELAYED: Final = 200
-"""Wrong keys that are made to wait at a time; more are answered at once, so that they take no memory."""
+"""Wrong keys that are delayed at the same time; more are answered at once, so that they take no memory."""
 USER_HEADER: Final = "x-tollbook-user"
 _ATTRIBUTE_HEADERS: Final = {
     "user": USER_HEADER, "plan": "x-tollbook-plan", "campaign": "x-tollbook-campaign", "tags": "x-tollbook-tags",
@@ -28,21 +28,21 @@ _ATTRIBUTE_HEADERS: Final = {
 STREAM_HEADER: Final = "x-tollbook-stream"
 
 
-SAYING_WHO: Final = (*_ATTRIBUTE_HEADERS.values(), STREAM_HEADER)
-"""Headers by which a client says for whom a call is, and under what it is counted."""
+CALLER_HEADERS: Final = (*_ATTRIBUTE_HEADERS.values(), STREAM_HEADER)
+"""Headers by which a client sets who is charged for a call, and what it counts under."""
 
 
 class Keys(Protocol):
-    """Finds keys; `inference.api_keys.ApiKeys` is one."""
+    """Finds keys, as `inference.api_keys.ApiKeys` does."""
 
     async def find(self, secret: str) -> ApiKey | None:
-        """Return the key that is in force now. Errors: LedgerUnavailable."""
+        """Return the key if it is valid now. Errors: LedgerUnavailable."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """For whom a call is, and under what it is counted."""
+    """Who is charged for a call, and what it counts under."""
 
     user_id: str
     plan: str | None = None
@@ -52,7 +52,7 @@ class Attributes:
 
 
 class Callers:
-    """Admits requests by their keys, and counts those that it refuses."""
+    """Authenticates requests by their keys, and counts wrong keys."""
 
     def __init__(self, keys: Keys, counts: GatewayCounts) -> None:
         self._counts = counts
@@ -61,18 +61,18 @@ class Callers:
         self._delayed = 0
 
     async def admit(self, headers: Mapping[str, str], address: str) -> ApiKey:
-        """Return the key of a request. Errors: Problem (401) without one that is in force; LedgerUnavailable."""
+        """Return the key of a request. Errors: Problem (401) without a valid key; LedgerUnavailable."""
         secret = secret_in(headers)
         key = await self._keys.find(secret) if secret else None
         if key is not None:
             self._failures.pop(address, None)
             return key
         await self._delay(address)
-        what = "this key is not known here, has expired or was revoked" if secret else "a key is missing"
+        what = "this key is unknown, has expired or was revoked" if secret else "a key is missing"
         raise Problem(
             401,
             "invalid_api_key",
-            f"{what}: send one that `tollbook keys create` made, as `Authorization: Bearer tb-...` or `x-api-key`",
+            f"{what}: send a key of `tollbook keys create`, as `Authorization: Bearer tb-...` or `x-api-key`",
             kind="authentication_error",
             should_retry=False,
         )
@@ -93,7 +93,7 @@ class Callers:
 
 
 def secret_in(headers: Mapping[str, str]) -> str:
-    """Return the key that a request bears; '' without one."""
+    """Return the key in a request's headers; '' if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     secret = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
     return secret if len(secret) <= _MAX_KEY and secret.isascii() else ""
@@ -102,10 +102,10 @@ def secret_in(headers: Mapping[str, str]) -> str:
 def attributes_of(
     key: ApiKey, headers: Mapping[str, str], body: Mapping[str, Any], tag_names: frozenset[str]
 ) -> Attributes:
-    """Return for whom a call is: what the key says, and what it lets the client say.
+    """Return a call's attributes: those of the key, and those that the key lets the client set.
 
-    A header says so on purpose, and is refused where it may not; `user` and `metadata` of the body have meanings of
-    their own in the APIs, so they count where they may and are passed over where they may not.
+    A header is set on purpose, so it is refused if the key does not allow it. The body's `user` and `metadata` have
+    other meanings in the APIs too, so they are ignored if the key does not allow them.
     Errors: Problem (403).
     """
     said = {name: _text_in(headers, header) for name, header in _ATTRIBUTE_HEADERS.items() if headers.get(header)}
@@ -114,8 +114,8 @@ def attributes_of(
             raise Problem(
                 403,
                 "attribute_not_allowed",
-                f"this key does not let its client set {_ATTRIBUTE_HEADERS[name]!r}: "
-                f"`tollbook keys create --allow {name}` makes one that does",
+                f"this key does not allow its client to set {_ATTRIBUTE_HEADERS[name]!r}: "
+                f"create one that does with `tollbook keys create --allow {name}`",
                 kind="permission_error",
                 should_retry=False,
             )
@@ -124,8 +124,8 @@ def attributes_of(
         raise Problem(
             403,
             "no_user",
-            "this key is for no user, so that nobody can be charged"
-            + (f": name one in `user` or {USER_HEADER}" if "user" in key.allows else ""),
+            "this key has no user, so nobody can be charged"
+            + (f": name a user in `user` or {USER_HEADER}" if "user" in key.allows else ""),
             kind="permission_error",
             should_retry=False,
         )
@@ -143,19 +143,19 @@ def attributes_of(
 
 
 def _text_in(headers: Mapping[str, str], header: str) -> str:
-    """Return a header's text, which is UTF-8: as Latin-1 it would name another user than a body does.
+    """Return a header's text as UTF-8, so that it names the same user as the same text in a body.
 
     Errors: Problem (400).
     """
     try:
-        # The server has read it as Latin-1, as HTTP says.
+        # The server has decoded it as Latin-1, as HTTP says.
         return headers[header].encode("latin-1").decode()
     except UnicodeDecodeError:
         raise invalid(f"{header!r} must be in UTF-8") from None
 
 
 def _user_in(body: Mapping[str, Any]) -> str | None:
-    """Return the user whom a body names. Errors: Problem (400)."""
+    """Return the user that a body names. Errors: Problem (400)."""
     user = body.get("user")
     if user is not None and (isinstance(user, bool) or not isinstance(user, str | int)):
         raise invalid(f"'user' must be text, not {shown(user)}", param="user")
@@ -163,11 +163,11 @@ def _user_in(body: Mapping[str, Any]) -> str | None:
 
 
 def _tags_in(text: str) -> dict[str, str]:
-    """Read `team=red, tier=2`. Errors: Problem (400)."""
+    """Parse `team=red, tier=2`. Errors: Problem (400)."""
     try:
         return read_tags(filter(None, (each.strip() for each in text.split(","))))
     except ValueError as exc:
-        raise invalid(f"{_ATTRIBUTE_HEADERS['tags']!r} must be such as 'team=red, tier=2': {exc}") from None
+        raise invalid(f"{_ATTRIBUTE_HEADERS['tags']!r} must be like 'team=red, tier=2': {exc}") from None
 
 
 def _stream_of(key: ApiKey, said: str | None) -> str | None:
@@ -175,7 +175,7 @@ def _stream_of(key: ApiKey, said: str | None) -> str | None:
         raise Problem(
             403,
             "stream_not_allowed",
-            f"this key's calls are not counted under the stream {said!r}",
+            f"this key does not allow the stream {said!r}",
             kind="permission_error",
             should_retry=False,
         )
@@ -183,12 +183,12 @@ def _stream_of(key: ApiKey, said: str | None) -> str | None:
 
 
 def check_model(key: ApiKey, model: str) -> None:
-    """Refuse a model or task type that the key is not for. Errors: Problem (403)."""
+    """Refuse a model or task type that the key does not allow. Errors: Problem (403)."""
     if not key.may_call(model):
         raise Problem(
             403,
             "model_not_allowed",
-            f"this key is not for {model!r}; it is for {', '.join(key.models)}",
+            f"this key does not allow {model!r}; it allows {', '.join(key.models)}",
             kind="permission_error",
             param="model",
             should_retry=False,

@@ -1,9 +1,9 @@
-"""OpenAI's chat completions: the form in which Tollbook's own calls are made, so that little is translated."""
+"""OpenAI's chat completions. Tollbook's own calls have the same format, so that little is translated."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from tollbook.gateway.apis import Asked
+from tollbook.gateway.apis import ApiRequest
 from tollbook.gateway.problems import Problem
 from tollbook.gateway.sse import DONE, data_event
 from tollbook.schemas.results import InferenceResult
@@ -13,18 +13,18 @@ from tollbook.schemas.usage import Usage, media_details
 class ChatCompletions:
     """The API of `/v1/chat/completions`."""
 
-    dispensable: frozenset[str] = frozenset()
+    optional_fields: frozenset[str] = frozenset()
 
     def earlier_calls(self, body: Mapping[str, Any]) -> frozenset[str]:  # noqa: ARG002
-        """Return none: a request has its whole conversation."""
+        """Return no ids: a request has its whole conversation."""
         return frozenset()
 
     def chat_fields(self, body: Mapping[str, Any], earlier: Sequence[InferenceResult]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Return the request; a text to stop at in a list, since in a task's plain field it may be JSON of one."""
+        """Return the request, with `stop` as a list: a task's plain text could be parsed as the JSON of a list."""
         stop = body.get("stop")
         return {**body, "stop": [stop]} if isinstance(stop, str) and stop else body
 
-    def document(self, result: InferenceResult, asked: Asked) -> dict[str, Any]:
+    def document(self, result: InferenceResult, api_request: ApiRequest) -> dict[str, Any]:
         """Return a completion."""
         choice = {
             "index": 0,
@@ -33,31 +33,32 @@ class ChatCompletions:
             "logprobs": result.logprobs,
         }
         return {
-            **_head(asked, "chat.completion", result.model_used),
+            **_head(api_request, "chat.completion", result.model_used),
             "choices": [choice],
-            "system_fingerprint": None,  # OpenRouter's SDK takes no answer without it (1.3.19, November 2026).
+            "system_fingerprint": None,  # OpenRouter's SDK requires it (1.3.19, November 2026).
             "usage": usage_document(result),
         }
 
-    def events(self, asked: Asked) -> "ChatEvents":
-        """Return a writer of chunks."""
-        return ChatEvents(asked)
+    def events(self, api_request: ApiRequest) -> "ChatEvents":
+        """Return a writer of the answer's chunks."""
+        return ChatEvents(api_request)
 
     def error_body(self, problem: Problem, request_id: str) -> dict[str, Any]:  # noqa: ARG002 - OpenAI's has none.
-        """Return a refusal in OpenAI's form."""
+        """Return a refusal in OpenAI's format."""
         return {"error": error_of(problem)}
 
 
 class ChatEvents:
-    """Writes the chunks of one completion. Usage always comes last, since a client that needs it may not ask.
+    """Writes the chunks of one completion. The last chunk always has the usage, even if the client did not ask for it.
 
-    Why the answer ended is said once its cost is booked: many clients leave at that. Who asks for usage has it in a
-    chunk of its own, without choices; others may read `choices[0]` of every chunk, as OpenAI lets them.
+    `finish_reason` is sent only after the cost is booked, because many clients leave when they receive it. A client
+    that asked for usage gets it in a chunk of its own, without choices. Other clients may read `choices[0]` of every
+    chunk, as with OpenAI.
     """
 
-    def __init__(self, asked: Asked) -> None:
-        options = asked.body.get("stream_options")
-        self._asked = asked
+    def __init__(self, api_request: ApiRequest) -> None:
+        options = api_request.body.get("stream_options")
+        self._api_request = api_request
         self._wants_usage = isinstance(options, dict) and cast("dict[str, Any]", options).get("include_usage") is True
         self._finish_reason: str | None = None
 
@@ -66,7 +67,7 @@ class ChatEvents:
         return self._chunk([_choice({"role": "assistant", "content": ""})])
 
     def delta(self, chunk: Mapping[str, Any]) -> bytes:
-        """Return one chunk, without why it ended; none where it says nothing else."""
+        """Return one chunk without its finish reason; no bytes if the chunk has nothing else."""
         choices = [{**each, "finish_reason": None} for each in chunk["choices"]]
         self._finish_reason = next(
             (reason for each in chunk["choices"] if (reason := each.get("finish_reason"))), self._finish_reason
@@ -75,34 +76,33 @@ class ChatEvents:
         return b"" if says_nothing else self._chunk(choices)
 
     def end(self, result: InferenceResult) -> bytes:
-        """Return why it ended, and the usage."""
+        """Return the finish reason and the usage."""
         ended = [_choice({}, self._finish_reason or finish_reason_of(result))]
-        head = _head(self._asked, "chat.completion.chunk", result.model_used)
+        head = _head(self._api_request, "chat.completion.chunk", result.model_used)
         usage = {"usage": usage_document(result)}
         if not self._wants_usage:
             return data_event({**head, "choices": ended, **usage}) + DONE
         return self._chunk(ended) + data_event({**head, "choices": [], **usage}) + DONE
 
     def broken(self, problem: Problem) -> bytes:
-        """Return an error that every client was seen to notice: a closed socket is taken for an end.
+        """Return an error that every client notices: a socket that just closes looks like a normal end.
 
-        It comes twice: Vercel's AI SDK (November 2026) takes a chunk with choices for a part of the answer, whatever
-        else is in it.
+        The error is sent twice: Vercel's AI SDK (November 2026) takes every chunk with choices as a part of the answer.
         """
         error = {"error": error_of(problem)}
-        chunk = {**_head(self._asked, "chat.completion.chunk"), "choices": [_choice({}, "error")]}
+        chunk = {**_head(self._api_request, "chat.completion.chunk"), "choices": [_choice({}, "error")]}
         return data_event({**chunk, **error}) + data_event(error) + DONE
 
     def _chunk(self, choices: list[Any]) -> bytes:
-        return data_event({**_head(self._asked, "chat.completion.chunk"), "choices": choices})
+        return data_event({**_head(self._api_request, "chat.completion.chunk"), "choices": choices})
 
 
-def _head(asked: Asked, kind: str, model: str | None = None) -> dict[str, Any]:
+def _head(api_request: ApiRequest, kind: str, model: str | None = None) -> dict[str, Any]:
     return {
-        "id": f"chatcmpl-{asked.call_id}",
+        "id": f"chatcmpl-{api_request.call_id}",
         "object": kind,
-        "created": asked.created_s,
-        "model": model or asked.model,
+        "created": api_request.created_s,
+        "model": model or api_request.model,
     }
 
 
@@ -113,12 +113,12 @@ def _choice(
 
 
 def message_of(result: InferenceResult) -> dict[str, Any]:
-    """Return what the model said as a message."""
+    """Return the model's answer as a message."""
     message: dict[str, Any] = {"role": "assistant", "content": result.content, "refusal": result.refusal}
     if result.tool_calls:
         message["tool_calls"] = result.tool_calls
     if result.reasoning:
-        # Both names are in use for it.
+        # Clients use either name.
         message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
     if result.reasoning_details:
         message["reasoning_details"] = result.reasoning_details
@@ -128,7 +128,7 @@ def message_of(result: InferenceResult) -> dict[str, Any]:
 
 
 def delta_of(result: InferenceResult) -> dict[str, Any]:
-    """Return a whole answer as one delta, for a stream of what is known already."""
+    """Return a complete answer as one delta, for a stream whose answer is already known."""
     message = {name: value for name, value in message_of(result).items() if value is not None}
     if result.tool_calls:
         message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(result.tool_calls)]
@@ -136,12 +136,12 @@ def delta_of(result: InferenceResult) -> dict[str, Any]:
 
 
 def finish_reason_of(result: InferenceResult) -> str:
-    """Return why the model stopped; clients stumble over none."""
+    """Return why the model stopped; never None, which breaks some clients."""
     return result.finish_reason or ("tool_calls" if result.tool_calls else "stop")
 
 
 def usage_document(result: InferenceResult) -> dict[str, Any]:
-    """Return tokens in OpenAI's form, and the cost in dollars as OpenRouter has it."""
+    """Return tokens in OpenAI's format, and the cost in dollars in OpenRouter's field."""
     usage = result.usage or Usage(prompt_tokens=0, completion_tokens=0)
     media = media_details(usage)
     return {
@@ -159,7 +159,7 @@ def usage_document(result: InferenceResult) -> dict[str, Any]:
 
 
 def error_of(problem: Problem) -> dict[str, Any]:
-    """Return a problem in OpenAI's form."""
+    """Return a problem in OpenAI's format."""
     error: dict[str, Any] = {
         "message": problem.message,
         "type": problem.kind,

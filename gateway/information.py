@@ -1,4 +1,4 @@
-"""What a key's owner can ask without a call: the models there are, and how much of its budgets is left."""
+"""Endpoints that make no call: the models, a token count, and what is left of a key's budgets."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -23,7 +23,7 @@ COUNT_HEADER: Final = "x-tollbook-token-count"
 
 
 class Information:
-    """Answers `GET /v1/models`, `/v1/models/{id}` and `/v1/key`."""
+    """Answers `/v1/models`, `/v1/models/{id}`, `/v1/messages/count_tokens` and `/v1/key`."""
 
     def __init__(self, runtime: InferenceRuntime, callers: Callers, bodies: Bodies) -> None:
         self._bodies = bodies
@@ -31,11 +31,11 @@ class Information:
         self._callers = callers
 
     async def models(self, request: Request) -> Response:
-        """List task types of the policy and models of the providers, as far as the key is for them."""
+        """List the policy's task types and the providers' models that the key allows."""
         return await self._answer(request, self._list_models)
 
     async def model(self, request: Request) -> Response:
-        """Show one of them."""
+        """Show one model or task type."""
 
         async def find(key: ApiKey, runtime: InferenceRuntime) -> dict[str, Any]:
             wanted = request.path_params["model"]
@@ -47,7 +47,7 @@ class Information:
         return await self._answer(request, find)
 
     async def count_tokens(self, request: Request) -> Response:
-        """Count the tokens of a prompt in Anthropic's form, or estimate them; a header says which."""
+        """Count the tokens of a prompt in Anthropic's format, or estimate them; a header says which."""
         try:
             key = await self._callers.admit(request.headers, address_of(request))
             request.scope["tollbook"]["key_id"] = key.key_id
@@ -63,7 +63,7 @@ class Information:
         return JSONResponse({"input_tokens": tokens}, headers={COUNT_HEADER: counted})
 
     async def key(self, request: Request) -> Response:
-        """Show what the key is, and its budgets as the gate sees them now."""
+        """Show the key's attributes, and its budgets as the gate sees them now."""
         return await self._answer(request, self._show_key)
 
     async def _answer(
@@ -120,7 +120,7 @@ class Information:
 
 
 def _model(model: str, owner: str) -> dict[str, Any]:
-    """Return a model in OpenAI's form, and in Anthropic's: their fields do not clash. When it was made is not known."""
+    """Return a model in OpenAI's and Anthropic's format at once: their fields do not clash. Its age is unknown."""
     openai = {"object": "model", "created": 0, "owned_by": owner}
     anthropic = {"type": "model", "display_name": model, "created_at": "1970-01-01T00:00:00Z"}
     return {"id": model, **openai, **anthropic}

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the gateway. Forms that tasks share are those of `schemas/`, so that they cannot differ."""
+"""The OpenAPI document of the gateway. It uses the models of `schemas/` that tasks use too, so they cannot differ."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -15,20 +15,20 @@ from tollbook.schemas.tasks import MAX_INPUTS, MAX_MESSAGES, MODEL_ID_PATTERN
 
 _REFS: Final = "#/components/schemas/{model}"
 _ERRORS: Final = {
-    "400": "the request is wrong, or its cost has no bound: `invalid_task`, `price_unknown`",
+    "400": "the request is invalid, or its cost has no upper bound: `invalid_task`, `price_unknown`",
     "401": "the key is missing, unknown, expired or revoked: `invalid_api_key`",
     "402": "the call does not fit a budget: `plan_limit_reached`",
-    "403": "the key is not for this: `model_not_allowed`, `attribute_not_allowed`, `stream_not_allowed`, `no_user`",
-    "408": "nothing of the body came for half a minute: `request_timeout`",
-    "409": "the same `Idempotency-Key` came with other content: `idempotency_conflict`",
+    "403": "the key does not allow this: `model_not_allowed`, `attribute_not_allowed`, `stream_not_allowed`, `no_user`",
+    "408": "the body stopped arriving for half a minute: `request_timeout`",
+    "409": "the same `Idempotency-Key` was sent with other content: `idempotency_conflict`",
     "413": "the body is too large: `request_too_large`",
-    "429": "other calls hold the money that is left: `budget_wait_timeout`; or the provider's own limit",
-    "502": "no model has answered: `inference_failed`",
+    "429": "other calls hold the money that is left: `budget_wait_timeout`; or the provider's own rate limit",
+    "502": "no model answered: `inference_failed`",
     "503": "no call can be made now: `ledger_unavailable`, `overloaded`, `gateway_stopping`",
     "504": "the provider, or the call, took too long",
 }
 _FREE_ERRORS: Final = ("400", "401", "403", "408", "413", "503")
-"""Of a request that makes no call."""
+"""Errors of a request that makes no call."""
 _MODEL: Final = {
     "type": "string",
     "pattern": MODEL_ID_PATTERN,
@@ -39,7 +39,7 @@ _LIMIT: Final = {"type": "integer", "minimum": 1, "maximum": 200_000}
 
 @cache
 def document() -> dict[str, Any]:
-    """Return the document."""
+    """Return the OpenAPI document."""
     _, shared = models_json_schema([(Message, "validation"), (Parameters, "validation")], ref_template=_REFS)
     schemas: dict[str, Any] = dict(shared["$defs"])
     parameters = schemas.pop("Parameters")["properties"]
@@ -172,12 +172,12 @@ def _post(
     makes_call: bool = True,
 ) -> dict[str, Any]:
     headers = {
-        "idempotency-key": "Names the call: a repeat with the same content gets the first answer, and costs nothing.",
-        "x-tollbook-user": "Who is charged, where the key allows it.",
-        "x-tollbook-plan": "The user's plan, where the key allows it.",
-        "x-tollbook-campaign": "The campaign, where the key allows it.",
-        "x-tollbook-tags": "Tags such as `team=red, tier=2`, where the key allows them.",
-        "x-tollbook-stream": "The task stream under which the call is counted: one that the key was made for.",
+        "idempotency-key": "Identifies the call: a repeat with the same content gets the first answer, at no cost.",
+        "x-tollbook-user": "Who is charged, if the key allows it.",
+        "x-tollbook-plan": "The user's plan, if the key allows it.",
+        "x-tollbook-campaign": "The campaign, if the key allows it.",
+        "x-tollbook-tags": "Tags such as `team=red, tier=2`, if the key allows them.",
+        "x-tollbook-stream": "The task stream that the call counts under; one that the key allows.",
     }
     return {
         "post": {
@@ -208,8 +208,6 @@ def _get(name: str, summary: str, path: dict[str, Any] | None = None) -> dict[st
 
 def _responses(statuses: Iterable[str], form: str = "Error", *, is_streamed: bool = False) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": _REFS.format(model=form)}}}
-    refused = {
-        status: {"description": _ERRORS.get(status, "there is no such thing"), "content": error} for status in statuses
-    }
+    refused = {status: {"description": _ERRORS.get(status, "not found"), "content": error} for status in statuses}
     answer: dict[str, Any] = {"application/json": {}, **({"text/event-stream": {}} if is_streamed else {})}
     return {"200": {"description": "the answer", "content": answer}, **refused}

@@ -1,6 +1,6 @@
-"""The requests of Responses and Messages, as the OpenAPI document describes them: what is translated, and no more.
+"""The requests of Responses and Messages for the OpenAPI document: only the fields that are translated.
 
-What a chat completion has too is named as its parameters are. Further fields are taken where SDKs send them.
+Further fields that SDKs send are accepted too.
 """
 
 from typing import Any, Final
@@ -32,7 +32,7 @@ def responses_request(model: Schema, max_messages: int) -> Schema:
             "temperature": _TEMPERATURE,
             "top_p": _SHARE,
             "stream": {"type": "boolean"},
-            "store": {"type": "boolean", "description": "Taken, and nothing is stored."},
+            "store": {"type": "boolean", "description": "Accepted, but nothing is stored."},
             "tools": {"type": "array", "maxItems": 128, "items": _tagged("function", name=_NAME, parameters=_OBJECT)},
             "tool_choice": {"enum": ["auto", "none", "required"]},
             "parallel_tool_calls": {"type": "boolean"},
@@ -99,7 +99,7 @@ def count_request(model: Schema, max_messages: int) -> Schema:
 
 
 def _tagged(kind: str, **properties: Schema) -> Schema:
-    """Return an object of a type; all of its properties are required."""
+    """Return the schema of an object with this `type`; all of its properties are required."""
     return {
         "type": "object",
         "required": ["type", *properties],

@@ -1,7 +1,7 @@
 """Refusals: every way in which a request ends without an answer, with its status, code and headers.
 
-Clients retry by the status and by `x-should-retry`, so both say whether the same request can succeed: none is repeated
-that cannot, or that has been paid for.
+Clients decide on a retry by the status and by `x-should-retry`. Both tell them not to repeat a request that cannot
+succeed, or that was paid for.
 """
 
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ from tollbook.schemas.tasks import InvalidTask
 _RETRY_AFTER_LEDGER_S: Final = 2
 _RETRY_AFTER_HOLDS_S: Final = 5
 _RETRY_AFTER_PROVIDER_S: Final = 5
-_OTHER_CONTENT: Final = "this `Idempotency-Key` was used before with other content; use a new one"
-# The provider's words for a request that no other try would change.
+_OTHER_CONTENT: Final = "this `Idempotency-Key` was already used with other content; use a new one"
+# The provider's statuses for a request that a retry cannot fix.
 _BAD_REQUEST: Final = frozenset({400, 404, 413, 415, 422})
 _TIMED_OUT: Final = frozenset({408, 504, 524})
 
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """A request ends here. `message` is for people; `code` and `kind` are for programs; `metadata` has the numbers.
+    """A refusal. `message` is for people; `code` and `kind` are for programs; `metadata` has the numbers.
 
-    `should_retry`: None leaves it to the client.
+    `should_retry`: None lets the client decide.
     """
 
     status: int
@@ -40,7 +40,7 @@ class Problem(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers by which clients decide whether to try again."""
+        """The headers by which clients decide whether to retry."""
         headers: dict[str, str] = {}
         if self.should_retry is not None:
             headers["x-should-retry"] = str(self.should_retry).lower()
@@ -50,12 +50,12 @@ class Problem(Exception):
 
 
 def invalid(message: str, *, param: str | None = None) -> Problem:
-    """Return that a request is wrong in itself."""
+    """Return the problem of an invalid request."""
     return Problem(400, "invalid_task", message, param=param, should_retry=False)
 
 
-def after_payment(result: InferenceResult) -> Problem:
-    """Return that an answer could not be written: another request would be paid for once more."""
+def unwritable_answer(result: InferenceResult) -> Problem:
+    """Return the problem of a paid answer that could not be written; a retry would be paid again."""
     message = "the answer could not be written; the gateway's log says why"
     return Problem(
         500,
@@ -68,7 +68,7 @@ def after_payment(result: InferenceResult) -> Problem:
 
 
 def problem_of_error(error: Exception) -> Problem:
-    """Return what an error of a call is to its client. What is no AppError is a fault of ours, and says no more."""
+    """Return the problem that a client gets for an error. Errors that are not an AppError are bugs; no details leak."""
     match error:
         case Problem():
             return error
@@ -85,16 +85,16 @@ def problem_of_error(error: Exception) -> Problem:
                 retry_after_s=_RETRY_AFTER_LEDGER_S,
             )
         case TimeoutError():
-            message = "the call took longer than TOLLBOOK_GATEWAY_TIMEOUT_S allows, and was cut off"
+            message = "the call took longer than TOLLBOOK_GATEWAY_TIMEOUT_S allows, and was cancelled"
             return Problem(504, "call_timeout", message, kind="server_error", should_retry=False)
-        case AppError():  # A provider that is not configured, settings.
+        case AppError():  # For example a provider that is not configured.
             return Problem(500, "gateway_misconfigured", error.message, kind="server_error", should_retry=False)
         case _:
             return Problem(500, "internal_error", "the gateway failed; its log says why", kind="server_error")
 
 
 def problem_of_result(result: InferenceResult, *, resets_at: str | None = None) -> Problem:
-    """Return what a result without an answer is to its client. `resets_at`: when the budget begins anew."""
+    """Return the problem that a client gets for a result without an answer. `resets_at`: when the budget resets."""
     message = result.error or f"the call is {result.status}"
     metadata: dict[str, Any] = {"call_id": result.task_id}
     if result.denial is not None:
@@ -142,11 +142,11 @@ def problem_of_result(result: InferenceResult, *, resets_at: str | None = None) 
         case ErrorCode.CONTENT_FILTERED:
             return Problem(400, "content_filtered", message, should_retry=False, metadata=metadata)
         case _:
-            return _of_failure(result, message, metadata)
+            return _problem_of_failure(result, message, metadata)
 
 
-def _of_failure(result: InferenceResult, message: str, metadata: Mapping[str, Any]) -> Problem:
-    """Return that no model has answered. Nothing that has cost money is asked for again (G4)."""
+def _problem_of_failure(result: InferenceResult, message: str, metadata: Mapping[str, Any]) -> Problem:
+    """Return the problem of a failed call. If it has cost money, the client must not retry it (G4)."""
     paid = False if result.cost_usd else None
     code = str(result.error_code or ErrorCode.INFERENCE_FAILED).lower()
     status = result.provider_status

@@ -1,7 +1,7 @@
-"""What a provider wants back of a model's reasoning: signatures and encrypted parts, packed into one opaque text.
+"""Packs the parts of a model's reasoning that its provider wants back (signatures, encrypted parts) into one text.
 
-Results and deltas have them as `reasoning_details`. Clients of other APIs keep a text that they do not read
-(`signature`, `encrypted_content`) and send it back with the next turn; there the details are unpacked as they came.
+Results and deltas have them as `reasoning_details`. Clients of other APIs keep an opaque text (`signature`,
+`encrypted_content`) and send it back with the next turn. Then the details are unpacked unchanged.
 """
 
 import base64
@@ -16,17 +16,17 @@ _PREFIX: Final = "tollbook1."
 
 
 def texts_of(details: Iterable[Mapping[str, Any]]) -> str:
-    """Return what details say in words."""
+    """Return the readable text of details."""
     return "".join(each[name] for each in details for name in TEXTS if isinstance(each.get(name), str))
 
 
 def is_wanted_back(details: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether details hold more than words."""
+    """Whether details contain parts that the provider wants back."""
     return any(each.get(name) for each in details for name in SIGNED)
 
 
 def add_details(joined: Details, pieces: Iterable[Mapping[str, Any]]) -> None:
-    """Add the pieces of a chunk: the texts of those that go on are joined."""
+    """Add the pieces of a chunk; the text of a continued detail is appended."""
     for piece in pieces:
         place = joined.place_of(piece)
         if place is None:
@@ -40,8 +40,8 @@ def add_details(joined: Details, pieces: Iterable[Mapping[str, Any]]) -> None:
                 known[name] = value
 
 
-def continued(earlier: Details, piece: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a piece with what came of its detail before: a signature is worth nothing without its text."""
+def with_earlier_parts(earlier: Details, piece: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a piece together with the earlier parts of its detail, because a signature is useless without its text."""
     place = earlier.place_of(piece)
     if place is None or not is_wanted_back([piece]):
         return piece
@@ -51,15 +51,15 @@ def continued(earlier: Details, piece: Mapping[str, Any]) -> Mapping[str, Any]:
     return whole.known[0]
 
 
-def packed(details: list[Detail]) -> str:
-    """Return details as one text; an empty one where nothing is wanted back."""
+def pack(details: list[Detail]) -> str:
+    """Return details as one text; '' if the provider wants nothing back."""
     if not is_wanted_back(details):
         return ""
     return _PREFIX + base64.urlsafe_b64encode(json.dumps(details, separators=(",", ":")).encode()).decode()
 
 
-def unpacked(text: object) -> list[Detail] | None:
-    """Return the details in a text; None where it is another's."""
+def unpack(text: object) -> list[Detail] | None:
+    """Return the details in a text; None if `pack` did not make the text."""
     if not isinstance(text, str) or not text.startswith(_PREFIX):
         return None
     try:

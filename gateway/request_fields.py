@@ -1,4 +1,4 @@
-"""Reading of a request's JSON: each refusal is a sentence that names the field, and quotes no prompt (G10)."""
+"""Reads the fields of a request's JSON. Each refusal names the field, and never quotes a prompt (G10)."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Final, cast
@@ -7,7 +7,7 @@ from tollbook.schemas.json_text import is_deeper
 from tollbook.schemas.problems import shown
 from tollbook.schemas.tasks import InvalidTask
 
-# A schema may have 64 levels, and stands in a tool of a list of the body.
+# A schema may have 64 levels, and is nested in a tool, in a list, in the body.
 _MAX_DEPTH: Final = 72
 Table = dict[str, Any]
 
@@ -18,7 +18,7 @@ def refusal(path: str, why: str) -> InvalidTask:
 
 
 def body_of(value: object) -> Table:
-    """Return the body of a request, without the fields that are null. Errors: InvalidTask."""
+    """Return a request's body without its null fields. Errors: InvalidTask."""
     if not isinstance(value, Mapping):
         raise InvalidTask("the body must be a JSON object")
     body = _without_nulls(cast("Mapping[str, Any]", value))
@@ -28,7 +28,7 @@ def body_of(value: object) -> Table:
 
 
 def table_at(value: object, path: str) -> Table:
-    """Return a JSON object without the fields that are null. Errors: InvalidTask."""
+    """Return a JSON object without its null fields. Errors: InvalidTask."""
     if not isinstance(value, Mapping):
         raise refusal(path, "must be a JSON object")
     return _without_nulls(cast("Mapping[str, Any]", value))
@@ -61,11 +61,13 @@ def kind_of(table: Mapping[str, Any], path: str, default: str | None = None) -> 
     return text_at(table.get("type", default), f"{path}.type")
 
 
-def refuse_set(body: Mapping[str, Any], reasons: Mapping[str, str], neutral: Mapping[str, tuple[object, ...]]) -> None:
-    """Refuse fields that cannot be translated, unless their value says what is so anyway. Errors: InvalidTask."""
+def refuse_fields(
+    body: Mapping[str, Any], reasons: Mapping[str, str], neutral: Mapping[str, tuple[object, ...]]
+) -> None:
+    """Refuse fields that cannot be translated, unless their value changes nothing. Errors: InvalidTask."""
     for name, why in reasons.items():
         value = body.get(name)
-        # To Python, false is the number 0.
+        # In Python, False equals 0.
         is_neutral = any(type(value) is type(each) and value == each for each in neutral.get(name, ()))
         if value is not None and not is_neutral:
             raise refusal(name, f"cannot be set: {why}")

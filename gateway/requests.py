@@ -1,4 +1,4 @@
-"""Requests: a body becomes a task, for whom its key says."""
+"""Turns a request's body into a task, with the attributes of its key."""
 
 import re
 from collections.abc import Mapping
@@ -13,12 +13,15 @@ from tollbook.schemas.problems import did_you_mean, shown, shown_name
 from tollbook.schemas.routes import EMBEDDINGS
 from tollbook.schemas.tasks import MODEL_ID_PATTERN, MODEL_ID_WORDS, Task, task_from_fields
 
-# What says who asks, or what the gateway sees to itself. `usage` asks for it in OpenRouter's way: it always comes.
+# Fields about the caller, and fields that the gateway handles itself. `usage` is OpenRouter's way to ask for usage,
+# which is always sent.
 _NOT_PARAMETERS: Final = ("model", "stream", "stream_options", "usage", "user", "metadata", "safety_identifier")
-# Fields of tasks that no request has: the endpoints say themselves what they are.
-_OF_TASKS: Final = frozenset({"task", "prompt", "system", "reply_to", "task_type", "traceparent", "tracestate", "data"})
+# Fields of tasks that a request must not have: the endpoints set them.
+_TASK_ONLY: Final = frozenset(
+    {"task", "prompt", "system", "reply_to", "task_type", "traceparent", "tracestate", "data"}
+)
 _KNOWN: Final = frozenset({*Task.model_fields, *REFUSED, "max_completion_tokens"})
-# An SDK's or a person's way of asking for what is so anyway: see schemas.parameters.
+# Values that ask for the default: see schemas.parameters.
 _USUAL_TIERS: Final = ("auto", "default", "standard", "standard_only")
 
 
@@ -49,9 +52,9 @@ def task_of(
     headers: Mapping[str, str],
     policy: Policy,
 ) -> tuple[Task, Attributes]:
-    """Return the task of a request, and for whom it is.
+    """Return the task of a request, and its attributes.
 
-    `fields` are those of a chat completion or of embeddings, into which `body` was translated: that says who asks.
+    `fields` are those of a chat completion or of embeddings, translated from `body`. `body` may name the user and tags.
     Errors: InvalidTask; Problem (400, 403).
     """
     model = model_in(fields)
@@ -76,10 +79,12 @@ def task_of(
         "task_id": call_id,
     }
     for name, value in given.items():
-        if name in who or name in _OF_TASKS:
-            raise invalid(f"{name!r} is no parameter of a completion", param=name)
-        if name not in _KNOWN and value not in (None, ""):  # Which count as absent.
-            hint = did_you_mean(name, _KNOWN - _OF_TASKS - who.keys()) or "; /openapi.json lists those of each endpoint"
+        if name in who or name in _TASK_ONLY:
+            raise invalid(f"{name!r} is not a parameter of a completion", param=name)
+        if name not in _KNOWN and value not in (None, ""):  # These count as absent.
+            hint = (
+                did_you_mean(name, _KNOWN - _TASK_ONLY - who.keys()) or "; /openapi.json lists each endpoint's fields"
+            )
             raise invalid(f"unknown field {shown_name(name)}{hint}")
     return task_from_fields({**given, **chosen, **who, **_trace(headers)}), attributes
 

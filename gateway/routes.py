@@ -1,4 +1,4 @@
-"""The routes that make no call: models, the key, the document of the endpoints, and the page at the root."""
+"""The routes that make no call: models, token count, the key, the OpenAPI document, and the page at the root."""
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response

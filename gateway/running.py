@@ -1,7 +1,7 @@
-"""A call under way for one client: its deltas, its end, and what happens when the client leaves.
+"""A running call of one client: its deltas, its end, and what happens when the client leaves.
 
-The call is a task of its own. Whole answers are finished although the client has left: the provider bills them in full,
-and a retry finds the answer. A stream that has begun is cut off upstream, since nobody reads on.
+The call is an asyncio task of its own. If the client of an unstreamed answer leaves, the call is finished anyway: the
+provider bills it in full, and a retry finds the answer. A stream that has begun is cancelled, because nobody reads it.
 """
 
 import asyncio
@@ -14,32 +14,32 @@ from tollbook.inference.deltas import OnDelta
 from tollbook.schemas.results import InferenceResult
 
 _MAX_UNREAD: Final = 16
-"""Deltas that wait for a slow reader; then the provider waits."""
+"""Deltas that are buffered for a slow reader; after that, the provider has to wait."""
 RETRY_GRACE_S: Final = 15.0
-"""How long a stream whose client left before its first byte goes on, for its retry to join it."""
+"""How long a stream goes on after its client left before the first byte, so that a retry can join it."""
 WhileWaiting = Callable[[], AbstractAsyncContextManager[None]]
 Make = Callable[[OnDelta | None, WhileWaiting], Awaitable[InferenceResult]]
-"""Makes a call; what the second argument returns is open while the call waits for other calls' holds."""
+"""Makes a call. The second argument returns a context that is open while the call waits for other calls' holds."""
 
 
 class RunningCall:
-    """One call, begun at once. With `is_streamed`, its deltas are to be read by `next_delta`."""
+    """One call, started at once. With `is_streamed`, read its deltas with `next_delta`."""
 
     def __init__(self, call_id: str, make: Make, *, is_streamed: bool) -> None:
         self.call_id = call_id
-        # The end has room beside the deltas: it must not wait for a client that never reads.
+        # The queue is unbounded, so that the end mark never waits for a client that does not read.
         self._deltas: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
         self._room = asyncio.Semaphore(_MAX_UNREAD)
-        self._has_left = False
+        self._is_abandoned = False
         self._waits = 0
         self._begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._is_read = is_streamed
         self.task = asyncio.create_task(self._run(make, is_streamed=is_streamed))
 
     @property
-    def has_left(self) -> bool:
-        """Whether its client has gone."""
-        return self._has_left
+    def is_abandoned(self) -> bool:
+        """Whether its client has left."""
+        return self._is_abandoned
 
     @property
     def unread(self) -> int:
@@ -47,18 +47,18 @@ class RunningCall:
         return self._deltas.qsize()
 
     async def result(self) -> InferenceResult:
-        """Wait for the result; whoever is cancelled meanwhile leaves the call running.
+        """Wait for the result. If the waiter is cancelled, the call goes on.
 
-        Errors: those of the call; Problem (503) where it was ended because the gateway stops.
+        Errors: those of the call; Problem (503) if the call was cancelled because the gateway stops.
         """
         try:
             return await asyncio.shield(self.task)
         except asyncio.CancelledError:
             if self.task.cancelled():
-                raise stopping() from None
+                raise shutting_down() from None
             raise
 
-    async def begun(self) -> bool:
+    async def has_delta(self) -> bool:
         """Wait for the first delta or the end; return whether there is a delta. Errors: as of `result`."""
         if await asyncio.shield(self._begun):
             return True
@@ -73,15 +73,15 @@ class RunningCall:
         return delta
 
     def end(self) -> None:
-        """End the call: the connection to the provider is closed, and what it cost is found out."""
+        """Cancel the call: the connection to the provider is closed, and the cost is looked up."""
         self.task.cancel()
 
-    def leave(self) -> None:
-        """Let the call go on without its client; one that waits for money ends, since nobody would have its answer.
+    def detach_client(self) -> None:
+        """Let the call go on without its client. A call that still waits for money is cancelled.
 
-        A retry asks for the money itself.
+        A retry waits for the money itself.
         """
-        self._has_left, self._is_read = True, False
+        self._is_abandoned, self._is_read = True, False
         while not self._deltas.empty():
             self._deltas.get_nowait()
             self._room.release()
@@ -107,8 +107,8 @@ class RunningCall:
 
     @asynccontextmanager
     async def _waiting(self) -> AsyncGenerator[None]:
-        if self._has_left:
-            self.end()  # With the next step.
+        if self._is_abandoned:
+            self.end()  # Takes effect at the next await.
         self._waits += 1
         try:
             yield
@@ -120,7 +120,7 @@ class RunningCall:
             self._begun.set_result(has_delta)
 
 
-def stopping() -> Problem:
-    """Return that the gateway stops."""
-    message = "the gateway stops; send the request again"
+def shutting_down() -> Problem:
+    """Return the problem of a request that comes while the gateway shuts down."""
+    message = "the gateway is shutting down; send the request again"
     return Problem(503, "gateway_stopping", message, kind="server_error", retry_after_s=1)

@@ -1,8 +1,8 @@
-"""An answer as the blocks that other APIs have: reasoning, text, images, a refusal, calls; each whole before the next.
+"""Splits an answer into the blocks of other APIs: reasoning, text, images, a refusal, calls; one after the other.
 
-Chat completions stream one message, whose parts may come in any order and mixed. Here they become segments of which
-one is open at a time. Invariant: the texts of each kind, joined, are those of the chunks, or of the result where it
-says more; so a stream has the same content however it was cut, and the same as the whole answer.
+Chat completions stream one message, whose parts may arrive in any order and mixed. Here they become segments, of which
+one is open at a time. Invariant: the joined texts of each kind equal those of the chunks, or of the result if it has
+more. So a stream has the same content however it was chunked, and the same as the complete answer.
 """
 
 import json
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
-from tollbook.gateway.reasoning_details import add_details, continued, is_wanted_back, texts_of
+from tollbook.gateway.reasoning_details import add_details, is_wanted_back, texts_of, with_earlier_parts
 from tollbook.schemas.reasoning_details import Detail, Details
 from tollbook.schemas.results import InferenceResult
 
 Kind = Literal["reasoning", "content", "refusal", "image", "call"]
 _TEXTS: Final[tuple[tuple[Kind, tuple[str, ...]], ...]] = (
-    # Servers call it by one of two names; some send both, which say the same.
+    # Servers use one of two names; some send both, with the same text.
     ("reasoning", ("reasoning", "reasoning_content")),
     ("content", ("content",)),
     ("refusal", ("refusal",)),
@@ -30,31 +30,31 @@ _FAMILIES: Final[Mapping[Kind, str]] = {
     "call": "call",
 }
 CUT_OFF: Final = frozenset({"length", "content_filter"})
-"""Why a model stopped, where the answer has no proper end."""
+"""Finish reasons of an answer that was cut off."""
 
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """One part of an answer. `text` is what it says so far: of a call the arguments, of an image the address."""
+    """One part of an answer. `text` is its text so far; for a call the arguments, for an image the address."""
 
     kind: Kind
     text: str = ""
     call_id: str = ""
     name: str = ""
     is_custom: bool = False
-    """Whether it is a custom tool's call: `text` is plain text then."""
+    """Whether it is a custom tool's call; then `text` is plain text."""
     is_cut: bool = False
-    """Whether the answer ended within it."""
+    """Whether the answer was cut off in this segment."""
     number: int = 0
-    """Which of its kind it is in the answer, from 0; a text and a refusal are of one kind."""
+    """Its number among the segments of its kind, from 0; text and refusal count as one kind."""
     details: list[Detail] = field(default_factory=list[Detail])
-    """Of reasoning: what the provider wants back with the next turn."""
+    """For reasoning: the parts that the provider wants back with the next turn."""
     has_opened: bool = False
-    """Whether its turn has come; before that it waits for others to end."""
+    """Whether it was opened; before that, it waits for earlier segments to end."""
 
     @property
     def may_end(self) -> bool:
-        """Whether another segment may follow: arguments that are not complete go on."""
+        """Whether another segment may follow; False for a call with incomplete arguments."""
         if self.kind != "call" or self.is_custom:
             return True
         if not self.text.rstrip().endswith("}"):
@@ -82,7 +82,7 @@ class Grown:
     index: int
     text: str
     is_first: bool
-    """Whether it is the first that the segment says."""
+    """Whether it is the first text of the segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,30 +98,30 @@ Step = Opened | Grown | Closed
 
 @dataclass(slots=True)
 class _Call:
-    """A call of a tool as it is streamed, with the id that was given for it so far."""
+    """A tool call while it is streamed, with the id that the provider has sent so far."""
 
     segment: Segment
     given_id: str
 
 
 class Segments:
-    """The segments of one answer, fed by chunks of a chat completion's stream, and then by the result."""
+    """The segments of one answer. Feed it the chunks of a chat completion's stream, and then the result."""
 
     def __init__(self, id_stem: str) -> None:
-        """Begin an answer. Calls without an id get one of `id_stem` and their number."""
+        """Begin an answer. A call without an id gets one from `id_stem` and its number."""
         self._id_stem = id_stem
         self.all: list[Segment] = []
-        """All segments: closed ones, the open one, and those that wait for it to end."""
+        """All segments: closed ones, the open one, and those that wait for the open one to end."""
         self._begun = 0
         self._is_open = False
         self._numbers = Counter[str]()
         self._calls: list[_Call] = []
         self._call_of_index: dict[object, _Call] = {}
         self._details, self._earlier_details = Details(), Details()
-        """Of the last segment of reasoning, and of those before it."""
+        """Those of the last reasoning segment, and of the segments before it."""
 
     def add(self, chunk: Mapping[str, Any]) -> list[Step]:
-        """Take a chunk: what of it can be told now."""
+        """Add a chunk; return the steps that are possible now."""
         steps: list[Step] = []
         for choice in _tables(chunk.get("choices")):
             if choice.get("index") in (0, None):
@@ -129,7 +129,7 @@ class Segments:
         return steps
 
     def finish(self, result: InferenceResult) -> list[Step]:
-        """End the answer: what the result says beyond the chunks, and what had to wait."""
+        """End the answer; return the steps for what no chunk had, and for waiting segments."""
         steps: list[Step] = []
         for kind, whole in _texts_of(result):
             told = "".join(segment.text for segment in self.all if segment.kind == kind)
@@ -167,16 +167,16 @@ class Segments:
         if last is None and not is_wanted_back(details):
             return ()
         last = last or self._wait(Segment("reasoning"))
-        add_details(self._details, [continued(self._earlier_details, detail) for detail in details])
+        add_details(self._details, [with_earlier_parts(self._earlier_details, detail) for detail in details])
         return self._advance()
 
     def _finish_details(self, result: InferenceResult) -> Iterable[Step]:
-        """Add what the provider wants back, where no chunk had it."""
+        """Add the parts that the provider wants back, if no chunk had them."""
         has_been_told = any(segment.details for segment in self.all)
         return () if has_been_told else self._add_details(result.reasoning_details or [])
 
     def _last(self, kind: Kind) -> Segment | None:
-        """Return the last segment if it can grow by text of this kind."""
+        """Return the last segment if text of this kind can be added to it."""
         last = self.all[-1] if self.all else None
         can_grow = last is not None and last.kind == kind and (self._is_open or not last.has_opened)
         return last if can_grow else None
@@ -196,7 +196,7 @@ class Segments:
         function, is_custom = _called(piece)
         index, given_id = piece.get("index"), _text(piece.get("id"))
         call = self._call_of_index.get(index)
-        # Parallel calls were seen to share a number.
+        # Some servers give parallel calls the same index.
         if call is None or (given_id and call.given_id not in (given_id, "")):
             segment = Segment("call", call_id=given_id or self._id(len(self._calls)), is_custom=is_custom)
             call = self._call_of_index[index] = _Call(segment, given_id)
@@ -209,7 +209,7 @@ class Segments:
         return self._grow(call.segment, _text(function.get("input" if is_custom else "arguments")))
 
     def _finish_call(self, number: int, call: Mapping[str, Any]) -> Iterable[Step]:
-        """Add what the result says of a call beyond its pieces."""
+        """Add what the result has of a call and its pieces did not have."""
         function, is_custom = _called(call)
         if number >= len(self._calls):
             return self._add_call({**call, "index": number, "id": call.get("id") or self._id(number)})
@@ -230,11 +230,11 @@ class Segments:
                 yield Grown(segment, self._begun - 1, text, is_first)
         elif not segment.has_opened:
             segment.text += text
-        # What comes for a closed call is more than complete arguments: nothing can be added to them.
+        # Text for a closed call is dropped: its arguments are already complete JSON.
         yield from self._advance()
 
     def _advance(self, *, is_end: bool = False) -> Iterator[Step]:
-        """Open what waits, once the segment before it is complete, or at the end of all."""
+        """Open each waiting segment when the one before it is complete, or at the end of the answer."""
         while self._begun < len(self.all):
             first = self.all[self._begun]
             is_blocked = self._is_open and not self.all[self._begun - 1].may_end
@@ -254,7 +254,7 @@ class Segments:
 
 
 def segments_of(result: InferenceResult, id_stem: str) -> list[Segment]:
-    """Return the segments of a whole answer: reasoning, text, refusal, calls."""
+    """Return the segments of a complete answer: reasoning, text, refusal, images, calls."""
     segments = Segments(id_stem)
     segments.finish(result)
     return segments.all
@@ -269,7 +269,7 @@ def _texts_of(result: InferenceResult) -> tuple[tuple[Kind, str], ...]:
 
 
 def _called(call: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
-    """Return what is called, and whether it is a custom tool."""
+    """Return the function or custom tool that is called, and whether it is a custom tool."""
     custom = _table(call.get("custom"))
     return (custom, True) if custom else (_table(call.get("function")), False)
 

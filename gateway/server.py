@@ -17,12 +17,12 @@ from tollbook.gateway.app import build_app
 from tollbook.gateway.bodies import Bodies
 from tollbook.gateway.callers import Callers, Keys
 from tollbook.gateway.chat import ChatCompletions
-from tollbook.gateway.connections import BoundedConnection, connections_at_most
+from tollbook.gateway.connections import BoundedConnection, max_client_connections
 from tollbook.gateway.embeddings import Embeddings
 from tollbook.gateway.endpoints import Calls, Limits
 from tollbook.gateway.heartbeat import PATIENCE_S, Heartbeat
+from tollbook.gateway.idempotency import Idempotency
 from tollbook.gateway.information import Information
-from tollbook.gateway.once import Once
 from tollbook.gateway.routes import information_routes
 from tollbook.gateway.translated import Messages, Responses
 from tollbook.inference.api_keys import ApiKeys
@@ -35,13 +35,13 @@ from tollbook.observability.server import SignallessServer, listen, shown_addres
 DEFAULT_PORT = 8788
 _CLOSING_S: Final = 1.0
 _MAX_SETTLING_S: Final = 3.0
-"""Of the grace, for calls that are cut off: what they cost is asked for and settled."""
+"""The part of the grace for cancelled calls: their cost is looked up and settled."""
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A gateway that is being served. `url` is its address; `serving` ends early only by a fault of the server."""
+    """A running gateway. `url` is its address; `serving` ends early only if the server fails."""
 
     url: str
     calls: Calls
@@ -50,7 +50,7 @@ class Gateway:
 
 
 def settings_of_calls(settings: Settings) -> Settings:
-    """Return the settings by which the gateway's calls are made: a request may take long, while the answer comes."""
+    """Return the settings of the gateway's calls: an attempt may take as long as its answer keeps arriving."""
     return settings.model_copy(
         update={"attempt_timeout_s": settings.gateway_timeout_s, "idle_timeout_s": settings.attempt_timeout_s}
     )
@@ -65,11 +65,11 @@ async def serve_gateway(
     keys: Keys | None = None,
     counts: GatewayCounts | None = None,
 ) -> AsyncGenerator[Gateway]:
-    """Serve until closed; calls under way then have the grace to end. Port 0: a free one. `pages`: further routes.
+    """Serve until closed; running calls then have the grace to end. Port 0: any free port. `pages`: further routes.
 
-    `keys` finds the keys of clients; without it, those on the ledger count. `counts` is what metrics look at.
+    `keys` finds the keys of clients; by default those on the ledger. `counts` is read by metrics.
 
-    `runtime` is of `settings_of_calls`. Errors: SettingsError where the address or the certificate cannot be used.
+    `runtime` has the settings of `settings_of_calls`. Errors: SettingsError for an unusable address or certificate.
     """
     settings = runtime.settings
     listening = listen(settings.gateway_host, port, setting="TOLLBOOK_GATEWAY")
@@ -79,7 +79,7 @@ async def serve_gateway(
     callers = Callers(
         keys or ApiKeys(runtime.handle.pipeline, runtime.handle.keys[0], monotonic=time.monotonic), counts
     )
-    once = Once(
+    idempotency = Idempotency(
         runtime.handle.pipeline,
         namespace=settings.namespace,
         gateway=runtime.name,
@@ -94,7 +94,7 @@ async def serve_gateway(
         call_timeout_s=settings.gateway_timeout_s,
     )
     bodies = Bodies()
-    calls = Calls(runtime, callers, once, limits, counts, bodies, heartbeat.is_dead)
+    calls = Calls(runtime, callers, idempotency, limits, counts, bodies, heartbeat.is_dead)
     apis: list[tuple[str, Api]] = [
         ("/v1/chat/completions", ChatCompletions()),
         ("/v1/responses", Responses()),
@@ -108,18 +108,18 @@ async def serve_gateway(
     scheme = "https" if settings.gateway_cert else "http"
     url = f"{scheme}://{shown_address(settings.gateway_host, listening.getsockname()[1])}"
     with listening:
-        async with heartbeat.shown():
+        async with heartbeat.running():
             serving = asyncio.create_task(server.serve(sockets=[listening]))
             _log.info("gateway.served", url=url)
             try:
                 yield Gateway(url, calls, counts, serving)
             finally:
-                server.should_exit = True  # No new connection; those that are open may end.
+                server.should_exit = True  # No new connections; open ones may finish.
                 grace_s = settings.stop_grace_s
                 settling_s = min(_MAX_SETTLING_S, grace_s / 5)
                 await calls.stop(max(0.0, grace_s - settling_s - _CLOSING_S), settling_s=settling_s)
                 await serving
-                # What came while the first was waited for.
+                # Calls that arrived during the first stop.
                 await calls.stop(0.0, settling_s=min(settling_s, _CLOSING_S / 2))
 
 
@@ -132,8 +132,8 @@ def _config(settings: Settings, app: object) -> uvicorn.Config:
         ws="none",
         http=partial(  # pyright: ignore[reportArgumentType] - any protocol of uvicorn's.
             BoundedConnection,
-            max_connections=connections_at_most(),
-            # A client that reads nothing until its call would have ended reads nothing more.
+            max_connections=max_client_connections(),
+            # A client that reads nothing for as long as a call may take will not read any more.
             unread_s=settings.gateway_timeout_s,
         ),
         server_header=False,

@@ -1,4 +1,4 @@
-"""Events of a `text/event-stream`, as bytes. JSON has no line ends, so the data of each is one line."""
+"""Events of a `text/event-stream`, as bytes. Compact JSON has no line breaks, so each event's data is one line."""
 
 import json
 from collections.abc import Mapping

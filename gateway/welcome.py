@@ -1,4 +1,4 @@
-"""The page at the root: what this is, and the first request. It needs no network and no script."""
+"""The page at the root: what the gateway is, and a first request. It loads nothing else and has no script."""
 
 from html import escape
 from typing import Final
@@ -29,9 +29,9 @@ def welcome_page(url: str) -> str:
 <body>
 <main>
 <h1>Tollbook gateway</h1>
-<p>It takes the requests of OpenAI's and Anthropic's clients. Each call is checked against its budgets first, and
-recorded on the ledger with what it cost. Change the base URL and the key of a client, and nothing else.</p>
-<p>Make a key:</p>
+<p>It accepts the requests of OpenAI's and Anthropic's clients. It checks each call against its budgets first, and
+records its cost on the ledger. In a client, change only the base URL and the key.</p>
+<p>Create a key:</p>
 <pre><code>tollbook keys create --user u42</code></pre>
 <p>Make a call:</p>
 <pre><code>curl {address}/v1/chat/completions \\

@@ -1,1 +1,1 @@
-"""Metrics, health and traces of one process: read beside the work, deciding nothing."""
+"""Metrics, health and traces of one process. They only observe: no decision depends on them."""

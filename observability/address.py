@@ -1,8 +1,8 @@
-"""Where the metrics of running processes are found: one file each, as Prometheus's `file_sd_configs` reads them.
+"""Files with the metrics addresses of running processes, one per process, for Prometheus's `file_sd_configs`.
 
-Invariant: a file is there while its process lives. Each holds a lock on its own, which the kernel lets go however the
-process ends; whoever starts or is scraped removes those that nobody holds. That goes by no process id, which means
-nothing between containers that share a data directory.
+Invariant: a file exists while its process lives. Each process locks its own file, and the kernel releases the lock
+however the process ends. A process that starts removes files without a lock. Process ids would not work, because
+containers that share a data directory have separate ids.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def announced_address(data_dir: Path, name: str, address: str, *, part: str) -> 
     except OSError as exc:
         raise AddressError(f"{draft} cannot be written: {exc.strerror or exc}") from exc
     with file:
-        # Before the file has its name: nobody may find it without its lock.
+        # Lock before the rename, so that nobody finds the file without its lock.
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(document) + "\n")
         file.flush()
@@ -45,14 +45,14 @@ def announced_address(data_dir: Path, name: str, address: str, *, part: str) -> 
         try:
             yield path
         finally:
-            # Unless another has taken the name over meanwhile.
+            # Unless another process has replaced the file in the meantime.
             with contextlib.suppress(OSError):
                 if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     path.unlink()
 
 
 def remove_abandoned(data_dir: Path) -> None:
-    """Remove the files of processes that have ended without doing so themselves."""
+    """Remove the files of processes that have ended without removing them."""
     for path in (data_dir / _FOLDER).glob("*.json"):
         with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """Alerts about the system: the projector is behind, tasks are dead-lettered, spend is assumed, a price is missing.
 
-Each is raised when its condition begins, and again only after it has ended. What was raised is kept in Redis, so that a
-successor does not raise it again.
+Each is raised when its condition begins, and again only after it has ended. Raised alerts are recorded in Redis, so
+that the next process does not raise them again.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from tollbook.schemas.policy import AlertRule
 
 _INTERVAL_S: Final = 15.0
 _DEAD_LETTERS_EVERY_MS: Final = 3600 * 1000
-# Below, one unlucky call is a large share.
+# Below this, one assumed call would be a large share.
 _MIN_SETTLED_USD: Final = Decimal(1)
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What may be wrong. `text` is None where it is not; `count` is for what is raised again as it grows."""
+    """A possible problem. `text` is None if there is none; an alert with a `count` is raised again when it grows."""
 
     kind: AlertKind
     text: str | None
@@ -40,14 +40,14 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """Settled spend of the present month, and the part of it that is assumed, in dollars."""
+    """Settled spend of the current month, and its assumed part, in dollars."""
 
     settled_usd: Decimal
     assumed_usd: Decimal
 
 
 def conditions(facts: Facts, rule: AlertRule, *, spend: Spend | None, unpriced: Iterable[str]) -> list[Condition]:
-    """Return what can be said now; what could not be read is left out."""
+    """Return the conditions; those whose facts could not be read are left out."""
     found: list[Condition] = []
     if facts.lag is not None:
         is_behind = facts.lag.seconds > rule.projector_behind_s
@@ -60,12 +60,12 @@ def conditions(facts: Facts, rule: AlertRule, *, spend: Spend | None, unpriced: 
     if spend is not None:
         share = spend.assumed_usd / spend.settled_usd if spend.settled_usd >= _MIN_SETTLED_USD else Decimal(0)
         text = (
-            f"{share:.0%} of this month's spend is assumed, since its cost is not known: "
+            f"{share:.0%} of this month's spend is assumed, because its cost is not known: "
             "`tollbook reconcile` asks the provider."
         )
         found.append(Condition("assumed-spend", text if share > rule.assumed_share else None))
     problems = list(unpriced)
-    text = f"Calls are refused, since a price is not known: {'; '.join(problems)}."
+    text = f"Calls are refused, because a price is not known: {'; '.join(problems)}."
     found.append(Condition("price-unknown", text if problems else None))
     return found
 
@@ -85,7 +85,7 @@ class AlertWatch:
         now_ms: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`read_spend` and `read_unpriced` may take time, and run in a thread."""
+        """`read_spend` and `read_unpriced` may block; they run in a thread."""
         self._redis = redis
         self._queue = AlertQueue(redis, namespace)
         self._key = raised_alerts(namespace)
@@ -97,7 +97,7 @@ class AlertWatch:
         self._sleep = sleep
 
     async def run(self) -> None:
-        """Look every 15 seconds until cancelled."""
+        """Check every 15 seconds until cancelled."""
         while True:
             try:
                 await self.look()
@@ -106,7 +106,7 @@ class AlertWatch:
             await self._sleep(_INTERVAL_S)
 
     async def look(self) -> None:
-        """Raise what has begun since the last look. Errors: redis.RedisError."""
+        """Raise alerts for conditions that have begun since the last check. Errors: redis.RedisError."""
         facts, spend, unpriced = await asyncio.gather(
             self._facts.read(), asyncio.to_thread(self._read_spend), asyncio.to_thread(self._read_unpriced)
         )
@@ -126,7 +126,7 @@ class AlertWatch:
     async def _raise(self, kind: AlertKind, text: str, count: int) -> None:
         now = self._now_ms()
         await self._queue.put(Alert(id=str(uuid.uuid4()), kind=kind, text=text, at_ms=now))
-        # Noted afterwards: a process that dies in between leaves an alert too many, never one too few.
+        # Recorded after queueing: a process that dies in between causes a duplicate alert, never a missing one.
         await self._redis.hset(self._key, kind, json.dumps({"at_ms": now, "count": count}))
         _log.warning("alert.raised", kind=kind, text=text)
 

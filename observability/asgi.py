@@ -1,4 +1,4 @@
-"""`/metrics`, `/health/live` and `/health/ready`: a few lines of plain ASGI."""
+"""Serves `/metrics`, `/health/live` and `/health/ready` in plain ASGI."""
 
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -35,7 +35,7 @@ class ObservabilityApp:
         if scope["method"] in ("GET", "HEAD"):
             try:
                 status, content_type, body = await self._answer(scope)
-            except Exception:  # noqa: BLE001 - the edge of the server: its fault must not be the worker's.
+            except Exception:  # noqa: BLE001 - the edge of the server: an error here must not affect the worker.
                 _log.exception("observability.failed", path=scope["path"])
                 status, content_type, body = 500, _TEXT, b"see the log\n"
         headers = [

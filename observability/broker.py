@@ -1,8 +1,8 @@
-"""FastStream's own middlewares on the broker, adapted to how this worker reads.
+"""FastStream's own broker middlewares, adapted to how this worker reads.
 
-They wrap `Worker.take`, which returns as soon as each task of a batch has a slot; what becomes of the tasks they do not
-see. Entries taken over from a dead worker never pass through FastStream at all. `metrics.py` shows of their numbers
-only those that are true here.
+They wrap `Worker.take`, which returns as soon as each task of a batch has a slot, so they do not see the execution of
+tasks. Entries taken over from a dead worker never pass through FastStream. `metrics.py` exposes only those of their
+numbers that are correct here.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ _BODY_SIZE: Final = "messaging.message.payload_size_bytes"
 def broker_middlewares(
     registry: "CollectorRegistry | None", tracing: "Tracing | None"
 ) -> "Sequence[RedisPrometheusMiddleware | TelemetryMiddleware[Any]]":
-    """Return what counts, into `registry`, the batches that are read, and what traces them; each where it is asked for.
+    """Return the middlewares that count read batches (with `registry`) and trace them (with `tracing`).
 
-    The span of a batch is of a trace of its own, linked to the publishers' spans: its tasks belong to theirs.
+    A batch's span is in a trace of its own, with links to the publishers' spans; each task is in its publisher's trace.
     """
-    # Imported here: what nobody asks for need not be loaded.
+    # Imported here: loaded only if metrics are on.
     found: list[Any] = []
     if registry is not None:
         from faststream.redis.prometheus import RedisPrometheusMiddleware
@@ -44,7 +44,7 @@ def _tracing_middleware(tracing: "Tracing") -> "TelemetryMiddleware[Any]":
     class Attributes(RedisTelemetrySettingsProvider):
         def get_consume_attrs_from_message(self, msg: Any) -> dict[str, Any]:
             attributes = super().get_consume_attrs_from_message(msg)
-            # The size of a body that the parser leaves empty, for the worker to read the entries themselves.
+            # The parser leaves the body empty, because the worker reads the entries itself. So its size is meaningless.
             attributes.pop(_BODY_SIZE, None)
             return attributes
 

@@ -1,8 +1,7 @@
 """Every metric that Tollbook exposes: name, type, labels, meaning. docs/reference/metrics.md shows this table.
 
-Names and units follow Prometheus's conventions. Dollars are floats here, as nowhere else: no decision uses a metric,
-and the exact number is in DuckDB. No label is a user's, a task's or a campaign's: each has a short, fixed list of
-values.
+Names and units follow Prometheus's conventions. Only here are dollars floats: no decision uses a metric, and the exact
+number is in DuckDB. No label has ids of users, tasks or campaigns: each label has a short, fixed list of values.
 """
 
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Final, Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 Source = Literal["ledger", "streams", "alerts", "worker", "gateway", "process", "faststream"]
-"""Who exposes it: what folds the ledger (`ledger`, `streams`), workers (`worker`, `faststream`), gateways, or each
-process."""
+"""Which process exposes it: the one that folds the ledger (`ledger`, `streams`, `alerts`), workers (`worker`,
+`faststream`), gateways, or every process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ METRICS: Final = (
         "tollbook_usage_doubts_total",
         "counter",
         ("model",),
-        "attempts whose reported usage disagrees with itself; where it is priced, by the dearer reading",
+        "attempts whose reported usage contradicts itself; if it is priced, by the more expensive reading",
     ),
     Metric(
         "ledger", "tollbook_attempt_charges_usd_total", "counter", ("model",), "dollars that attempts were booked at"
@@ -124,12 +123,14 @@ METRICS: Final = (
         _NONE,
         "dead letters dropped because there were too many, or they were too old",
     ),
-    Metric("alerts", "tollbook_alerts_delivered_total", "counter", ("receiver",), "alerts that a receiver has taken"),
+    Metric(
+        "alerts", "tollbook_alerts_delivered_total", "counter", ("receiver",), "alerts that a receiver has accepted"
+    ),
     Metric("alerts", "tollbook_alerts_dropped_total", "counter", ("receiver",), "alerts given up after a day"),
-    Metric("alerts", "tollbook_alerts_waiting", "gauge", ("receiver",), "alerts that a receiver has not taken yet"),
+    Metric("alerts", "tollbook_alerts_waiting", "gauge", ("receiver",), "alerts that a receiver has not accepted yet"),
     Metric("alerts", "tollbook_alerts_failing", "gauge", ("receiver",), "1 while deliveries to a receiver fail"),
     Metric("worker", "tollbook_tasks_finished_total", "counter", ("status",), "tasks answered and acknowledged"),
-    Metric("worker", "tollbook_tasks_in_flight", "gauge", _NONE, "tasks at hand, waiting ones included"),
+    Metric("worker", "tollbook_tasks_in_flight", "gauge", _NONE, "tasks in progress, waiting ones included"),
     Metric("worker", "tollbook_tasks_waiting", "gauge", _NONE, "tasks that wait for other calls' holds"),
     Metric("worker", "tollbook_tasks_claimed_total", "counter", _NONE, "tasks taken over from silent workers"),
     Metric("worker", "tollbook_claims_lost_total", "counter", _NONE, "tasks that others took over from this one"),
@@ -147,8 +148,8 @@ METRICS: Final = (
         ("status",),
         "requests answered, by HTTP status; 499: the client left first",
     ),
-    Metric("gateway", "tollbook_gateway_calls_open", "gauge", _NONE, "calls of clients that are under way"),
-    Metric("gateway", "tollbook_gateway_wrong_keys_total", "counter", _NONE, "requests without a key that is in force"),
+    Metric("gateway", "tollbook_gateway_calls_open", "gauge", _NONE, "calls of clients that are running"),
+    Metric("gateway", "tollbook_gateway_wrong_keys_total", "counter", _NONE, "requests without a valid key"),
     Metric("gateway", "tollbook_gateway_joined_total", "counter", _NONE, "retries that joined the call they repeat"),
     Metric(
         "process", "tollbook_redis_batches_total", "counter", _NONE, "round trips of the pipeline of commands to Redis"

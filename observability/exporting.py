@@ -1,7 +1,8 @@
-"""Where spans go: off, to a collector over OTLP, or to standard error.
+"""Exports spans: to a collector over OTLP, to standard error, or nowhere.
 
-OpenTelemetry's own variables say the rest: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES,
-OTEL_TRACES_SAMPLER, OTEL_SDK_DISABLED and so on. While traces are off, nothing of this is imported.
+OpenTelemetry's own variables configure the rest: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME,
+OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_SDK_DISABLED and so on. While traces are off, OpenTelemetry is not
+imported.
 """
 
 import asyncio
@@ -30,9 +31,9 @@ _log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def open_tracing(settings: Settings) -> AsyncGenerator["Tracing | None"]:
-    """Yield what follows tasks, or None where traces are off; the last spans are sent at the end.
+    """Yield the tracing of tasks, or None if traces are off. The last spans are sent at the end.
 
-    Errors: SettingsError where OpenTelemetry is not installed, or its variables are wrong.
+    Errors: SettingsError if OpenTelemetry is not installed, or its variables are invalid.
     """
     if settings.traces == "off":
         yield None
@@ -54,11 +55,11 @@ async def open_tracing(settings: Settings) -> AsyncGenerator["Tracing | None"]:
     try:
         yield Tracing(provider)
     finally:
-        # In a thread: a collector that does not answer is waited for, and the loop has other ends to see to.
+        # In a thread: the shutdown blocks while a collector does not answer, and the loop has other parts to close.
         ending = asyncio.create_task(asyncio.to_thread(provider.shutdown))
         done, _ = await asyncio.wait({ending}, timeout=_LAST_SPANS_S)
         if not done:
-            # It tries again for as long as ten seconds; this makes it give up.
+            # The exporter retries for up to ten seconds; this makes it stop.
             _log.warning("traces.not_sent", waited_s=_LAST_SPANS_S)
             await asyncio.to_thread(exporter.shutdown)
         await ending

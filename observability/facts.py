@@ -1,6 +1,6 @@
-"""What is read for one page of metrics: Redis, the projection, the lag. Each has a time limit and may be missing.
+"""Reads the facts for one page of metrics: Redis, the projection, the lag. Each read has a timeout.
 
-If a part does not answer, its metrics are left out, which Prometheus sees as absent; an unknown number is never shown
+If a part does not answer, its metrics are left out, which Prometheus sees as absent. An unknown number is never shown
 as zero.
 """
 
@@ -27,8 +27,8 @@ from tollbook.observability.single_flight import SingleFlight
 
 T = TypeVar("T")
 LIMIT_S: Final = 2.0
-# A process that starts far behind (its DuckDB file was lost) would show counters that rise from zero: Prometheus would
-# count the whole ledger as spent in these minutes. So they are shown once the fold has caught up.
+# If a process starts far behind (its DuckDB file was lost), its counters would rise from zero, and Prometheus would
+# count the whole ledger as spent in these minutes. So counters are shown only after the fold has caught up.
 _NEAR_S: Final = 60.0
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What could be read; None for what could not."""
+    """The facts that could be read; None for the others."""
 
     backlogs: dict[str, Backlog] | None
     dead_letters: int | None
@@ -54,11 +54,11 @@ class Facts:
     totals: Totals | None
     are_calls_stopped: bool | None
     receivers: list[ReceiverState] | None = None
-    """How deliveries of alerts go."""
+    """The state of alert deliveries, by receiver."""
 
 
 class Process(Protocol):
-    """The process whose facts are read: what it has open now."""
+    """The process whose facts are read."""
 
     @property
     def handle(self) -> LedgerHandle | None:
@@ -72,9 +72,9 @@ class Process(Protocol):
 
 
 class FactReader:
-    """Reads the facts of one process. Those of the whole ledger are read only by the process that folds it, but one.
+    """Reads the facts of one process. Facts of the whole ledger, except stops, are read only by the folding process.
 
-    A process has one reader (`ProcessState.facts`): its totals are added up once, for metrics and alerts.
+    A process has one reader (`ProcessState.facts`), so that totals are computed once for metrics and alerts.
     """
 
     def __init__(self, state: Process) -> None:
@@ -152,7 +152,7 @@ async def _backlog(handle: LedgerHandle, stream: str) -> Backlog:
         group = as_map(reply)
         if group[b"name"] == GROUP.encode():
             return Backlog(entries, int(group[b"pending"]), group.get(b"lag"))
-    # Nobody has read it yet: all of it will be new to the group.
+    # The group has not read this stream yet, so all entries are unread.
     return Backlog(entries, 0, entries)
 
 

@@ -1,4 +1,4 @@
-"""What a gateway counts of itself, for metrics to look at. The gateway writes it; nobody decides by it."""
+"""Counters of a gateway. The gateway writes them, metrics read them; no decision depends on them."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class GatewayCounts:
-    """`requests` by HTTP status, 499 for those whose client left first; `calls_open` are under way now."""
+    """`requests` by HTTP status, 499 if the client left first; `calls_open`: running calls."""
 
     requests: Counter[int] = field(default_factory=Counter[int])
     wrong_keys: int = 0

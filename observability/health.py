@@ -1,10 +1,9 @@
-"""Whether this process is alive, and whether a budget decision can be taken here now.
+"""Liveness and readiness of this process: does it run, and can it make a budget decision now?
 
-Readiness asks what a call would ask: the gate's own `balance` with a baseline, and a probe that writes and takes back,
-so that nothing is ready that would be refused; it holds nothing and appends no event.
+Readiness does what a call would do: it asks the gate's own `balance` with a baseline, and runs a probe that writes and
+undoes the write. So a process that would refuse calls is never ready. It makes no hold and appends no event.
 
-The answer comes within `LIMIT_S`, even if Redis or the projector hangs, and is
-kept for a second.
+The answer comes within `LIMIT_S`, even if Redis or the projector hangs, and is cached for a second.
 """
 
 import asyncio
@@ -38,7 +37,7 @@ from tollbook.schemas.identifiers import budget_name, partition_of
 _REDIS_LIMIT_S: Final = 0.6
 _DUCKDB_LIMIT_S: Final = 1.2
 LIMIT_S: Final = _REDIS_LIMIT_S + _DUCKDB_LIMIT_S
-# Of a ledger with more partitions, each answer looks at the next few.
+# If a ledger has more partitions, each answer checks the next few.
 _PARTITIONS_AT_ONCE: Final = 4
 _PROJECTOR: Final = "start `tollbook projector`, or wait until it has caught up"
 _START: Final = "start the server, or correct REDIS_URL"
@@ -46,7 +45,7 @@ _START: Final = "start the server, or correct REDIS_URL"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: what was found, and `advice` where something is wrong."""
+    """One check: what was found, and `advice` if something is wrong."""
 
     check: str
     ok: bool
@@ -67,12 +66,12 @@ class Health:
 
 
 def liveness(state: ProcessState) -> Health:
-    """Whether the background tasks still run; that there is an answer shows that the event loop runs.
+    """Check that the background tasks still run. That there is an answer at all shows that the event loop runs.
 
-    A projection that is stuck, or waits for Redis, is not dead: a restart would not help.
+    A projection that is stuck or waits for Redis counts as alive, because a restart would not help.
     """
     checks = tuple(
-        Check(name, ok=False, found="has ended", advice="see the log; start the process again")
+        Check(name, ok=False, found="has ended", advice="see the log; restart the process")
         if task.done()
         else Check(name, ok=True, found="runs")
         for name, task in state.background.items()
@@ -81,7 +80,7 @@ def liveness(state: ProcessState) -> Health:
 
 
 class Readiness:
-    """Answers whether a budget decision can be taken."""
+    """Checks whether a budget decision can be made."""
 
     def __init__(self, state: ProcessState) -> None:
         self._state = state
@@ -98,7 +97,7 @@ class Readiness:
         opened = self._state.open_ledger
         if opened is None:
             return Health(ok=False, checks=(Check("process", ok=False, found=self._state.waiting_for),))
-        # Concurrently, so that a check that hangs takes no more than its own time.
+        # Concurrently, so that a check that hangs does not delay the others.
         found = await asyncio.gather(self._stores(opened), self._prices(opened))
         checks = tuple(check for part in found for check in part)
         return Health(all(check.ok for check in checks), checks)
@@ -110,12 +109,12 @@ class Readiness:
         partitions = len(opened.handle.keys)
         first = next(self._rounds) * _PARTITIONS_AT_ONCE
         chosen = {(first + number) % partitions for number in range(min(partitions, _PARTITIONS_AT_ONCE))}
-        # A server that answers may take no write: a replica, a full memory, a user without a permission.
+        # A server that answers may still refuse writes: a replica, full memory, a missing permission.
         writing = asyncio.gather(*(self._write(opened, partition) for partition in chosen))
         decisions = asyncio.gather(*(self._decide(opened, partition) for partition in chosen))
         policy = opened.handle.server.policy
         is_kept = "" if policy.is_synced else f"; accepted by TOLLBOOK_ALLOW_UNSYNCED: {policy.unsynced_reason()}"
-        redis = Check("redis", ok=True, found=f"answers, and takes writes{is_kept}")
+        redis = Check("redis", ok=True, found=f"answers, and accepts writes{is_kept}")
         problems = await asyncio.gather(
             _problem_of(writing, "redis", _START, within_s=_DUCKDB_LIMIT_S),
             _problem_of(decisions, "baseline", _PROJECTOR, within_s=_DUCKDB_LIMIT_S),
@@ -138,13 +137,13 @@ class Readiness:
         return Check(
             "baseline",
             ok=True,
-            found=f"kept ones only, DuckDB has not answered for {self._monotonic() - min(failing):.0f} s: "
+            found=f"only cached ones, DuckDB has not answered for {self._monotonic() - min(failing):.0f} s: "
             f"calls of users not seen lately wait{why}",
             advice=_PROJECTOR,
         )
 
     async def _ping(self, opened: OpenLedger) -> None:
-        opened.handle.server.check()  # First, since a server that waits for replicas is slow to answer.
+        opened.handle.server.check()  # First, because a server that waits for replicas is slow to answer.
         await opened.handle.pipeline.execute("PING")
 
     async def _write(self, opened: OpenLedger, partition: int) -> None:
@@ -166,7 +165,7 @@ class Readiness:
         in_force = opened.handle.policies.newest
         routes, prices = in_force.policy.tasks, in_force.prices
         prices.refresh()
-        # In a thread: the first look-up loads the catalogue, which takes half a second.
+        # In a thread: the first lookup loads the catalogue, which takes half a second.
         looking = asyncio.to_thread(unpriced_routes, routes, prices, self._now_ms())
         try:
             unknown = await asyncio.wait_for(looking, LIMIT_S)
@@ -180,7 +179,7 @@ class Readiness:
 
 
 async def _problem_of(looking: Awaitable[Any], name: str, advice: str, *, within_s: float) -> Check | None:
-    """Return what is wrong, or None."""
+    """Return a failed check if the awaitable fails or times out; otherwise None."""
     try:
         async with asyncio.timeout(within_s):
             await looking
@@ -189,13 +188,13 @@ async def _problem_of(looking: Awaitable[Any], name: str, advice: str, *, within
     except LedgerReplaced as exc:
         return Check("ledger", ok=False, found=str(exc), advice="restore the data of Redis")
     except (PermissionsMissing, ServerUnsafe) as exc:
-        return Check("redis", ok=False, found=str(exc))  # It says what to do.
+        return Check("redis", ok=False, found=str(exc))  # The message says what to do.
     except LedgerRefused as exc:
         return Check("ledger", ok=False, found=str(exc), advice="`tollbook doctor` and `tollbook verify` say more")
     except BaselineUnavailable as exc:
         return Check("baseline", ok=False, found=str(exc), advice=advice)
     except (RedisCannotServe, TooFewReplicas) as exc:
-        return Check("redis", ok=False, found=str(exc))  # It says what to do.
+        return Check("redis", ok=False, found=str(exc))  # The message says what to do.
     except (LedgerUnavailable, OSError) as exc:
         return Check("redis", ok=False, found=str(exc), advice=_START)
     except RedisError as exc:
@@ -204,5 +203,5 @@ async def _problem_of(looking: Awaitable[Any], name: str, advice: str, *, within
 
 
 def _probe_user(partition: int, partitions: int) -> str:
-    """Return a user id of the partition; it has a space, so that it is nobody's."""
+    """Return a user id of the partition. It has a space, so no real user has it."""
     return next(name for name in (f"health {n}" for n in count()) if partition_of(name, partitions) == partition)

@@ -1,10 +1,10 @@
-"""Logging: structlog to standard error, JSON for machines or coloured lines for people.
+"""Logging: structlog to standard error, as JSON or as coloured lines.
 
-Event names are `noun.past_verb`; data are fields. Prompts, completions and keys are never
-logged (G10): nothing that holds one is ever passed to a logger.
+Event names are `noun.past_verb`; data are fields. Prompts, completions and keys are never logged (G10): no object that
+contains one is ever passed to a logger.
 
-A worker writes a line for each task, at 1,800 a second: so each form has a renderer that takes some 8 µs a line.
-structlog's own (26.1, November 2026) take 12 (JSON) and 24 (console).
+A worker logs a line for each task, up to 1,800 a second. So each format has its own renderer, at about 8 µs a line;
+structlog's own (26.1, November 2026) take 12 µs (JSON) and 24 µs (console).
 """
 
 import json
@@ -36,7 +36,7 @@ def configure_logging(*, form: Literal["json", "console"], level: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
-    # Libraries log through the standard module, in the same form; only their warnings matter here.
+    # Libraries log through the standard module, in the same format; only their warnings matter here.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -51,17 +51,17 @@ def _render_json(_logger: object, _method: str, line: structlog.typing.EventDict
     try:
         return to_json(line, fallback=repr).decode()
     except (PydanticSerializationError, UnicodeDecodeError):
-        # Half of a surrogate pair, which UTF-8 cannot hold and JSON can escape.
+        # Half of a surrogate pair, which UTF-8 cannot encode but JSON can escape.
         return json.dumps(line, default=repr)
 
 
 def _console_renderer(*, colors: bool) -> structlog.typing.Processor:
-    """Return what renders lines for people; those with a traceback, and coloured ones, are left to structlog."""
+    """Return the console renderer. structlog renders coloured lines and those with a traceback."""
     full = structlog.dev.ConsoleRenderer(
         colors=colors,
         pad_event_to=_EVENT_WIDTH,
         sort_keys=False,
-        # The default prints the local variables of every frame, and with them prompts and keys (G10).
+        # The default prints the local variables of every frame, which may contain prompts and keys (G10).
         exception_formatter=structlog.dev.plain_traceback,
     )
 
@@ -75,7 +75,7 @@ def _console_renderer(*, colors: bool) -> structlog.typing.Processor:
 
 
 def _plain(value: object) -> str:
-    """Return a value so that its end can be seen, and so that it steers no terminal."""
+    """Return a value, quoted if it has spaces or characters that could control a terminal."""
     if not isinstance(value, str):
         return str(value) if isinstance(value, int | float | None) else repr(value)
     return value if value.isprintable() and _UNQUOTED.fullmatch(value) else repr(value)

@@ -1,8 +1,8 @@
-"""The page of metrics, in Prometheus's format.
+"""The metrics page, in Prometheus's format.
 
-Money, calls and attempts are counted from the ledger's events by the process that folds them. So the numbers equal the
-ledger's, to the event: they outlive every process, include what a dead worker did, and take no time of a worker. A
-worker exposes only what is its own.
+The process that folds the ledger counts money, calls and attempts from the events. So the numbers equal the ledger's
+exactly: they survive restarts, include the work of dead workers, and cost workers no time. A worker exposes only its
+own state.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ from tollbook.schemas.policy import Policy
 from tollbook.schemas.results import TaskStatus
 
 OTHER: Final = "other"
-"""The label of every model that neither a route nor the configured prices name, since a task may name any."""
+"""The label of every model that neither a route nor the configured prices name: a task may name any model."""
 
-# Those that OpenRouter documents (November 2026); another provider may invent numbers.
+# The statuses that OpenRouter documents (November 2026); another provider may send any number.
 _STATUSES: Final = frozenset((400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 504, 524, 529))
 
 
 class MetricsPage:
-    """Makes the page, at most once a second."""
+    """Renders the page, at most once a second."""
 
     def __init__(self, state: ProcessState, readiness: Readiness) -> None:
         self._state = state
@@ -47,7 +47,7 @@ class MetricsPage:
         self._pages = SingleFlight(self._collect)
 
     async def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the page and its content type, as the client accepts it: OpenMetrics, or Prometheus's own format."""
+        """Return the page and its content type: OpenMetrics if the client accepts it, else Prometheus's own format."""
         families = await self._pages.get()
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Collected(families))
@@ -185,7 +185,7 @@ def _add_process(page: Page, state: ProcessState) -> None:
         page.add("tollbook_tasks_claimed_total", worker.claims.taken)
         page.add("tollbook_claims_lost_total", worker.claims.lost)
     if state.workers:
-        # The queues are the process's, not one worker's.
+        # These numbers belong to the process, not to one worker.
         page.add("tollbook_tasks_waiting", state.workers[0].waiting)
         page.add("tollbook_request_ids_lost_total", state.workers[0].request_ids_lost)
 
@@ -199,15 +199,15 @@ def _add_gateway(page: Page, gateway: GatewayCounts) -> None:
 
 
 def _faststream(registry: CollectorRegistry | None) -> Iterator[Metric]:
-    """Yield what FastStream counts correctly here. The rest of its middleware's metrics are wrong for this worker.
+    """Yield FastStream's metrics that are correct here. The others of its middleware are wrong for this worker.
 
-    It counts a task as acknowledged, and no longer in process, once `Worker.take` has it; it sees an empty body; and
+    It counts a task as acknowledged, and no longer in process, when `Worker.take` returns. It sees an empty body, and
     nothing is published through it.
     """
     for family in registry.collect() if registry is not None else ():
         metric = BY_NAME.get(family.name) or BY_NAME.get(f"{family.name}_total")
         if metric is not None and family.samples:
-            # When a series began is one more sample of each, which nobody needs.
+            # Leave out the samples with each series' creation time.
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             family.documentation = plain(metric.meaning)
             yield family
@@ -220,5 +220,5 @@ def _label(model: str, known: frozenset[str]) -> str:
 def _status(http_status: int, outcome: str) -> str:
     if http_status == 0:
         return outcome
-    # An error reported with status 200 is none of HTTP's.
+    # An error reported in a response with status 200 is not an HTTP error.
     return outcome if http_status < 400 else str(http_status) if http_status in _STATUSES else OTHER

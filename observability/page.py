@@ -1,4 +1,4 @@
-"""One page of metrics being made: samples by name, held to the catalogue."""
+"""Builds one page of metrics: samples by name, checked against the catalogue."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -11,7 +11,7 @@ _FAMILIES: Final = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
 
 
 def plain(meaning: str) -> str:
-    """Return a meaning as help text, which knows no code."""
+    """Return a meaning as help text, without backticks."""
     return meaning.replace("`", "")
 
 
@@ -23,17 +23,17 @@ class Page:
         self._histograms: dict[str, list[tuple[tuple[str, ...], Sequence[tuple[str, int]], float]]] = {}
 
     def add(self, name: str, value: float, **labels: str) -> None:
-        """Add to a sample of a counter or a gauge."""
+        """Add a value to a sample of a counter or a gauge."""
         series = self._samples.setdefault(name, {})
         key = self._key(name, labels)
         series[key] = series.get(key, 0) + float(value)
 
     def add_histogram(self, name: str, buckets: Sequence[tuple[str, int]], total: float, **labels: str) -> None:
-        """Add a histogram: cumulative counts by upper bound, the last one `+Inf`, and the sum of what was observed."""
+        """Add a histogram: cumulative counts by upper bound, the last one `+Inf`, and the sum of observed values."""
         self._histograms.setdefault(name, []).append((self._key(name, labels), buckets, total))
 
     def families(self) -> Iterator[Metric]:
-        """Yield what was added, in the order of the catalogue."""
+        """Yield the added metrics, in the order of the catalogue."""
         for name, metric in BY_NAME.items():
             help_text = plain(metric.meaning)
             if metric.kind == "histogram":

@@ -1,4 +1,4 @@
-"""Observing a process: tracing and the server of metrics and health, opened as the settings ask, and their ports."""
+"""Opens tracing and the server of metrics and health for a process, by the settings; assigns their ports."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,15 +15,15 @@ _MAX_PORTS: Final = 65_536
 
 @asynccontextmanager
 async def observe_process(settings: Settings, part: Part) -> AsyncGenerator[ProcessState]:
-    """Yield the state of this process, and serve it for as long as this is open.
+    """Yield the state of this process, and serve its metrics and health for as long as this is open.
 
-    Errors: SettingsError where the port cannot be had or the exporter is not installed; AddressError.
+    Errors: SettingsError if the port is not available or the exporter is not installed; AddressError.
     """
     async with AsyncExitStack() as stack:
         state = ProcessState(part, settings, tracing=await stack.enter_async_context(open_tracing(settings)))
         port = metrics_port_of(settings, part)
         if port is not None:
-            # Imported here: what nobody asks for need not be loaded.
+            # Imported here: loaded only if metrics are on.
             from prometheus_client import CollectorRegistry
 
             from tollbook.observability.server import serve_metrics
@@ -42,7 +42,7 @@ async def observe_process(settings: Settings, part: Part) -> AsyncGenerator[Proc
 
 
 def metrics_port_of(settings: Settings, part: Part) -> int | None:
-    """Return the port of metrics and health, 0 for a free one, None for no server."""
+    """Return the port of metrics and health; 0: any free port; None: no server."""
     port = settings.metrics_port
     if port is None:
         # `tollbook up` prints the address to a person at a terminal; a service is configured.
@@ -51,9 +51,9 @@ def metrics_port_of(settings: Settings, part: Part) -> int | None:
 
 
 def ports_of_processes(settings: Settings, processes: int) -> list[int | None]:
-    """Return a port for each process of `tollbook up --workers`: consecutive ones, 0 for free ones, None for no server.
+    """Return consecutive ports for the processes of `tollbook up --workers`; 0: any free port; None: no server.
 
-    Errors: SettingsError where there are not that many.
+    Errors: SettingsError if the ports would exceed 65535.
     """
     first = metrics_port_of(settings, "up")
     if not first:
@@ -64,14 +64,14 @@ def ports_of_processes(settings: Settings, processes: int) -> list[int | None]:
 
 
 def port_setting(port: int | None) -> dict[str, str]:
-    """Return the environment with which a process takes this port."""
+    """Return the environment variable that gives a process this port."""
     return {"TOLLBOOK_METRICS_PORT": "off" if port is None else str(port)}
 
 
 def describe_ports(settings: Settings, ports: Sequence[int | None], *, has_gateway: bool = False) -> str:
-    """Say where the metrics of these processes are served; '' where they are not.
+    """Return where the metrics of these processes are served; '' if they are not.
 
-    The projector's is the first; with `has_gateway`, the gateway's is the last.
+    The first port is the projector's; with `has_gateway`, the last one is the gateway's.
     """
     gateway = f", {ports[-1]} (gateway)" if has_gateway else ""
     ports = ports[:-1] if has_gateway else ports

@@ -1,7 +1,7 @@
-"""What runs in this process, for metrics and health to look at.
+"""The open parts of this process, which metrics and health read.
 
-The composition root puts the parts here as they are opened and takes them away as they close; nobody else writes here,
-and the parts know nothing of it.
+Only the composition root writes here: it adds each part when it opens and removes it when it closes. The parts
+themselves do not know this module.
 """
 
 import asyncio
@@ -42,9 +42,8 @@ class OpenLedger:
 class ProcessState:
     """The open parts of one process.
 
-    `faststream` holds what FastStream's middleware counts, and `url` says where metrics are served; None where nobody
-    asks for them. `tracing` follows tasks; None where nobody does. `waiting_for` says why nothing is open, and what to
-    do, for as long as nothing is.
+    `faststream` has the counts of FastStream's middleware, and `url` is where metrics are served; None if metrics are
+    off. `tracing` is None if traces are off. `waiting_for` says why no ledger is open yet.
     """
 
     part: Part
@@ -66,21 +65,21 @@ class ProcessState:
 
     @cached_property
     def facts(self) -> FactReader:
-        """What metrics and alerts read of this process."""
+        """The reader of facts that metrics and alerts share."""
         return FactReader(self)
 
     @property
     def middlewares(self) -> Sequence[Any]:
-        """FastStream middlewares that count and trace what is read, as far as that is asked for."""
+        """FastStream middlewares that count and trace read batches, if metrics and traces are on."""
         return broker_middlewares(self.faststream, self.tracing)
 
     @property
     def reads_traces(self) -> bool:
-        """Whether the middlewares want the publishers' trace contexts."""
+        """Whether the middlewares need the publishers' trace contexts."""
         return self.tracing is not None
 
     def wait(self, reason: str) -> None:
-        """Show why nothing is open yet."""
+        """Record why no ledger is open yet."""
         self.waiting_for = reason
 
     @contextmanager
@@ -94,7 +93,7 @@ class ProcessState:
 
     @contextmanager
     def folding(self, projection: ProjectionService, task: "asyncio.Task[None]") -> Generator[None]:
-        """Show a projection that is folded here."""
+        """Show a projection for as long as it is folded here."""
         self.projection = projection
         try:
             with self._running({"projection": task}):
@@ -104,7 +103,7 @@ class ProcessState:
 
     @contextmanager
     def working(self, worker: Worker, tasks: dict[str, "asyncio.Task[None]"]) -> Generator[None]:
-        """Show a worker and what it runs in the background."""
+        """Show a worker and its background tasks."""
         self.workers.append(worker)
         try:
             with self._running({f"{name} of {worker.name}": task for name, task in tasks.items()}):

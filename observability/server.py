@@ -1,6 +1,6 @@
 """Serves metrics and health in the process's own event loop, so that an answer shows that the loop runs.
 
-Nothing here handles signals or logs requests. It is closed with the process.
+It handles no signals and logs no requests.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from tollbook.observability.address import announced_address
 from tollbook.observability.asgi import ObservabilityApp
 from tollbook.observability.process_state import ProcessState
 
-# Where all addresses are listened on, the loopback address is one of them.
+# A server that listens on all addresses is reachable on the loopback address.
 _LOOPBACK_OF: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it here.
 _log = structlog.get_logger(__name__)
 
 
 class SignallessServer(uvicorn.Server):
-    """A server inside a process that does other things too."""
+    """A server inside a process that handles signals itself."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Leave signals to the process that this runs in."""
+        """Leave signals to the process."""
         yield
 
 
 @asynccontextmanager
 async def serve_metrics(state: ProcessState, *, host: str, port: int, data_dir: Path, name: str) -> AsyncGenerator[str]:
-    """Serve until closed; yield the address as a URL. Port 0: a free one.
+    """Serve until closed; yield the address as a URL. Port 0: any free port.
 
-    Errors: SettingsError where the address cannot be listened on; AddressError.
+    Errors: SettingsError if it cannot listen on the address; AddressError.
     """
     listening = listen(host, port, setting="TOLLBOOK_METRICS")
     bound = shown_address(host, listening.getsockname()[1])
@@ -69,18 +69,18 @@ async def serve_metrics(state: ProcessState, *, host: str, port: int, data_dir: 
 
 
 def listen(host: str, port: int, *, setting: str) -> socket.socket:
-    """Listen on an address; port 0: a free one. Errors: SettingsError, which names `setting`_HOST or _PORT."""
+    """Listen on an address; port 0: any free port. Errors: SettingsError, which names `setting`_HOST or _PORT."""
     problem: OSError | None = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as exc:
-        raise SettingsError([f"{setting}_HOST: {host} is no address of this machine ({exc.strerror})"]) from exc
+        raise SettingsError([f"{setting}_HOST: {host} is not an address of this machine ({exc.strerror})"]) from exc
     for family, kind, protocol, _, address in found:
         listening = socket.socket(family, kind, protocol)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
-            # At once, so that nobody who knows the address is refused while the rest starts.
+            # Listen at once, so that clients are not refused while the rest starts.
             listening.listen()
         except OSError as exc:
             listening.close()
@@ -89,7 +89,7 @@ def listen(host: str, port: int, *, setting: str) -> socket.socket:
             return listening
     assert problem is not None, "every name that is found has an address"
     raise SettingsError(
-        [f"{setting}_PORT: {shown_address(host, port)} cannot be listened on: {problem.strerror or problem}"]
+        [f"{setting}_PORT: cannot listen on {shown_address(host, port)}: {problem.strerror or problem}"]
     ) from problem
 
 

@@ -1,4 +1,4 @@
-"""One answer for many callers: made once at a time, and at most once in a while."""
+"""Computes an answer once for all concurrent callers, and caches it for a while."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Keeps what `make` returned for `keep_s` seconds. Callers get that, or wait together for the next one."""
+    """Caches the result of `make` for `keep_s` seconds. Callers get it, or wait together for the next one."""
 
     def __init__(
         self, make: Callable[[], Awaitable[T]], *, keep_s: float = 1.0, monotonic: Callable[[], float] = time.monotonic
@@ -26,7 +26,7 @@ class SingleFlight(Generic[T]):
             return self._kept[1]
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._renew())
-        # Shielded: a caller that is cancelled takes nothing from the others.
+        # Shielded: a cancelled caller must not cancel the answer of the others.
         return await asyncio.shield(self._making)
 
     async def _renew(self) -> T:

@@ -1,9 +1,10 @@
-"""Traces: one for each task, from its publisher over every attempt to the acknowledgement.
+"""Traces: one for each task, from its publisher through every attempt to the acknowledgement.
 
-A task's span continues the publisher's `traceparent`. Without one the trace id is made from the stream entry, so that
-every delivery of a task is in one trace, in whichever process; a later delivery also links to the one before. Spans
-have ids, names, numbers and codes: no text of a prompt, a completion, a key or an error message, and no user id (G10).
-Nothing of a trace is written to the ledger.
+A task's span continues the publisher's `traceparent`. Without it, the trace id is derived from the stream entry, so
+that all deliveries of a task are in one trace, in any process. A later delivery also links to the one before. Spans
+have ids, names, numbers and codes, but no text of a prompt, a completion, a key or an error message, and no user id
+(G10).
+Traces are never written to the ledger.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -43,19 +44,19 @@ Attributes = Mapping[str, AttributeValue | None]
 
 
 class TaskIds(RandomIdGenerator):
-    """Random ids, except for the span of a delivery, whose ids follow from the entry."""
+    """Random ids, except for the span of a delivery, whose ids are derived from the stream entry."""
 
     def generate_trace_id(self) -> int:
-        """Return the delivery's trace id where one is being begun."""
+        """Return the delivery's trace id while its span is started; otherwise a random id."""
         return _ids.get()[0] or super().generate_trace_id()
 
     def generate_span_id(self) -> int:
-        """Return the delivery's span id where one is being begun."""
+        """Return the delivery's span id while its span is started; otherwise a random id."""
         return _ids.get()[1] or super().generate_span_id()
 
 
 class Tracing:
-    """Follows tasks and the steps of their calls. `provider` must have been made with `TaskIds`."""
+    """Traces tasks and the steps of their calls. `provider` must have been created with `TaskIds`."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self.provider = provider
@@ -63,9 +64,9 @@ class Tracing:
 
     @contextmanager
     def working(self, delivery: Delivery) -> Generator[Callable[[InferenceResult], None]]:
-        """One delivery of a task, until it is acknowledged or left."""
+        """Trace one delivery of a task, until it is acknowledged or given up."""
         headers = trace_of(delivery)
-        # Not this process's own context: reading the streams is no part of the task.
+        # Not this process's own context, because reading the streams is not part of the task.
         parent = _PROPAGATOR.extract(headers, context=Context())
         before = trace.get_current_span(parent).get_span_context()
         trace_id = before.trace_id if before.is_valid else _trace_id(delivery)
@@ -112,13 +113,13 @@ class Tracing:
 
     @contextmanager
     def acknowledging(self) -> Generator[None]:
-        """The task is being acknowledged."""
+        """Trace the acknowledgement of a task."""
         with self._step("acknowledge"):
             yield
 
     @contextmanager
     def reserving(self, amount_nanousd: int) -> Generator[Callable[[ReserveReply], None]]:
-        """Money is being held for a call."""
+        """Trace the reservation of money for a call."""
         with self._step("reserve", {"tollbook.amount_nanousd": amount_nanousd}) as span:
 
             def record_outcome(reply: ReserveReply) -> None:
@@ -135,7 +136,7 @@ class Tracing:
 
     @contextmanager
     def attempting(self, target: Target, number: int) -> Generator[RecordAttempt]:
-        """One HTTP request."""
+        """Trace one HTTP request to a provider."""
         attributes = {
             "gen_ai.operation.name": "chat",
             "gen_ai.request.model": target.model,
@@ -175,7 +176,7 @@ class Tracing:
     def preparing(
         self, step: Literal["retry", "fallback"], *, from_model: str, to_model: str, reason: str
     ) -> Generator[Callable[[str | None], None]]:
-        """The hold is extended for the next attempt."""
+        """Trace the extension of a hold for the next attempt."""
         attributes = {
             "tollbook.from_model": from_model,
             "gen_ai.request.model": to_model,
@@ -193,7 +194,7 @@ class Tracing:
     def settling(
         self, request: SettleRequest, hold: Hold | None
     ) -> Generator[Callable[[Settled | AlreadySettled], None]]:
-        """A hold is being replaced by its cost."""
+        """Trace the settlement of a hold."""
         attributes = {
             "tollbook.hold": request.hold,
             "tollbook.cost_nanousd": request.cost_nanousd,
@@ -222,7 +223,7 @@ class Tracing:
 
 @contextmanager
 def _inside(span: Span) -> Generator[None]:
-    """Make the span the current one and end it; only the kind of an error is recorded: its text may quote anything."""
+    """Make the span current, and end it. Only the type of an error is recorded, because its text may quote a prompt."""
     try:
         with trace.use_span(span, record_exception=False, set_status_on_exception=False):
             yield
@@ -265,10 +266,10 @@ def _trace_id(delivery: Delivery) -> int:
 
 
 def _span_id(delivery: Delivery, number: int) -> int:
-    # A task that was given back unworked counts as not delivered, and its next delivery has the same id.
+    # A task that was given back without work does not count as delivered, so its next delivery has the same id.
     return _digest(8, delivery.stream, delivery.entry_id, str(number))
 
 
 def _digest(size: int, *parts: str) -> int:
-    # Never 0, which is no id.
+    # Never 0, which is not a valid id.
     return int.from_bytes(blake2b("\0".join(parts).encode(), digest_size=size).digest()) | 1

@@ -1,4 +1,4 @@
-"""Keys of the HTTP gateway for people: as documents, and as a table."""
+"""Shows keys of the HTTP gateway as documents and as a table."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from tollbook.views.tables import Printer, Row, printable
 
 
 def key_document(issued: IssuedKey, now_ms: int) -> dict[str, Any]:
-    """Return what there is to say of a key; moments in UTC. The key itself is nowhere."""
+    """Return a key's attributes and history; times in UTC. The key's secret is never in it."""
     key = issued.key
     return {
         "key_id": key.key_id,
@@ -35,7 +35,7 @@ def key_document(issued: IssuedKey, now_ms: int) -> dict[str, Any]:
 
 
 def print_keys(documents: Sequence[dict[str, Any]], printer: Printer | None = None) -> None:
-    """Print keys as a table, of documents by `key_document`."""
+    """Print documents of `key_document` as a table."""
     rows = [
         Row(
             [
@@ -52,7 +52,7 @@ def print_keys(documents: Sequence[dict[str, Any]], printer: Printer | None = No
 
 
 def state_text(document: dict[str, Any]) -> str:
-    """Return whether a key is in force, and what ends it."""
+    """Return whether a key is valid, and when it ends."""
     expires, revoked = document["expires_at"], document["revoked_at"]
     match document["state"]:
         case "revoked":
@@ -60,13 +60,13 @@ def state_text(document: dict[str, Any]) -> str:
         case "expired":
             return f"expired {expires}"
         case _:
-            # What comes first counts; moments in this form are in order as text.
+            # The earlier end applies; times in this format sort as text.
             ends = [(at, verb) for at, verb in ((revoked, "ends"), (expires, "expires")) if at]
             return "active" + "".join(f", {verb} {at}" for at, verb in sorted(ends)[:1])
 
 
 def bounds_text(document: dict[str, Any]) -> str:
-    """Return what a key is bound to, beside its user."""
+    """Return a key's rights and attributes, without its user."""
     facts = {
         "plan": document["plan"],
         "campaign": document["campaign_id"],

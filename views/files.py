@@ -1,4 +1,4 @@
-"""Files that appear only when they are whole."""
+"""Writes files atomically: a file appears only when it is complete."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Lend the name of a new file in the same folder; it takes the place of `path` at the end, or is removed."""
+    """Yield a temporary path in the same folder. At the end it replaces `path`; after an error it is removed."""
     with tempfile.TemporaryDirectory(prefix=_prefix(path), dir=path.parent) as folder:
         part = Path(folder) / path.name
         yield part
@@ -18,7 +18,7 @@ def replacing(path: Path) -> Generator[Path]:
 
 
 def remove_parts(path: Path) -> None:
-    """Remove what this process has written so far in place of `path`, before it ends without unwinding."""
+    """Remove this process's temporary files for `path`, before it exits without cleanup."""
     for folder in path.parent.glob(f"{_prefix(path)}*"):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,6 +1,6 @@
-"""What `tollbook partitions` shows: where each partition of the ledger is, how fast it grows, its lag and its size.
+"""The figures of `tollbook partitions`: where each partition of the ledger is, its rate, lag and size.
 
-It only reads. Per partition, a few commands of constant cost.
+It only reads, with a few commands of constant cost per partition.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tollbook.schemas.identifiers import EntryId
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """How far the projection is in a partition."""
+    """The projection's position in a partition."""
 
     seq: int
     entry: str
@@ -28,7 +28,7 @@ class Folded:
 
 @dataclass(frozen=True, slots=True)
 class PartitionFigures:
-    """One partition. `lag_*` are None where the projection is not known; `stream_bytes` where it may not be asked."""
+    """One partition. `lag_*` are None without a projection; `stream_bytes` is None without the permission to ask."""
 
     partition: int
     node: str
@@ -45,7 +45,7 @@ class PartitionFigures:
 async def read_partitions(
     redis: Redis, pipeline: CommandPipeline, keys: Sequence[Keys], folded: dict[int, Folded], *, watch_s: float
 ) -> list[PartitionFigures]:
-    """Look at all partitions twice, `watch_s` apart. Errors: LedgerUnavailable; ResponseError; RedisError."""
+    """Read all partitions twice, `watch_s` seconds apart. Errors: LedgerUnavailable; ResponseError; RedisError."""
     clock = asyncio.get_running_loop().time
     before, began_s = await asyncio.gather(*(_events(pipeline, key) for key in keys)), clock()
     await asyncio.sleep(watch_s)
@@ -95,12 +95,12 @@ async def _figures(
 async def _bytes(pipeline: CommandPipeline, key: str) -> int | None:
     try:
         return int(await pipeline.execute("MEMORY", "USAGE", key) or 0)
-    except ResponseError:  # This user may not ask.
+    except ResponseError:  # This user has no permission.
         return None
 
 
 async def _lag_s(pipeline: CommandPipeline, keys: Keys, folded: Folded | None) -> float | None:
-    """Return the age of the oldest event that is not folded; 0 where all are."""
+    """Return the age of the oldest event that is not folded; 0 if all are folded."""
     if folded is None:
         return None
     now_ms = await pipeline.now_ms(keys.meta)

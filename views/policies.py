@@ -1,4 +1,4 @@
-"""Policies for people and for programs: what is in force, what changes, and what was in force before."""
+"""Shows policies as text and as JSON: the one in force, changes, and earlier versions."""
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -14,7 +14,7 @@ from tollbook.views.tables import Printer, Row, printable
 
 
 def policy_document(version: PolicyVersion | None, in_force: PolicyInForce) -> dict[str, Any]:
-    """Return a policy for programs; amounts are dollars, as text."""
+    """Return a policy as a JSON document; amounts are dollars, as text."""
     document: dict[str, Any] = {"version": in_force.version, "digest": in_force.digest or in_force.policy.digest}
     if version is not None:
         document |= _applied(version)
@@ -32,7 +32,7 @@ def _applied(version: PolicyVersion) -> dict[str, Any]:
 
 
 def history_document(versions: Sequence[PolicyVersion]) -> list[dict[str, Any]]:
-    """Return every version for programs, with what it changed of the one before."""
+    """Return every version as a JSON document, with its changes to the version before."""
     return [
         {"version": each.applied.version, "digest": each.applied.digest, **_applied(each), "changes": changes}
         for each, changes in _with_changes(versions)
@@ -44,7 +44,7 @@ def print_policy(version: PolicyVersion | None, in_force: PolicyInForce, *, is_n
     printer, policy = Printer(), in_force.policy
     title = f"Policy {in_force.version}{', in force' if is_newest else ''}"
     if version is None:
-        printer.text(f"{title}: the defaults, since none was applied on this ledger", "bold", indent=0)
+        printer.text(f"{title}: the defaults, because no policy was applied on this ledger", "bold", indent=0)
     else:
         printer.text(title, "bold", indent=0)
         facts = [
@@ -54,7 +54,7 @@ def print_policy(version: PolicyVersion | None, in_force: PolicyInForce, *, is_n
         ]
         if version.applied.backfilled:
             names = ", ".join(version.applied.backfilled)
-            facts.append(("backfilled", f"{names}: with what was spent before in the window"))
+            facts.append(("backfilled", f"{names}: with earlier spend of the window"))
         if len(version.partitions) < partitions:
             done = ", ".join(map(str, version.partitions))
             facts.append(("half applied", f"in partition {done} of {partitions}; the next apply completes it"))
@@ -123,7 +123,7 @@ def print_changes(title: str, changes: Iterable[str]) -> None:
 def print_history(versions: Sequence[PolicyVersion]) -> None:
     """Print every version, the newest last, with what it changed."""
     if not versions:
-        Printer().line("no policy was applied on this ledger: the defaults count (version 0)")
+        Printer().line("no policy was applied on this ledger: the defaults apply (version 0)")
         return
     for number, (version, changes) in enumerate(_with_changes(versions)):
         printer = Printer()
@@ -138,7 +138,7 @@ def print_history(versions: Sequence[PolicyVersion]) -> None:
             hang=3,
         )
         if applied.backfilled:
-            changes = [*changes, f"begin with what was spent before: budget {', '.join(applied.backfilled)}"]
+            changes = [*changes, f"backfilled with earlier spend: budget {', '.join(applied.backfilled)}"]
         for change in changes or ["no change to the version before"]:
             printer.text(printable(change), indent=3, hang=2)
 

@@ -1,4 +1,4 @@
-"""Queries on the projection that several views share: of `tollbook spend` and `alerts list`, and the web view."""
+"""Queries on the projection that `tollbook spend`, `tollbook alerts list` and the web view share."""
 
 from typing import Final
 
@@ -9,16 +9,16 @@ SPEND_COLUMNS: Final = (
 )
 
 Place = tuple[int, int, int]
-"""Where a page of events ended: milliseconds since the epoch, partition and number of its last event."""
+"""The end of a page of events: time (ms since the epoch), partition and number of its last event."""
 
 
 def utc_column(name: str) -> str:
-    """Return SQL for a moment as text, in UTC."""
+    """Return SQL for a time as text, in UTC."""
     return f"strftime({name} AT TIME ZONE 'UTC', '%Y-%m-%dT%H:%M:%SZ') AS {name}"
 
 
 def spend_sql(user: str | None, period: str | None, top: int) -> str:
-    """Return the spend of users in a period, the latest by default; with a user, in all of them."""
+    """Return SQL for the spend of users in a period, by default the latest; of one user, by default in all periods."""
     conditions: list[str] = []
     if user is not None:
         conditions.append(f"user_id = {quoted(user)}")
@@ -31,7 +31,7 @@ def spend_sql(user: str | None, period: str | None, top: int) -> str:
 
 
 def budgets_sql(top: int) -> str:
-    """Return the policy's further budgets, each in its latest window and by its latest definition."""
+    """Return SQL for the policy's further budgets, each in its latest window and with its latest definition."""
     return f"""
         SELECT name, value, "window", cap_usd, credit_usd, spent_usd, reserved_usd
         FROM (SELECT *, split_part(name, '~', 1) AS rule FROM budget_use WHERE name <> 'user')
@@ -44,7 +44,7 @@ def budgets_sql(top: int) -> str:
 
 
 def alerts_sql(budget: str | None, last: int, before: Place | None = None) -> str:
-    """Return the alerts that were raised, the newest first; of one budget of the policy where it is named."""
+    """Return SQL for the raised alerts, the newest first; optionally only of one budget of the policy."""
     where = ["true"]
     if budget is not None:
         where.append(f"(name = {quoted(budget)} OR starts_with(name, {quoted(budget + '~')}))")

@@ -1,6 +1,6 @@
-"""Rows of a query as a table, JSON, CSV or Parquet, batch by batch, so that a large answer needs little memory.
+"""Writes rows of a query as a table, JSON, CSV or Parquet, batch by batch, so that a large result needs little memory.
 
-Money stays exact: a decimal is a string in JSON and all its places in CSV. A file appears when it is whole.
+Money stays exact: a decimal is a string in JSON, and has all its places in CSV. A file appears only once complete.
 """
 
 import csv
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TABLE_ROWS: Final = 1_000
-# A spreadsheet takes a cell that begins with one of these for a formula, in some languages also the full-width forms
+# A spreadsheet takes a cell that begins with one of these as a formula; in some languages also the full-width forms
 # (OWASP, CSV injection; November 2026).
 _FORMULA_MARKS: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -34,14 +34,14 @@ class Format(StrEnum):
 
 
 def format_of(output: Path | None) -> Format:
-    """Return the format that a file's ending names; a table without an ending or with `.txt`. Errors: ValueError."""
+    """Return the format of a file's extension; a table without an extension or for `.txt`. Errors: ValueError."""
     ending = "" if output is None else output.suffix.lower().removeprefix(".")
     if ending in ("", "txt"):
         return Format.TABLE
     try:
         return Format(ending)
     except ValueError:
-        raise ValueError(f"the ending .{ending} names no format; give --format {', '.join(Format)}") from None
+        raise ValueError(f"the extension .{ending} is not a known format; give --format {', '.join(Format)}") from None
 
 
 def write_rows(reader: "pa.RecordBatchReader", form: Format, output: Path | None) -> None:
@@ -96,7 +96,7 @@ def _write_csv(reader: "pa.RecordBatchReader", file: IO[str]) -> None:
 
 
 def neutralise(value: object) -> str:
-    """Write a value as a cell of CSV that no spreadsheet takes for a formula; numbers stay as they are."""
+    """Format a value as a CSV cell that no spreadsheet takes as a formula; numbers stay as they are."""
     cell = cell_text(value)
     return f"'{cell}" if isinstance(value, str) and cell.startswith(_FORMULA_MARKS) else cell
 
@@ -130,7 +130,7 @@ def _tuples(batch: "pa.RecordBatch") -> list[tuple[Any, ...]]:
 
 
 def cell_text(value: object) -> str:
-    """Write a value as text: nothing for NULL, JSON for nested values, all places of a decimal."""
+    """Format a value as text: '' for NULL, JSON for nested values, all places of a decimal."""
     if value is None:
         return ""
     if isinstance(value, dict | list):
@@ -139,7 +139,7 @@ def cell_text(value: object) -> str:
 
 
 def plain_text(value: object) -> str:
-    """Write a value that JSON has no form for: all places of a decimal, a time in ISO 8601."""
+    """Format a value that JSON has no type for: all places of a decimal, a time in ISO 8601."""
     if isinstance(value, Decimal):
         return f"{value:f}"
     return value.isoformat() if isinstance(value, datetime | date) else str(value)

@@ -1,8 +1,8 @@
-"""Tables, facts and sentences on the command line: the one way in which commands show rows to people.
+"""Prints tables, facts and sentences on the command line. All commands print rows with it.
 
-Ids and amounts are never cut. A table that is wider than the terminal takes the first of these forms that fits: the
-first column on a line of its own; fewer columns, those that may be left out going from the right; a line for each
-value. Where no terminal limits it, a table is as wide as it needs to be. No line ends in spaces.
+Ids and amounts are never cut. A table that is wider than the terminal uses the first of these layouts that fits: the
+first column on a line of its own; without optional columns, dropped from the right; a line for each value. Without a
+terminal, a table is as wide as it needs to be. No line ends in spaces.
 """
 
 import os
@@ -28,7 +28,7 @@ _PLAIN: Final = "\x1b[0m"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row: a cell for each column, and sentences that stand below it."""
+    """A row: a cell for each column, and sentences below it."""
 
     cells: Sequence[str]
     details: Sequence[str] = ()
@@ -44,13 +44,13 @@ class Column:
     name: str
     is_right: bool = False
     is_text: bool = False
-    """Whether it holds sentences, which are broken between words."""
+    """Whether it has sentences, which are wrapped between words."""
     is_optional: bool = False
-    """Whether it may be left out where there is no room; a line below the table says so."""
+    """Whether it may be left out if there is no room; a line below the table says so."""
 
 
 def parse_column(spec: str) -> Column:
-    """Read a column: its name, then `>` to set it to the right, `*` for sentences, `?` where it may be left out."""
+    """Parse a column: its name, then `>` to align it right, `*` for sentences, `?` if it may be left out."""
     name = spec.rstrip(">*?")
     marks = spec[len(name) :]
     return Column(name, ">" in marks, "*" in marks, "?" in marks)
@@ -60,7 +60,7 @@ class Printer:
     """Writes to standard output or a file, within the width of the terminal if there is one."""
 
     def __init__(self, file: IO[str] | None = None, *, width: int | None = None) -> None:
-        """Take the terminal's width unless `width` is given. A file or a pipe has no limit."""
+        """Use the terminal's width unless `width` is given. A file or a pipe has no limit."""
         self._file = sys.stdout if file is None else file
         is_terminal = self._file.isatty()
         self.width = width or (shutil.get_terminal_size().columns if is_terminal else _UNLIMITED)
@@ -74,12 +74,12 @@ class Printer:
         self._file.write(text + "\n")
 
     def text(self, text: str, style: str = "", *, indent: int = 1, hang: int = 0) -> None:
-        """Write sentences, broken between words; every line after the first is `hang` cells further in."""
+        """Write sentences, wrapped between words; lines after the first are indented by `hang` more cells."""
         for number, line in enumerate(wrap(text, self.width - indent - hang)):
             self.line(" " * (indent + (hang if number else 0)) + line, style)
 
     def facts(self, facts: Iterable[tuple[str, str]], *, indent: int = 1) -> None:
-        """Write names with their values, a fact on a line or more."""
+        """Write names with their values, one fact per line or more."""
         pairs = list(facts)
         widest = max((cell_len(name) for name, _ in pairs), default=0)
         for name, value in pairs:
@@ -92,7 +92,7 @@ class Printer:
     def table(
         self, columns: Sequence[str | Column], rows: Sequence[Row | Sequence[str]], title: str | None = None
     ) -> None:
-        """Write a table below a blank line and its title. Columns given as text are read by `parse_column`."""
+        """Write a blank line, the title and the table. `parse_column` parses columns that are given as text."""
         found = [spec if isinstance(spec, Column) else parse_column(spec) for spec in columns]
         given = [row if isinstance(row, Row) else Row(row) for row in rows]
         self.line()
@@ -134,7 +134,7 @@ class Printer:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """A way to write rows: which columns, how wide, and whether the first has a line of its own."""
+    """A layout of rows: which columns, how wide, and whether the first column has a line of its own."""
 
     columns: list[Column]
     at: list[int]
@@ -148,7 +148,7 @@ class _Form:
 
     @property
     def detail_indent(self) -> int:
-        """Sentences stand under the column of sentences, or a little in."""
+        """Sentences are indented to the column of sentences, or by a few cells."""
         text = next((at for at, column in enumerate(self.columns) if column.is_text), None)
         if text is None or self.is_stacked:
             return 3
@@ -178,7 +178,7 @@ class _Form:
 
 
 def _find_form(columns: list[Column], rows: Sequence[Row], width: int) -> _Form | None:
-    """Return the first form that fits the width; None where only a line for each value does."""
+    """Return the first layout that fits the width; None if only a line for each value fits."""
     optional = [at for at, column in enumerate(columns) if column.is_optional]
     for kept in range(len(optional), -1, -1):
         at = [number for number in range(len(columns)) if number not in optional[kept:]]
@@ -195,7 +195,7 @@ def _find_form(columns: list[Column], rows: Sequence[Row], width: int) -> _Form 
 
 
 def _squeezed(columns: list[Column], widths: list[int], width: int, *, is_stacked: bool) -> list[int]:
-    """Let columns of sentences share what room the others leave."""
+    """Shrink columns of sentences to the room that the others leave."""
     squeezed = list(widths)
     over = _Form(columns, [], widths, is_stacked).total - width
     for at, column in enumerate(columns):
@@ -215,17 +215,17 @@ def _pad(text: str, width: int, *, is_right: bool = False) -> str:
 
 
 def cell_len(text: str) -> int:
-    """Return how many cells of a terminal a text takes."""
+    """Return how many terminal cells a text takes."""
     if text.isascii():
         return len(text)
-    # Here, since few texts need it, and Rich takes longer to load than a light command to answer.
+    # Imported here: few texts need it, and importing Rich takes longer than a light command.
     from rich.cells import cell_len as measured
 
     return measured(text)
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Break a text between words into lines of at most `width` cells; only a word wider than a line is broken."""
+    """Wrap a text between words into lines of at most `width` cells; only a word wider than a line is broken."""
     width = max(1, width)
     lines: list[str] = []
     if "\n" in text:
@@ -253,24 +253,24 @@ def _chopped(word: str, width: int) -> list[str]:
 
 
 def printable(text: str) -> str:
-    r"""Return what others wrote without what would steer a terminal: an escape character becomes `\x1b`."""
+    r"""Return a text without characters that could control a terminal: an escape character becomes `\x1b`."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
 
 def utc(at_ms: int) -> datetime:
-    """Return a moment in milliseconds since the epoch as a time in UTC."""
+    """Return milliseconds since the epoch as a time in UTC."""
     return datetime.fromtimestamp(at_ms / 1000, UTC)
 
 
 def dollars(amount: Decimal, places: int | None = 6) -> str:
-    """Write an amount of dollars for people, rounded up; without `places`, exactly."""
+    """Format an amount of dollars, rounded up; without `places`, exactly."""
     return format_usd(nanousd_from_decimal(amount), places=places)
 
 
 def percent_used(spent: Decimal | int, cap: Decimal | int, *, places: int = 0) -> str:
-    """Write what part of a cap is spent. It is 100 % only where the whole cap is spent, and more only above it."""
+    """Format the spent part of a cap. It is 100 % only if the whole cap is spent, and more only above the cap."""
     if not cap:
         return "-"
     units, rest = divmod(Decimal(spent) * 100 * 10**places, Decimal(cap))
@@ -280,7 +280,7 @@ def percent_used(spent: Decimal | int, cap: Decimal | int, *, places: int = 0) -
 
 
 def make_console(*, stderr: bool = False) -> "Console":
-    """Return a console for progress bars and for what is drawn.
+    """Return a Rich console for progress bars and screens.
 
     Errors of its `print`: BrokenPipeError if the reader has gone; Rich itself would end the process with code 1.
     """

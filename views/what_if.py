@@ -1,4 +1,4 @@
-"""The outcome of a what-if, for people and for programs."""
+"""Shows the outcome of a what-if, as tables and as JSON."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _COLUMNS = ("", "calls>", "refused>", "spent>")
 
 
 def what_if_document(outcome: "Outcome", top: int, assumed: list[str]) -> dict[str, Any]:
-    """Return an outcome for programs, with the `top` most affected users; dollars are text with nine places."""
+    """Return an outcome as a JSON document, with the `top` most affected users; dollars are text with nine places."""
     users = list(outcome.by_user().items())
     return {
         "events": outcome.events,
@@ -63,7 +63,7 @@ def _refusal(refusal: "Refusal") -> dict[str, Any]:
 
 
 def print_what_if(outcome: Outcome, top: int, assumed: list[str]) -> None:
-    """Print what was recorded and what would have been, by plan and by user, and the first calls refused."""
+    """Print recorded and what-if numbers, by plan and by user, and the first calls that would be refused."""
     printer = Printer()
     if not outcome.accounts:
         printer.line("no calls on the ledger for this")
@@ -126,7 +126,7 @@ def _notes(outcome: "Outcome") -> list[str]:
         (total.cut_short, "calls would have ended before a retry or fallback that was made"),
         (
             total.not_repriced,
-            "charges could not be priced anew, since their tokens are not known; they stay as recorded",
+            "charges could not be priced again, because their tokens are unknown; they stay as recorded",
         ),
         (outcome.unexplained, "recorded decisions do not follow from the ledger's own numbers; see `tollbook verify`"),
     )

@@ -1,1 +1,1 @@
-"""Walks the whole ledger and reports what is not as it must be."""
+"""Walks the whole ledger and reports everything that is wrong."""

@@ -1,7 +1,7 @@
-"""Verification of the gateway's keys: what Redis has of them, compared with what the events give (G10: never a key).
+"""Verification of the gateway's keys: what Redis has of them, compared with the events (G10: never a key).
 
-A key that was put into Redis by hand would let calls in that nobody has to answer for; one that was removed shuts out
-its owner, and a revocation that is missing lets a lost key in again.
+A key that was put into Redis by hand would allow calls that nobody is responsible for; a removed one locks out its
+owner, and a missing revocation makes a lost key valid again.
 """
 
 import json
@@ -30,7 +30,7 @@ class KeyValue(NamedTuple):
 
 
 def changed_keys(found: Mapping[str, str], given: Iterable[KeyValue], *, without: Collection[str]) -> list[str]:
-    """Describe what Redis holds and the events do not give, or the other way; `without` the keys of these ids."""
+    """Describe each difference between Redis and the events, except for the keys with the ids in `without`."""
     expected = {each.field: each for each in given}
     problems: dict[str, None] = {}
     for name in sorted(found.keys() | expected.keys()):
@@ -54,7 +54,7 @@ def _what(field: str) -> str:
 
 
 def _key_id(found: Mapping[str, str], field: str) -> str | None:
-    """Return which key a field is about, as far as Redis says it."""
+    """Return the id of the key that a field is about, as far as Redis shows it."""
     if field.startswith("key-"):
         return field
     document = _decoded(found[field])

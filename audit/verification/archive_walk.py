@@ -1,6 +1,6 @@
 """Verification of a partition's archive: its files, its manifests, and the order of its events.
 
-Reads everything, trusts nothing that it has not computed, and goes on after a finding: each
+Reads everything, trusts only what it computed itself, and continues after a finding: each
 segment is compared with its own manifest, so that one break is reported once, at its place. It
 yields the events of one segment after the other, for the checks of what they mean.
 """
@@ -47,7 +47,7 @@ class ArchiveWalk:
     def events(self) -> Iterator[Events]:
         """Yield the events of segments that were not read yet. May be called again for newer segments.
 
-        Of a segment that was sealed while the stream was read, the events have come from there, or will.
+        Segments that were sealed while the stream was read are skipped: their events are read from the stream.
         """
         last_seq = self._last_seq
         folder = f"partition-{self._partition}"
@@ -63,7 +63,7 @@ class ArchiveWalk:
             is_late = last_seq is not None and first > last_seq
             if last > self._chain.seq:
                 if is_late and first <= self._chain.seq:
-                    break  # Its first events have come from the stream: so does the rest.
+                    break  # Its first events were read from the stream, and so are the others.
                 yield from self._segment(name, first, last)
                 last_seq = last
             elif name not in self._known:

@@ -1,4 +1,4 @@
-"""Certificates of a verification: what one says, and what is taken from an earlier one.
+"""Certificates of a verification: their content, and how an earlier one is used.
 
 A certificate keeps the heads of the chain, so that the next verification can compare them with
 what was sealed since. One who can rewrite archive, stream and projection together, with all
@@ -24,7 +24,7 @@ CERTIFICATE: Final = 1
 
 
 class NotTrusted(LedgerError):
-    """What was given is neither a certificate of this ledger nor a head."""
+    """The given text is neither the path of a certificate of this ledger nor a head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Trust:
 def load_trust(source: LedgerSource, *, since: str | None, against: str | None) -> Trust:
     """Read what is given as trusted: each the path of a certificate, or a head in hexadecimal.
 
-    What lies before `since` is not checked again. Errors: NotTrusted.
+    Events before `since` are not checked again. Errors: NotTrusted.
     """
     trust = Trust()
     for given, is_skipped in ((since, True), (against, False)):

@@ -43,7 +43,7 @@ class Events:
 class Chain:
     """The chain of a partition, computed again event by event.
 
-    `head` is None where it is not known: after a break, until the next manifest states a head to go on from.
+    `head` is None while it is unknown: after a break, until the next manifest states one.
     """
 
     def __init__(self, ledger_id: str, partition: int, findings: Findings, trust: Trust) -> None:
@@ -61,7 +61,7 @@ class Chain:
         self._compare_trusted(0, [self.head], None)
 
     def take(self, events: pa.Table, *, segment: str | None, marks: list[bytes] | None = None) -> None:
-        """Go on with the next events, and compare them with the marks that were sealed."""
+        """Add the next events, and compare them with the sealed marks."""
         before, head = self.seq, self.head
         self.skip(events)
         if head is None:
@@ -88,20 +88,20 @@ class Chain:
         )
 
     def skip(self, events: pa.Table) -> None:
-        """Go on with the next events without checking them."""
+        """Add the next events without checking them."""
         self.first_id = self.first_id or cast("str", events["id"][0].as_py())
         self.seq, self.last_id = self.seq + events.num_rows, cast("str", events["id"][-1].as_py())
         self.head = None
 
     def resume(self, head: bytes, *, segment: str | None = None) -> None:
-        """Go on from a stated head."""
+        """Continue from a stated head."""
         self.head = head
         self._compare_trusted(self.seq, [head], segment)
 
     def end(self, *, has_stream: bool) -> None:
         """Report the trusted heads that were not reached.
 
-        Without the stream, one of an event that was on the stream alone is a note: no archive need have it yet.
+        Without the stream, the head of an event that was only on the stream is a note: it may not be archived yet.
         """
         not_reached = {point.seq: point for point in self._points if point.seq > self.seq}
         for seq, point in sorted(not_reached.items()):

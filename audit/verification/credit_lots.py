@@ -1,4 +1,4 @@
-"""Verification of what each credit of a budget has left, by its events, and of what expiries took back (G1, G8).
+"""Verifies how much is left of each credit of a budget, and how much expiries took back (G1, G8).
 
 Whenever a budget's credits change, the gate lets spend beyond the cap use them up before, the one that expires first
 before the others; a correction gives back in the opposite order. Each change is stamped with the balance of that
@@ -44,7 +44,7 @@ class _Lots:
     lots: list[_Lot] = field(default_factory=list[_Lot])
 
     def change(self, event: CreditChanged) -> int:
-        """Let an event change them; return by how much it should have."""
+        """Apply an event; return the change that it should have made."""
         spend = max(0, event.settled - event.cap)
         self._use(spend)
         if event.type == "credit-granted":
@@ -54,7 +54,7 @@ class _Lots:
         lot = next((lot for lot in self.lots if lot.credit == event.credit), None)
         if lot is None:
             return 0
-        # What open holds may need of a credit that expires stays.
+        # The part of an expiring credit that open holds may need stays.
         needed = max(0, event.settled + event.held - event.cap) - spend
         expected = -max(0, lot.left - needed) if event.type == "credit-expired" else max(event.change, -lot.left)
         lot.left, lot.amount = lot.left + event.change, lot.amount + event.change
@@ -76,7 +76,7 @@ class _Lots:
 
 
 def changed_lots(found: dict[str, str], changes: Iterable[CreditChanged]) -> list[str]:
-    """Describe changes that took back another amount than they had to, and what Redis holds and the events do not give.
+    """Describe changes that took back a wrong amount, and differences between Redis and the events.
 
     `found`: by budget, what the gate keeps.
     """

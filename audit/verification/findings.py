@@ -1,4 +1,4 @@
-"""What a verification finds wrong, and where."""
+"""The findings of a verification, with their places."""
 
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -35,7 +35,7 @@ records of calls; the projection."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that is wrong, and as much of its place as is known."""
+    """A problem, with its place as far as it is known."""
 
     kind: Kind
     problem: str

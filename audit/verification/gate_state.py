@@ -41,7 +41,7 @@ Accounts = dict[tuple[str, str], str]
 
 @dataclass(frozen=True, slots=True)
 class GateState:
-    """What Redis holds of a partition. Make it with `GateState.read`."""
+    """What Redis holds of a partition. Created by `GateState.read`."""
 
     partition: int
     accounts: Accounts
@@ -85,7 +85,7 @@ class GateState:
         except ResponseError as exc:
             api_keys = {}
             unreadable.append((keys.api_keys, str(exc)))
-        # Read last: what it has passed by now may have been dropped from the tails meanwhile.
+        # Read last: entries before it may have been dropped from the tails meanwhile.
         trimmed_to = _text(await cast("Any", redis).hget(keys.meta, "trimmed_to") or "0-0")
         return cls(
             keys.partition,
@@ -195,7 +195,7 @@ async def _read_lots(redis: Redis, keys: Keys) -> dict[str, str]:
 
 
 def changed_accounts(found: Accounts, given: Accounts, *, without: Collection[str]) -> list[str]:
-    """Describe what Redis holds and the events do not give, or the other way; `without` these users."""
+    """Describe each difference between Redis and the events, except for the users in `without`."""
     return [
         f"{_subject(user_id, field)} is {_value(field, found.get((user_id, field)))} in Redis, "
         f"{_value(field, given.get((user_id, field)))} by the events"
@@ -223,7 +223,7 @@ async def _values(
             page = []
     async for pair in _page(redis, page, len(prefix), unreadable, str(name), arguments):
         yield pair
-    await primaries(redis)  # It is asked anew where they are.
+    await primaries(redis)  # Ask again where they are.
     if await server_of(redis, prefix) is not server:
         raise LedgerUnavailable("a partition moved to another node while it was read: run this again")
 

@@ -40,7 +40,7 @@ class LiveProjection:
         return {row["partition"]: row["seq"] for row in self._position()}
 
     def ledger_id(self) -> str:
-        """Return the id of the ledger that it was folded from, by its own account."""
+        """Return the id of the ledger that it says it was folded from."""
         return next((row["ledger_id"] for row in self._position()), "")
 
     def _position(self) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ class LiveProjection:
 
 
 def _known_views(folded: Store) -> list[list[dict[str, Any]]]:
-    """Return the views' texts in a new file, and in one that was opened again.
+    """Return the views' texts in a new file, and in a file that was reopened.
 
     DuckDB (1.5, November 2026) prints a view's statement differently once it was read back from a file.
     """

@@ -1,7 +1,7 @@
-"""Verification of the policies on the ledger (G11): their events, and the caps that they give at each position.
+"""Verifies the policies on the ledger (G11): their events, and the caps that they set at each position.
 
-A cap at a hold is what the policy in force there says of the user, the plan or the budget; what the ledger assigned to
-the user, and credit, are added by SQL. A ledger without policies, and the part before the first, has none to judge by.
+The cap at a hold comes from the policy in force there: for the user, the plan or the budget. SQL adds caps assigned to
+the user, and credit. Events before the first policy are not checked, as there is no policy to compare them with.
 """
 
 import json
@@ -139,7 +139,7 @@ def check_openings(
     trusted: Mapping[int, int],
     findings: Findings,
 ) -> None:
-    """Count again what budgets began with, and compare: nothing else may open one.
+    """Compute again the earlier spend that budgets opened with, and compare: nothing else may open one.
 
     What `tollbook recover` has entered again is what was lost, whatever was spent since. Errors: duckdb.Error.
     """
@@ -178,7 +178,7 @@ def check_openings(
 
 
 class _Opened(NamedTuple):
-    """What events say that a budget began with, in nano-dollars; `holds` are (call id, number, amount)."""
+    """A budget's opening spend by its events, in nano-dollars; `holds` are (call id, number, amount)."""
 
     spent: int
     held: int

@@ -1,8 +1,8 @@
-"""Verification of what `tollbook recover` declared: `ledger-recovered` events, and events that enter lost ones again.
+"""Verifies what `tollbook recover` declared: `ledger-recovered` events, and events that enter lost ones again.
 
-Nobody can prove from events alone that others were lost. But what was lost does not stand where it stood, what was put
-back does, what was entered again names what was lost, and numbers and sums follow from both. A declaration that does
-not fit was written by no recovery: it may be there to excuse that somebody removed events.
+Events alone cannot prove that others were lost. But a lost event must be absent from its old place, a restored one must
+be there, an event that enters a lost one again must name it, and numbers and sums must agree. A declaration that does
+not fit was not written by a recovery: somebody may have written it to hide that they removed events.
 """
 
 import re
@@ -60,7 +60,7 @@ class _Declared(NamedTuple):
     last: EntryId
 
     def covers(self, lost_id: str) -> bool:
-        """Whether it declares an event lost."""
+        """Whether it declares this event lost."""
         return _ID.fullmatch(lost_id) is not None and self.first <= EntryId.parse(lost_id) <= self.last
 
 
@@ -92,7 +92,7 @@ def check_recoveries(cursor: duckdb.DuckDBPyConnection, trusted: Mapping[int, in
 
 
 def _read(text: str) -> LedgerRecovered | None:
-    """Return a declaration's payload; None for one that cannot be read, or whose ids are none."""
+    """Return a declaration's payload; None if it cannot be read or has an invalid id."""
     try:
         payload = LedgerRecovered.model_validate_json(text)
     except ValidationError:

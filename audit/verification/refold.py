@@ -40,7 +40,7 @@ _RULES: Final[tuple[tuple[Kind, str], ...]] = (
 
 
 class Refold:
-    """The ledger folded again. Make it with `Refold.open`; all methods block."""
+    """The ledger folded again. Created by `Refold.open`; all methods block."""
 
     def __init__(self, store: Store, findings: Findings) -> None:
         self.store = store
@@ -53,7 +53,7 @@ class Refold:
     def open(
         cls, directory: Path, ledger_id: str, partitions: int, findings: Findings, *, memory_limit: str
     ) -> Generator[Self]:
-        """Begin with an empty file in `directory`."""
+        """Open an empty file in `directory`."""
         store = Store.open(directory / "verify.duckdb", ledger_id, partitions, memory_limit=memory_limit)
         try:
             store.connection.execute("SET preserve_insertion_order = false")
@@ -192,7 +192,7 @@ class Refold:
 
     @contextmanager
     def registered(self, tables: Mapping[str, pa.Table]) -> Generator[None]:
-        """Lend tables to the statements of `rows`."""
+        """Let the statements of `rows` read these tables meanwhile."""
         for name, table in tables.items():
             self._cursor.register(name, table)
         try:

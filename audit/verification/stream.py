@@ -1,7 +1,7 @@
 """Verification of a partition's stream: its entries, its copy of archived events, and the gate's own balances.
 
-Reads while the gate, the projector and the sealer work. What is appended after the end was
-looked up is left for the next verification.
+Reads while the gate, the projector and the sealer work. Events appended after the end was
+looked up are left for the next verification.
 """
 
 from dataclasses import dataclass

@@ -120,10 +120,10 @@ class _PartitionWalk:
         self._gathered: list[Events] = []
         self._added_seq = 0
         self._is_open = True
-        """Whether events can still be added up."""
+        """Whether events can still be folded."""
 
     async def advance(self, until_seq: int | None) -> None:
-        """Read on and fold, up to an event or to the end."""
+        """Read and fold the next events, up to an event or to the end."""
         while until_seq is None or self._added_seq < until_seq:
             events, self._waiting = self._waiting or await self._next(), None
             if events is None:
@@ -229,7 +229,7 @@ class _PartitionWalk:
                 return events
 
     def _check_removed(self, end: StreamEnd) -> None:
-        """Up to there, the gate takes every event for archived: it would not miss one that is gone."""
+        """Check `removed_to`: the gate takes events up to there for archived, and would not notice missing ones."""
         removed_to = EntryId.parse(end.removed_to)
         first = EntryId.parse(end.first_id) if end.first_id else None
         if removed_to > EntryId.parse(end.generated_id) or (first is not None and removed_to >= first):  # audits G1

@@ -1,6 +1,6 @@
-"""Verification of windows (G11): a hold stands in the windows that its moment is in by the policy in force there.
+"""Verifies windows (G11): a hold must count in the windows that its time is in, by the policy in force there.
 
-A label of another month or week would lead a call past the cap of the present one. Boundaries that a policy changes
+With the label of another month or week, a call would bypass the present cap. Boundaries that a policy changes
 count from its event on, as in the gate's decision. Only moments at which something was held are looked at, by the hour:
 no window is shorter than that.
 """

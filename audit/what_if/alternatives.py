@@ -25,7 +25,7 @@ Errors: PriceUnknown.
 
 @dataclass(frozen=True, slots=True)
 class OtherRoute:
-    """Other models for a task type. None keeps the recorded ones; without a model in `fallbacks`, there is none.
+    """Other models for a task type. None keeps the recorded ones; an empty `fallbacks` means no fallback.
 
     `cheaper` is the model for calls whose first model does not fit; it counts only where the route `states_cheaper`,
     else that of the policy then does. `providers` are those of the model and the fallbacks, in order, where the route
@@ -40,7 +40,7 @@ class OtherRoute:
     cheaper_provider: str | None = None
 
     def over(self, other: "OtherRoute") -> "OtherRoute":
-        """Return the route of both: what this one does not state is as the other has it."""
+        """Return this route, completed with what only the other one states."""
         if self.states_cheaper:
             return self
         first = other.provider_at(0) if self.model is None else None
@@ -52,7 +52,7 @@ class OtherRoute:
         )
 
     def provider_at(self, place: int) -> str | None:
-        """Return the provider of the model at a place, from 0; None where it is not said."""
+        """Return the provider of the model at a place, counted from 0; None if it is not stated."""
         return self.providers[place] if place < len(self.providers) else None
 
 
@@ -74,7 +74,7 @@ class Alternatives:
 
     @classmethod
     def of_policy(cls, other: Policy, in_force: Policy) -> "Alternatives":
-        """Return what another policy changes of the one in force. What both say alike keeps what was recorded."""
+        """Return the differences of another policy from the one in force. Where both agree, recorded values stay."""
         plans, users = other.plan_caps_nanousd, other.user_caps_nanousd
         return cls(
             plan_caps_nanousd={name: cap for name, cap in plans.items() if in_force.plan_caps_nanousd.get(name) != cap},
@@ -97,7 +97,7 @@ class Alternatives:
         )
 
     def with_changes(self, other: "Alternatives") -> "Alternatives":
-        """Return these changes with others, which win."""
+        """Return these changes combined with others, which take precedence."""
         return Alternatives(
             plan_caps_nanousd={**self.plan_caps_nanousd, **other.plan_caps_nanousd},
             user_caps_nanousd={**self.user_caps_nanousd, **other.user_caps_nanousd},

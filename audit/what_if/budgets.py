@@ -31,7 +31,7 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A model that a call could begin with: its price if that is not the recorded one, and what it would hold."""
+    """A model that a call could try first: its price if that is not the recorded one, and the hold it needs."""
 
     price: ModelPrice | None
     amount: int
@@ -90,7 +90,7 @@ class Hold:
         return self.targets.index(target)
 
     def take(self, choice: Choice) -> None:
-        """Begin with this choice instead of the recorded model."""
+        """Use this choice instead of the recorded model."""
         self.first_price, self.other_amount = choice.price, choice.amount
 
     def is_cut(self, attempt: int) -> bool:
@@ -149,7 +149,7 @@ class Caps:
     _last: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
 
     def assign(self, user_id: str, plan: str, cap: int) -> None:
-        """Take an assignment."""
+        """Note an assigned plan or cap."""
         self._assigned[user_id] = (plan, cap)
 
     def clear(self, user_id: str) -> None:
@@ -157,7 +157,7 @@ class Caps:
         self._assigned.pop(user_id, None)
 
     def grant(self, user_id: str, period: str, credit: int) -> None:
-        """Take a credit, which is below zero where it is taken back."""
+        """Note a credit; a negative one is taken back."""
         self._credits[user_id, period] = self._credits.get((user_id, period), 0) + credit
 
     def without_credit(self, account: Account, recorded_cap: int) -> int:

@@ -35,7 +35,7 @@ class Decisions:
                 self._totals(hold).still_waiting += 1
 
     def ask(self, hold: Hold, *, recorded: Verdict, is_final: bool = False) -> None:
-        """Decide on a hold as the gate would, and carry it out; `recorded` is the gate's recorded decision.
+        """Decide on a hold as the gate would, and apply the decision; `recorded` is the gate's recorded decision.
 
         Where something differs and the route has a cheaper model, the first of both that fits is taken.
         """
@@ -177,7 +177,7 @@ class Decisions:
                 del self._queues[name]
 
     def end_waits(self, now_ms: int) -> None:
-        """Decide for good on the holds whose wait is over."""
+        """Make the final decision on the holds whose wait is over."""
         while self._waits and (not self._waits[0][1].is_waiting or self._waits[0][0] <= now_ms):
             _, hold = self._waits.popleft()
             if hold.is_waiting:

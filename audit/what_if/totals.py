@@ -125,7 +125,7 @@ class Outcome:
         )
 
     def with_users(self, name: Callable[[str], str]) -> "Outcome":
-        """Return the same with other names of the users."""
+        """Return the same result with users renamed."""
 
         def named(account: Account) -> Account:
             return replace(account, user_id=name(account.user_id))

@@ -357,7 +357,7 @@ class _Partition:
 
     def _opened(self, event: _Event) -> None:
         for stamp in event.payload["budgets"]:
-            if self._other is None:  # Else it has been kept from the beginning on.
+            if self._other is None:  # Otherwise it has been kept from the start.
                 self._budgets.move([stamp["budget"]], settled=event.amount)
                 self._take_holds(event, stamp["budget"], stamp["cap_nanousd"])
             held = event.payload.get("hold_nanousd", 0)
@@ -422,7 +422,7 @@ class _Partition:
         return self._repricing.price_instead(model, route.cheaper or model.model, event.ms, provider=provider)
 
     def _choices(self, event: _Event, tokens: BoundTokens, price: ModelPrice | None) -> tuple[Choice, ...]:
-        """Return what a call could begin with, if its route has a cheaper model, in the order of trial.
+        """Return the models that a call could try first, in order, if its route has a cheaper model.
 
         A task that names its own model has none; the ledger shows that by a model that its route did not have.
         """

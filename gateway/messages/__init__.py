@@ -1,1 +1,1 @@
-"""Anthropic's Messages (version 2023-06-01), translated onto chat completions and back (as of November 2026)."""
+"""Anthropic's Messages (version 2023-06-01), translated to chat completions and back (as of November 2026)."""

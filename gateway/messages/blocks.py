@@ -1,21 +1,21 @@
-"""Anthropic's blocks of content as parts of chat messages."""
+"""Translates Anthropic's content blocks into parts of chat messages."""
 
 from typing import Any, Final, cast
 
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at
 from tollbook.schemas.problems import shown
 
-NOTHING_KEPT: Final = "nothing is kept here between requests"
+NOTHING_KEPT: Final = "the gateway stores nothing between requests"
 _CACHE_FIELDS: Final = ("type", "ttl")
 
 
 def text_part(text: str, block: Table) -> Table:
-    """Return a text, with the mark of a block."""
+    """Return a text part, with the block's cache mark."""
     return {"type": "text", "text": text, **mark_of(block)}
 
 
 def mark_of(block: Table) -> Table:
-    """Return the mark of what the provider may cache; of its fields those that every provider knows."""
+    """Return the block's cache mark, with only the fields that every provider knows."""
     if not isinstance(block.get("cache_control"), dict):
         return {}
     mark = cast("Table", block["cache_control"])
@@ -23,7 +23,7 @@ def mark_of(block: Table) -> Table:
 
 
 def parts_of(content: object, path: str) -> list[Table]:
-    """Return a content that is text or blocks as parts. Errors: InvalidTask."""
+    """Return content (text or blocks) as parts. Errors: InvalidTask."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     parts: list[Table] = []
@@ -33,7 +33,7 @@ def parts_of(content: object, path: str) -> list[Table]:
 
 
 def part_of(block: Table, path: str) -> list[Table]:
-    """Return a block that stands in a user's message or in a tool's result. Errors: InvalidTask."""
+    """Return a block of a user's message or of a tool's result as parts. Errors: InvalidTask."""
     match kind_of(block, path):
         case "text":
             return [text_part(text_at(block.get("text"), f"{path}.text"), block)]
@@ -46,15 +46,15 @@ def part_of(block: Table, path: str) -> list[Table]:
             head = [text_at(block.get(name), f"{path}.{name}") for name in ("title", "source")]
             return [text_part("\n".join([*head, *texts]), block)]
         case "tool_reference":
-            # All tools are sent to the model, the ones that were found among them.
+            # All tools are sent to the model, including those that the search found.
             name = text_at(block.get("tool_name"), f"{path}.tool_name")
             return [text_part(f"The tool {name} is available.", block)]
         case kind:
-            raise refusal(path, f"has the type {shown(kind)}, which a chat completion does not have here")
+            raise refusal(path, f"has the type {shown(kind)}, which cannot be translated to a chat completion")
 
 
 def content_of(parts: list[Table]) -> str | list[Table]:
-    """Return parts as a content: one plain text as such, which every server takes."""
+    """Return parts as content: a single plain text as a string, which every server accepts."""
     return parts[0]["text"] if len(parts) == 1 and parts[0].keys() == {"type", "text"} else parts
 
 
@@ -86,7 +86,7 @@ def _url(block: Table, path: str) -> str:
             return text_at(source.get("url"), f"{path}.source.url")
         case "file":
             raise refusal(
-                f"{path}.source", f"cannot name a file: {NOTHING_KEPT}, no files either; send the data or an address"
+                f"{path}.source", f"cannot name a file: {NOTHING_KEPT}, no files either; send the data or a URL"
             )
         case kind:
             raise refusal(f"{path}.source", f"has the type {shown(kind)}: it must be 'base64' or 'url'")

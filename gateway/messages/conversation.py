@@ -1,15 +1,15 @@
-"""Anthropic's messages as chat messages.
+"""Translates Anthropic's messages into chat messages.
 
-Results of tools become messages of their own, before what else the user says; images and files in them follow in the
-user's message, since a chat completion's message of a tool has text only. Signed thinking goes back in the form in
-which OpenRouter gives and takes it.
+Tool results become messages of their own, before the rest of the user's message. A tool message of a chat completion
+has only text, so images and files in tool results follow in the user's message. Signed thinking is sent back in
+OpenRouter's format.
 """
 
 import json
 from typing import Any, Final
 
 from tollbook.gateway.messages.blocks import content_of, mark_of, part_of, parts_of, text_part
-from tollbook.gateway.reasoning_details import unpacked
+from tollbook.gateway.reasoning_details import unpack
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at, word_at
 from tollbook.schemas.problems import shown
 
@@ -17,7 +17,7 @@ _ROLES: Final = ("user", "assistant", "system")
 _THINKING_FORMAT: Final = "anthropic-claude-v1"
 _SEE_NEXT: Final = "The result follows in the next message."
 _ERROR: Final = "Error: "
-"""Stands before the result of a tool that failed: chat messages have no mark for that."""
+"""Put before the result of a failed tool: chat messages have no field for that."""
 
 
 def messages_of(system: object, messages: object) -> list[Table]:
@@ -86,11 +86,11 @@ def _of_assistant(content: object, path: str) -> list[Table]:
             case "tool_use":
                 message.setdefault("tool_calls", []).append(_tool_call(block, inner))
             case kind:
-                raise refusal(inner, f"has the type {shown(kind)}, which a chat completion does not have here")
+                raise refusal(inner, f"has the type {shown(kind)}, which cannot be translated to a chat completion")
     texts = [part for part in texts if part["text"].strip()]
     if texts:
         message["content"] = content_of(texts)
-    # Thinking alone is no message.
+    # Thinking alone does not make a message.
     return [message] if message.keys() & {"content", "tool_calls"} else []
 
 
@@ -103,14 +103,14 @@ def _add_thinking(message: Table, block: Table, path: str) -> None:
         return
     text = text_at(block.get("thinking", ""), f"{path}.thinking")
     signature = text_at(block.get("signature", ""), f"{path}.signature")
-    own = unpacked(signature)
+    own = unpack(signature)
     if own:
         message["reasoning_details"] = [*details, *own]
     elif signature:
         detail = {"type": "reasoning.text", "text": text, "signature": signature, **described}
         message["reasoning_details"] = [*details, detail]
     elif text:
-        # Another provider's reasoning: those that want it back in a loop of tools take it as text.
+        # Reasoning of another provider: those that want it back in a tool loop accept it as text.
         message["reasoning"] = f"{message['reasoning']}\n\n{text}" if "reasoning" in message else text
 
 

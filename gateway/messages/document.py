@@ -1,10 +1,10 @@
-"""Answers in the form of Anthropic's Messages, whole; and errors."""
+"""Complete answers and errors in the format of Anthropic's Messages."""
 
 import json
 from collections.abc import Mapping
 from typing import Any, Final, assert_never, cast
 
-from tollbook.gateway.reasoning_details import packed
+from tollbook.gateway.reasoning_details import pack
 from tollbook.gateway.request_fields import Table
 from tollbook.gateway.segments import Segment, segments_of
 from tollbook.schemas.results import InferenceResult
@@ -12,7 +12,7 @@ from tollbook.schemas.usage import Usage
 
 _ID_PREFIX: Final = "msg_"
 _STOP_REASONS: Final = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-# platform.claude.com/docs/en/api/errors, November 2026. 503 is no status of Anthropic's: it says "try again" as 529.
+# platform.claude.com/docs/en/api/errors, November 2026. Anthropic does not use 503; it means "try again", like 529.
 _ERROR_TYPES: Final = {
     400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
     404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
@@ -20,14 +20,14 @@ _ERROR_TYPES: Final = {
 }  # fmt: skip
 _FIRST_SERVER_ERROR: Final = 500
 THREAD_REFUSED: Final = "thread_unsupported_request"
-"""The code of Anthropic's own at which tool runners of its SDKs send the whole conversation.
+"""Anthropic's error code after which the tool runners of its SDKs send the whole conversation.
 
 anthropic 2.14 and @anthropic-ai/sdk 1.14, November 2026: they ask for a thread first, and read `error.details`.
 """
 
 
 def document(result: InferenceResult, *, message_id: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the whole answer to a request with this body. `message_id` is unique."""
+    """Return the complete answer to a request with this body. `message_id` is unique."""
     segments = segments_of(result, id_stem(message_id))
     return {
         **begun_message(message_id, result.model_used or model_of(body)),
@@ -38,7 +38,7 @@ def document(result: InferenceResult, *, message_id: str, body: Mapping[str, Any
 
 
 def id_stem(message_id: str) -> str:
-    """Return what ids of calls are made of that came without."""
+    """Return the stem from which tool calls without an id get one."""
     return message_id.removeprefix(_ID_PREFIX)
 
 
@@ -63,10 +63,10 @@ def begun_message(message_id: str, model: str) -> Table:
 
 
 def block_of(segment: Segment) -> Table:
-    """Return a segment as a block of content. A refusal is text, and the reason to stop tells it from other text."""
+    """Return a segment as a content block. A refusal is text; the stop reason distinguishes it from other text."""
     match segment.kind:
         case "reasoning":
-            return {"type": "thinking", "thinking": segment.text, "signature": packed(segment.details)}
+            return {"type": "thinking", "thinking": segment.text, "signature": pack(segment.details)}
         case "content" | "refusal":
             return {"type": "text", "text": segment.text}
         case "image":
@@ -78,12 +78,12 @@ def block_of(segment: Segment) -> Table:
 
 
 def image_text(address: str) -> str:
-    """Return an image as text: Anthropic's answers have no images. Without an address there is none yet."""
+    """Return an image as text, because Anthropic's answers have no images; '' if its address is not known yet."""
     return f"![image]({address})" if address else ""
 
 
 def stop_fields(result: InferenceResult) -> Table:
-    """Return why the model stopped. Which of the stop sequences it met is not known: that is an `end_turn`."""
+    """Return why the model stopped. A stop sequence is reported as `end_turn`: which one it was is unknown."""
     reason = _STOP_REASONS.get(result.finish_reason or "")
     if reason is None and result.refusal:
         reason = "refusal"
@@ -94,7 +94,7 @@ def stop_fields(result: InferenceResult) -> Table:
 
 
 def usage_of(usage: Usage) -> Table:
-    """Return usage as Anthropic counts it: input tokens are those that are neither read from a cache nor written."""
+    """Return usage as Anthropic counts it: `input_tokens` excludes tokens read from a cache or written to it."""
     long = usage.cache_write_1h_tokens
     return {
         "input_tokens": max(0, usage.prompt_tokens - usage.cached_tokens - usage.cache_write_tokens),
@@ -111,7 +111,7 @@ def usage_of(usage: Usage) -> Table:
 
 
 def error_body(status: int, code: str, message: str, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return an error in Anthropic's form, for a reply with this status; our own code and metadata stand beside."""
+    """Return an error in Anthropic's format, for a response with this status, plus our own code and metadata."""
     default = "api_error" if status >= _FIRST_SERVER_ERROR else "invalid_request_error"
     error: Table = {"type": _ERROR_TYPES.get(status, default), "message": message, "code": code}
     if code == THREAD_REFUSED:
@@ -120,7 +120,7 @@ def error_body(status: int, code: str, message: str, metadata: Mapping[str, Any]
 
 
 def _input(segment: Segment) -> Table:
-    """Return arguments as an object; what is none is put into one, as where a call was cut off."""
+    """Return arguments as an object. Other arguments, such as those of a truncated call, are wrapped in one."""
     if segment.is_custom:
         return {"input": segment.text}
     try:

@@ -1,6 +1,6 @@
-"""Requests of Anthropic's Messages as fields of a chat completion.
+"""Translates requests of Anthropic's Messages into fields of a chat completion.
 
-Fields that a chat completion has too are passed on as they are, and judged where a task is made of them.
+Fields that a chat completion has too are passed on unchanged, and validated when they become a task.
 """
 
 from collections.abc import Mapping
@@ -9,18 +9,18 @@ from typing import Any, Final
 from tollbook.gateway.messages.blocks import NOTHING_KEPT, mark_of
 from tollbook.gateway.messages.conversation import messages_of
 from tollbook.gateway.messages.tools import tool_fields
-from tollbook.gateway.request_fields import Table, body_of, list_at, refusal, refuse_set, table_at, word_at
+from tollbook.gateway.request_fields import Table, body_of, list_at, refusal, refuse_fields, table_at, word_at
 from tollbook.schemas.tasks import InvalidTask
 
-DISPENSABLE: Final = frozenset({"reasoning", "parallel_tool_calls"})
-"""Chat fields that SDKs and agents send unasked: may be left out where the model does not support them."""
+OPTIONAL_FIELDS: Final = frozenset({"reasoning", "parallel_tool_calls"})
+"""Chat fields that SDKs and agents send by default: left out if the model does not support them."""
 
 _REFUSED: Final = {
     "service_tier": "it changes the price of a token, and the bound is computed from the standard price",
     "speed": "it changes the price of a token, and the bound is computed from the standard price",
     "inference_geo": "it changes the price of a token, and the bound is computed from the standard price",
     "container": f"{NOTHING_KEPT}, no containers either",
-    "mcp_servers": "tools that the provider runs have no bound",
+    "mcp_servers": "the cost of tools that the provider runs has no upper bound",
 }
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "service_tier": ("auto", "standard_only"),
@@ -28,8 +28,8 @@ _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "inference_geo": ("global",),
     "mcp_servers": ([],),
 }
-# They change neither the answer nor its price, or are for what is not here. Claude Code and Anthropic's SDKs send them
-# (November 2026). The name of a user in `metadata` is for Anthropic: who is charged is the key's to say.
+# These change neither the answer nor its price, or are for features that the gateway does not have. Claude Code and
+# Anthropic's SDKs send them (November 2026). The user in `metadata` is for Anthropic: the key decides who is charged.
 _IGNORED: Final = frozenset(
     {"metadata", "betas", "anthropic_beta", "anthropic_version", "context_management", "diagnostics",
      "user_profile_id", "workspace_id", "fallbacks"}
@@ -43,7 +43,7 @@ _THINKING: Final = ("enabled", "adaptive", "between_tools", "disabled")
 
 
 def chat_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of a request as fields of a chat completion. Errors: InvalidTask, which names the field."""
+    """Translate a request's body into fields of a chat completion. Errors: InvalidTask, which names the field."""
     given = body_of(body)
     if "max_tokens" not in given:
         raise InvalidTask("'max_tokens' is missing")
@@ -51,12 +51,12 @@ def chat_fields(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def countable_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same of a request to count tokens, which has no `max_tokens`. Errors: InvalidTask."""
+    """Translate a request to count tokens, which has no `max_tokens`. Errors: InvalidTask."""
     return _fields(body_of(body))
 
 
 def _fields(given: Table) -> Table:
-    refuse_set(given, _REFUSED, _NEUTRAL)
+    refuse_fields(given, _REFUSED, _NEUTRAL)
     if "messages" not in given:
         raise InvalidTask("'messages' is missing")
     fields = {name: each for name, each in given.items() if name not in _IGNORED | _TRANSLATED | _REFUSED.keys()}
@@ -84,7 +84,7 @@ def _response_format(form: object) -> Table:
 
 
 def _reasoning(given: Table, output: Table) -> Table:
-    """Return how much the model may think: as many tokens, with as much effort, or as it likes."""
+    """Return how much the model may think: a number of tokens, an effort, or without a limit."""
     thinking = table_at(given.get("thinking", {}), "thinking")
     kind = word_at(thinking["type"], "thinking.type", _THINKING) if "type" in thinking else None
     if kind == "disabled":

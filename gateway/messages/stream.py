@@ -1,7 +1,7 @@
-"""The events of Anthropic's Messages, made of the chunks of a chat completion's stream.
+"""Translates the chunks of a chat completion's stream into the events of Anthropic's Messages.
 
 Order: `message_start`, `ping`; for each block `content_block_start`, its deltas, `content_block_stop`; then
-`message_delta` with the reason to stop and the usage, and `message_stop`.
+`message_delta` with the stop reason and the usage, and `message_stop`.
 """
 
 import json
@@ -18,14 +18,14 @@ from tollbook.gateway.messages.document import (
     stop_fields,
     usage_of,
 )
-from tollbook.gateway.reasoning_details import packed
+from tollbook.gateway.reasoning_details import pack
 from tollbook.gateway.request_fields import Table
 from tollbook.gateway.segments import Closed, Grown, Opened, Segment, Segments, Step
 from tollbook.gateway.sse import event_bytes
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.usage import Usage
 
-# The status that a failure would have had before the stream; others are of the server.
+# The status that an error would have had before the stream began; any other code is a server error.
 _STATUSES: Final = {
     "plan_limit_reached": 402, "budget_wait_timeout": 429, "price_unknown": 400, "invalid_task": 400,
     "ledger_unavailable": 503,
@@ -40,27 +40,27 @@ class Events:
     def __init__(self, *, message_id: str, body: Mapping[str, Any] | None = None, input_tokens: int = 0) -> None:
         """Prepare the events of an answer to a request with this body.
 
-        `input_tokens` is an estimate, which the end corrects: clients show it while they wait.
+        `input_tokens` is an estimate that clients show while they wait; the last event corrects it.
         """
         self._message = begun_message(message_id, model_of(body))
         self._input_tokens = input_tokens
         self._segments = Segments(id_stem(message_id))
 
     def begin(self) -> list[bytes]:
-        """Return the events before all content."""
+        """Return the events before the content."""
         usage = usage_of(Usage(prompt_tokens=self._input_tokens))
         return [_event("message_start", {"message": {**self._message, "usage": usage}}), *self.ping()]
 
     def ping(self) -> list[bytes]:
-        """Return an event that keeps a connection alive, between any two others."""
+        """Return an event that keeps the connection alive; it may be sent between any two others."""
         return [_event("ping", {})]
 
     def delta(self, chunk: Mapping[str, Any]) -> list[bytes]:
-        """Return the events of a chunk in the form of chat completions; often none."""
+        """Return the events of a chunk of a chat completion; often none."""
         return list(_events_of(self._segments.add(chunk)))
 
     def end(self, result: InferenceResult) -> list[bytes]:
-        """Return the last events: what the result has beyond the chunks, why the model stopped, and the usage."""
+        """Return the last events: content that no chunk had, the stop reason, and the usage."""
         usage = usage_of(result.usage or Usage(prompt_tokens=self._input_tokens))
         told = {name: count for name, count in usage.items() if name not in _NOT_IN_A_DELTA}
         return [
@@ -70,7 +70,7 @@ class Events:
         ]
 
     def error(self, code: str, message: str) -> list[bytes]:
-        """Return the last event of an answer that broke off: SDKs raise an exception at it."""
+        """Return the last event of an incomplete answer: SDKs raise an exception for it."""
         return [event_bytes("error", error_body(_STATUSES.get(code, _FAILED), code, message))]
 
 
@@ -97,10 +97,10 @@ def _events_of(steps: Iterable[Step]) -> Iterable[bytes]:
 
 
 def _last_delta(segment: Segment) -> Table | None:
-    """Return what of a block is known once it is complete."""
+    """Return the delta that is known only when a block is complete."""
     if segment.is_custom:
         return _delta(segment, json.dumps({"input": segment.text}))
-    signature = packed(segment.details)
+    signature = pack(segment.details)
     return {"type": "signature_delta", "signature": signature} if signature else None
 
 

@@ -1,7 +1,7 @@
-"""How many input tokens a request of Anthropic's Messages has.
+"""Counts the input tokens of a request of Anthropic's Messages.
 
-Anthropic's tokenizer is not public, and the model may be anybody's: the count is an estimate, unless the model's own
-tokenizer counts plain texts.
+Anthropic's tokenizer is not public, and the model may be any provider's. So the count is an estimate, unless the
+messages are plain texts and the model's own tokenizer is known.
 """
 
 import json
@@ -14,28 +14,28 @@ from tollbook.inference.tokenizers import Counter
 from tollbook.schemas.messages import FilePart, MediaPart, Message
 from tollbook.schemas.tasks import task_from_fields
 
-# Of OpenAI's models: the role and the marks around a message, and those of the answer (OpenAI's cookbook, "How to
-# count tokens with tiktoken", November 2026). Others have about as many.
+# For OpenAI's models: the role and the markers around each message, and those of the answer (OpenAI's cookbook, "How to
+# count tokens with tiktoken", November 2026). Other models have about as many.
 _TOKENS_PER_MESSAGE: Final = 4
 _TOKENS_PER_REQUEST: Final = 3
 # Instructions that Anthropic puts before tools: 313 to 346 tokens (docs, "Tool use", November 2026).
 _TOKENS_FOR_TOOLS: Final = 330
-# An image that is scaled down to 1,568 pixels (docs, "Vision"); a short file, and more for a long one: a page of a PDF
-# has 1,500 to 3,000 tokens (docs, "PDF support"), and in most about 50 KB.
+# An image is scaled down to 1,568 pixels (docs, "Vision"). A page of a PDF has 1,500 to 3,000 tokens (docs, "PDF
+# support"), and usually about 50 KB.
 _TOKENS_PER_IMAGE: Final = 1_600
 _MIN_TOKENS_PER_FILE: Final = 3_000
 _CHARACTERS_PER_FILE_TOKEN: Final = 25
-_TOLD: Final = ("tools", "response_format")
+_COUNTED_PARAMETERS: Final = ("tools", "response_format")
 
 
 def count_tokens(body: Mapping[str, Any], counter: Counter | None = None) -> tuple[int, bool]:
     """Return the input tokens of a request, and whether that is an estimate.
 
-    `counter` counts as the model does. Errors: InvalidTask, which names the field.
+    `counter` is the model's own tokenizer. Errors: InvalidTask, which names the field.
     """
     fields = {name: value for name, value in countable_fields(body).items() if name != "stream"}
     task = task_from_fields({**fields, "task": "count-tokens", "user_id": "anonymous"})
-    told = {name: value for name, value in task.parameters().items() if name in _TOLD}
+    told = {name: value for name, value in task.parameters().items() if name in _COUNTED_PARAMETERS}
     is_estimate = bool(told)
     tokens = _TOKENS_PER_REQUEST + (_TOKENS_FOR_TOOLS if "tools" in told else 0)
     tokens += _tokens_of_json(told) if told else 0
@@ -47,7 +47,7 @@ def count_tokens(body: Mapping[str, Any], counter: Counter | None = None) -> tup
 
 
 def _counted(message: Message, counter: Counter) -> int | None:
-    """Return the tokens of a message that is one text; None where it is more, or they are not certain."""
+    """Return the exact tokens of a message that is one plain text; None for any other message."""
     if message.media_parts or message.structures or len(message.texts) != 1:
         return None
     return counter(message.texts[0])

@@ -1,4 +1,4 @@
-"""Anthropic's tools as functions of a chat completion."""
+"""Translates Anthropic's tools into functions of a chat completion."""
 
 from typing import Any, Final
 
@@ -7,17 +7,17 @@ from tollbook.gateway.request_fields import Table, list_at, refusal, table_at, t
 from tollbook.schemas.problems import shown
 
 _SERVER_TOOL: Final = (
-    "the provider runs it as often as it likes, at a cost without an upper bound; send tools with an `input_schema`, "
+    "the provider may run it any number of times, so its cost has no upper bound; send tools with an `input_schema`, "
     "and run them yourself"
 )
-# Tools with a form of their own, which the client runs.
+# Anthropic's own tools, which the client runs.
 _CLIENT_TOOLS: Final = ("bash_", "text_editor_", "memory_", "computer_", "browser_")
 _TOOL_SEARCH: Final = "tool_search_tool_"
 _CHOICES: Final = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def tool_fields(given: Table) -> Table:
-    """Return tools, which is to be called, and whether several may be. Errors: InvalidTask."""
+    """Return the tools, the choice of a tool, and whether calls may be parallel. Errors: InvalidTask."""
     tools = _functions(given.get("tools", []))
     if not tools:
         return {}
@@ -31,7 +31,7 @@ def _functions(tools: object) -> list[Table]:
         tool = table_at(value, path)
         kind = text_at(tool.get("type", "custom"), f"{path}.type")
         if kind.startswith(_TOOL_SEARCH):
-            continue  # All tools that it would find are sent along.
+            continue  # All tools that the search would find are sent anyway.
         if kind.startswith(_CLIENT_TOOLS):
             raise refusal(
                 path, f"is Anthropic's tool {shown(kind)}, which other models do not know: send its `input_schema`"

@@ -1,1 +1,1 @@
-"""OpenAI's Responses, translated onto chat completions and back (as of November 2026)."""
+"""OpenAI's Responses, translated to chat completions and back (as of November 2026)."""

@@ -1,17 +1,17 @@
-"""Contents of Responses' items as contents of chat messages."""
+"""Translates the content of Responses' items into content of chat messages."""
 
 from typing import Any, Final
 
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at
 from tollbook.schemas.problems import shown
 
-NOTHING_KEPT: Final = "nothing is kept here between requests"
+NOTHING_KEPT: Final = "the gateway stores nothing between requests"
 SEE_NEXT: Final = "The result follows in the next message."
-"""Stands in the message of a tool's result that is no text."""
+"""The text of a tool message whose result is not text."""
 
 
 def message_content(content: object, path: str) -> str | list[Table]:
-    """Return the content of a message of a user, a developer or the system. Errors: InvalidTask."""
+    """Return the content of a user, developer or system message. Errors: InvalidTask."""
     if isinstance(content, str):
         return content
     parts = [_part(part, f"{path}[{number}]") for number, part in enumerate(list_at(content, path))]
@@ -19,7 +19,7 @@ def message_content(content: object, path: str) -> str | list[Table]:
 
 
 def answer_content(content: object, path: str) -> tuple[str, str]:
-    """Return the text and the refusal of a message that a model has written. Errors: InvalidTask."""
+    """Return the text and the refusal of a model's message. Errors: InvalidTask."""
     if isinstance(content, str):
         return content, ""
     texts: list[str] = []
@@ -33,14 +33,14 @@ def answer_content(content: object, path: str) -> tuple[str, str]:
             case "refusal":
                 refusals.append(text_at(part.get("refusal"), f"{inner}.refusal"))
             case kind:
-                raise refusal(inner, f"has the type {shown(kind)}, which no answer has")
+                raise refusal(inner, f"has the type {shown(kind)}, which a model's message cannot have")
     return "".join(texts), "".join(refusals)
 
 
 def tool_output(output: object, path: str) -> tuple[str, list[Table]]:
     """Return the result of a tool as text, and the images and files in it. Errors: InvalidTask.
 
-    A chat completion's message of a tool has text only.
+    A tool message of a chat completion has only text.
     """
     if isinstance(output, str):
         return output, []
@@ -62,7 +62,7 @@ def _part(value: object, path: str) -> Table:
         case "input_audio":
             return {"type": "input_audio", "input_audio": table_at(part.get("input_audio"), f"{path}.input_audio")}
         case kind:
-            raise refusal(path, f"has the type {shown(kind)}, which a chat completion does not have")
+            raise refusal(path, f"has the type {shown(kind)}, which cannot be translated to a chat completion")
 
 
 def _image(part: Table, path: str) -> Table:
@@ -80,4 +80,4 @@ def _file(part: Table, path: str) -> Table:
 
 def _refuse_file_id(part: Table, path: str) -> None:
     if "file_id" in part:
-        raise refusal(f"{path}.file_id", f"cannot be set: {NOTHING_KEPT}, no files either; send the data or an address")
+        raise refusal(f"{path}.file_id", f"cannot be set: {NOTHING_KEPT}, no files either; send the data or a URL")

@@ -1,4 +1,4 @@
-"""Answers in the form of Responses, whole; and errors."""
+"""Complete answers and errors in the format of Responses."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
@@ -11,13 +11,13 @@ from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.usage import Usage
 
 _INCOMPLETE: Final = {"length": "max_output_tokens", "content_filter": "content_filter"}
-# What OpenAI calls an error, by status; other 4xx are requests that are wrong.
+# OpenAI's error types by status; any other 4xx is an invalid request.
 _ERROR_TYPES: Final = {
     401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 404: "not_found_error",
     409: "conflict_error", 429: "rate_limit_error",
 }  # fmt: skip
 _FIRST_SERVER_ERROR: Final = 500
-# Of a request they are repeated in the answer, as OpenAI does, with the value where none is given.
+# Fields of the request that the answer repeats, as OpenAI's does, with their defaults.
 _REPEATED: Final[Mapping[str, Any]] = {
     "instructions": None, "max_output_tokens": None, "max_tool_calls": None, "metadata": {},
     "parallel_tool_calls": True, "prompt_cache_key": None, "reasoning": {"effort": None, "summary": None},
@@ -29,9 +29,9 @@ _REPEATED: Final[Mapping[str, Any]] = {
 def document(
     result: InferenceResult, *, response_id: str, created_s: int, body: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the whole answer to a request with this body.
+    """Return the complete answer to a request with this body.
 
-    `response_id` is unique, and its items have ids made of it. Units: `created_s` seconds since the epoch.
+    `response_id` is unique; the ids of items are derived from it. Units: `created_s` seconds since the epoch.
     """
     stem = id_stem(response_id)
     begun = begun_document(response_id=response_id, created_s=created_s, body=body or {})
@@ -39,7 +39,7 @@ def document(
 
 
 def id_stem(response_id: str) -> str:
-    """Return what the ids of items are made of."""
+    """Return the stem of the ids of items."""
     return response_id.removeprefix(ID_PREFIX)
 
 
@@ -65,7 +65,7 @@ def begun_document(*, response_id: str, created_s: int, body: Mapping[str, Any])
         "previous_response_id": None,
         "service_tier": "default",
         "store": False,
-        "tools": [_told(tool) for tool in body.get("tools") or ()],
+        "tools": [_repeated_tool(tool) for tool in body.get("tools") or ()],
         "top_logprobs": 0,
         "truncation": "disabled",
         "usage": None,
@@ -74,7 +74,7 @@ def begun_document(*, response_id: str, created_s: int, body: Mapping[str, Any])
 
 
 def ended_document(begun: Table, result: InferenceResult, items: list[Table]) -> Table:
-    """Return an answer that has ended, with its items."""
+    """Return a complete answer, with its items."""
     reason = _INCOMPLETE.get(result.finish_reason or "")
     ended: Table = {
         "status": "incomplete" if reason else "completed",
@@ -91,7 +91,7 @@ def ended_document(begun: Table, result: InferenceResult, items: list[Table]) ->
 def error_body(
     status: int, code: str, message: str, metadata: Mapping[str, Any] | None = None, *, param: str | None = None
 ) -> dict[str, Any]:
-    """Return an error in OpenAI's form, for a reply with this status."""
+    """Return an error in OpenAI's format, for a response with this status."""
     kind = "server_error" if status >= _FIRST_SERVER_ERROR else _ERROR_TYPES.get(status, "invalid_request_error")
     error: Table = {"message": message, "type": kind, "param": param, "code": code}
     return {"error": {**error, "metadata": dict(metadata)} if metadata else error}
@@ -111,15 +111,15 @@ def _usage(usage: Usage) -> Table:
 
 
 def _repeated(value: object, default: object) -> object:
-    """Return a value of the request, with what OpenAI adds to it."""
+    """Return a value of the request, completed with OpenAI's defaults."""
     if not isinstance(value, dict):
         return default if value is None else value
     added = cast("Table", default) if isinstance(default, dict) else {}
     return {**added, **cast("Table", value)}
 
 
-def _told(tool: object) -> object:
-    """Return a tool as OpenAI repeats it: a function with all that one has."""
+def _repeated_tool(tool: object) -> object:
+    """Return a tool as OpenAI repeats it: a function with all of its fields."""
     if not isinstance(tool, dict):
         return tool
     table = cast("Table", tool)

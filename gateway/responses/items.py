@@ -1,14 +1,14 @@
-"""Items of Responses' `input` as chat messages.
+"""Translates items of Responses' `input` into chat messages.
 
-What a model has put out in one turn (reasoning, text, calls of tools) becomes one message, since a chat completion
-wants the results of its calls right behind it. Images and files in results of tools follow in a user's message.
+The output of a model in one turn (reasoning, text, tool calls) becomes one message, because in a chat completion the
+tool results must directly follow it. Images and files in tool results follow in a user's message.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from tollbook.gateway.reasoning_details import unpacked
+from tollbook.gateway.reasoning_details import unpack
 from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, table_at, text_at, word_at
 from tollbook.gateway.responses.content import NOTHING_KEPT, answer_content, message_content, tool_output
 from tollbook.gateway.responses.output import response_id_of
@@ -18,13 +18,13 @@ from tollbook.schemas.problems import shown
 _HOW_TO_SEND: Final = "SDKs do so with `store: false`"
 REFERENCE: Final = "item_reference"
 _ROLES: Final = ("user", "assistant", "system", "developer")
-# The first tells that a search was made, and not what was found; what the model made of it is in its text. The other
-# is read with the tools.
+# A `web_search_call` says only that a search was made; its outcome is in the model's text. Additional tools are read
+# together with the tools.
 _PASSED_OVER: Final = frozenset({"web_search_call", ADDITIONAL_TOOLS})
 
 
 def messages_of(items: object, known: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Return the conversation; `known` are the items that it may refer to, by id. Errors: InvalidTask."""
+    """Return the conversation; `known` are earlier items that it may refer to, by id. Errors: InvalidTask."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     conversation = _Conversation(known)
@@ -34,7 +34,7 @@ def messages_of(items: object, known: Mapping[str, Mapping[str, Any]]) -> list[T
 
 
 class _Conversation:
-    """Gathers messages: the turn of the model that is under way, and media of tools that wait for its end."""
+    """Collects messages: the model's current turn, and media of tool results that must wait for the last result."""
 
     def __init__(self, known: Mapping[str, Mapping[str, Any]]) -> None:
         self._known = known
@@ -61,7 +61,7 @@ class _Conversation:
             case "compaction":
                 raise refusal(path, "is a compaction, which only OpenAI can read: send the conversation")
             case kind if kind not in _PASSED_OVER:
-                raise refusal(path, f"has the type {shown(kind)}, which a chat completion does not have")
+                raise refusal(path, f"has the type {shown(kind)}, which cannot be translated to a chat completion")
             case _:
                 pass
 
@@ -74,7 +74,7 @@ class _Conversation:
         item = self._known.get(item_id)
         if item is not None:
             self.add(item, path)
-        # A stream can have cut a text in two, which is one in the kept answer.
+        # A text may be two items in a stream, but one item in the stored answer.
         elif response_id_of(item_id) not in self._known_answers:
             raise refusal(
                 path,
@@ -97,7 +97,7 @@ class _Conversation:
             turn["refusal"] = refusal
 
     def _add_reasoning(self, item: Table, path: str) -> None:
-        details = unpacked(item.get("encrypted_content"))
+        details = unpack(item.get("encrypted_content"))
         if details:
             turn = self._open_turn()
             turn["reasoning_details"] = [*turn.get("reasoning_details", []), *details]
@@ -145,7 +145,7 @@ class _Conversation:
 
     def _end_turn(self) -> None:
         turn, self._turn = self._turn, None
-        # Reasoning alone is no message.
+        # Reasoning alone does not make a message.
         if turn is not None and turn.keys() & {"content", "refusal", "tool_calls"}:
             self._messages.append(turn)
 

@@ -1,11 +1,11 @@
-"""Items of Responses' `output`: one for each segment of an answer."""
+"""Builds the items of Responses' `output`: one for each segment of an answer."""
 
 import json
 import re
 from dataclasses import replace
 from typing import Any, Final, Literal, assert_never, cast
 
-from tollbook.gateway.reasoning_details import packed
+from tollbook.gateway.reasoning_details import pack
 from tollbook.gateway.request_fields import Table
 from tollbook.gateway.responses.tools import INPUT, ToolNames
 from tollbook.gateway.segments import Segment
@@ -16,13 +16,13 @@ _IMAGE_HEAD: Final = re.compile(r"data:image/(png|webp|jpeg|gif)\b")
 
 
 def item_of(segment: Segment, *, stem: str, names: ToolNames, status: Status | None = None) -> Table:
-    """Return the item of a segment. `stem` makes its id unique among all answers."""
+    """Return the item of a segment. `stem` makes its id unique over all answers."""
     status = status or ("incomplete" if segment.is_cut else "completed")
     item_id = item_id_of(segment, stem=stem, names=names)
     match segment.kind:
         case "reasoning":
             summary = [summary_part(segment.text)] if segment.text else []
-            kept = packed(segment.details)
+            kept = pack(segment.details)
             return {
                 "id": item_id,
                 "type": "reasoning",
@@ -41,14 +41,14 @@ def item_of(segment: Segment, *, stem: str, names: ToolNames, status: Status | N
 
 
 def opened_item(segment: Segment, *, stem: str, names: ToolNames) -> Table:
-    """Return the item as it is announced: without its text."""
+    """Return the item as it is announced, without its text."""
     begun = replace(segment, text="", is_cut=False, details=[])
     item = item_of(begun, stem=stem, names=names, status="in_progress")
     return {**item, **{name: [] for name in ("content", "summary") if name in item}}
 
 
 def item_id_of(segment: Segment, *, stem: str, names: ToolNames) -> str:
-    """Return the id of an item, with the prefix that OpenAI's have. `response_id_of` knows the way back."""
+    """Return the id of an item, with OpenAI's prefix. `response_id_of` is the inverse."""
     match segment.kind:
         case "reasoning":
             prefix = "rs"
@@ -64,29 +64,29 @@ def item_id_of(segment: Segment, *, stem: str, names: ToolNames) -> str:
 
 
 def response_id_of(item_id: str) -> str:
-    """Return the id of the answer that an item is of."""
+    """Return the id of the answer that an item belongs to."""
     return ID_PREFIX + item_id.partition("_")[2].rpartition("_")[0]
 
 
 def part_of(segment: Segment, text: str) -> Table:
-    """Return the part of a message with this text."""
+    """Return a message part with this text."""
     if segment.kind == "refusal":
         return {"type": "refusal", "refusal": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 def summary_part(text: str) -> Table:
-    """Return reasoning as a summary: clients show that, and few of them the reasoning itself."""
+    """Return reasoning as a summary, because few clients show the reasoning itself."""
     return {"type": "summary_text", "text": text}
 
 
 def is_custom(segment: Segment, names: ToolNames) -> bool:
-    """Whether a custom tool is called, be it in the form of a function."""
+    """Whether a custom tool is called, directly or as a function."""
     return segment.is_custom or names.of(segment.name).is_custom
 
 
 def custom_input(segment: Segment) -> str:
-    """Return the text for a custom tool, out of the arguments of its function."""
+    """Return the input text of a custom tool, from the arguments of its function."""
     if segment.is_custom:
         return segment.text
     try:
@@ -98,7 +98,7 @@ def custom_input(segment: Segment) -> str:
 
 
 def _image(address: str) -> Table:
-    """Return an image as OpenAI's have it: the data alone, without the head of a `data:` URL, and its format."""
+    """Return an image in OpenAI's format: only the data of a `data:` URL, and the image format."""
     head, _, data = address.rpartition(",")
     found = _IMAGE_HEAD.match(head)
     return {"result": data or None, **({"output_format": found[1]} if found else {})}

@@ -1,7 +1,7 @@
-"""References to items of earlier answers.
+"""Resolves references to items of earlier answers.
 
-Vercel's SDK sends no item again that the server may have stored, unless it is told `store: false`; it sends the id. The
-ids of items are made of the answer's id, so a result that is still there can stand in for what was not stored.
+Without `store: false`, Vercel's SDK sends only the id of an item that the server may have stored. The gateway stores no
+items, but an item's id contains its answer's id, so the item can be rebuilt from the result while that is kept.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from tollbook.schemas.results import InferenceResult
 
 
 def referenced_responses(body: Mapping[str, Any]) -> frozenset[str]:
-    """Return the ids of the answers that the input of a request refers to; an input of a wrong form has none."""
+    """Return the ids of the answers that a request's input refers to; none for a malformed input."""
     items = body.get("input")
     if not isinstance(items, list):
         return frozenset()

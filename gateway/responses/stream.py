@@ -1,4 +1,4 @@
-"""The events of Responses, made of the chunks of a chat completion's stream.
+"""Translates the chunks of a chat completion's stream into the events of Responses.
 
 Order: `response.created`, `response.in_progress`; for each item `output_item.added`, its parts with their deltas,
 `output_item.done`; then `response.completed`, `response.incomplete` or `response.failed`. Numbered from 0.
@@ -23,7 +23,7 @@ from tollbook.gateway.segments import Closed, Grown, Opened, Segment, Segments, 
 from tollbook.gateway.sse import event_bytes
 from tollbook.schemas.results import InferenceResult
 
-# A response's error has one of OpenAI's codes; the event `error` has our own.
+# The error in a response has one of OpenAI's codes; the event `error` has our own code.
 _CODES: Final = {"budget_wait_timeout": "rate_limit_exceeded", "invalid_task": "invalid_prompt"}
 _SERVER_ERROR: Final = "server_error"
 _Event = tuple[str, Table]
@@ -42,28 +42,28 @@ class Events:
         self._sequence_number = 0
 
     def begin(self) -> list[bytes]:
-        """Return the events before all content."""
+        """Return the events before the content."""
         return self._numbered(
             [("response.created", {"response": self._begun}), ("response.in_progress", {"response": self._begun})]
         )
 
     def delta(self, chunk: Mapping[str, Any]) -> list[bytes]:
-        """Return the events of a chunk in the form of chat completions; often none."""
+        """Return the events of a chunk of a chat completion; often none."""
         return self._numbered(self._events_of(self._segments.add(chunk)))
 
     def end(self, result: InferenceResult) -> list[bytes]:
-        """Return the last events: what the result has beyond the chunks, and the whole answer with its usage."""
+        """Return the last events: content that no chunk had, and the complete answer with its usage."""
         events = [*self._events_of(self._segments.finish(result))]
         ended = ended_document(self._begun, result, self._items())
         return self._numbered([*events, (f"response.{ended['status']}", {"response": ended})])
 
     def error(self, code: str, message: str) -> list[bytes]:
-        """Return the last events of an answer that broke off.
+        """Return the last events of an incomplete answer.
 
-        `response.failed` is what OpenAI sends. SDKs raise an exception at the event `error` alone; they look for its
-        words in one of two places.
+        OpenAI sends `response.failed`. SDKs raise an exception only for the event `error`, and read its message in one
+        of two places.
         """
-        # What was said by then has no proper end.
+        # The last segment was not finished.
         for segment in self._segments.all[-1:]:
             segment.is_cut = True
         error = {"code": _CODES.get(code, _SERVER_ERROR), "message": message}
@@ -108,7 +108,7 @@ class Events:
         if segment.kind == "call" and is_custom(segment, self._names):
             text = custom_input(segment)
             if not segment.is_custom and text:
-                # Out of a function's arguments, which can be read once they are complete.
+                # From a function's arguments, which can be parsed only when they are complete.
                 yield "response.custom_tool_call_input.delta", {"delta": text}
             yield "response.custom_tool_call_input.done", {"input": text}
             return

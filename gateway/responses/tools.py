@@ -1,7 +1,7 @@
-"""Tools of Responses as functions of a chat completion, and whose names they have there.
+"""Translates tools of Responses into functions of a chat completion, and their names back.
 
-Custom tools become functions with one text, since most providers behind a chat completion have functions only; a
-grammar is told in the description. Tools of a namespace are named with it. `ToolNames` knows the way back.
+Custom tools become functions with one text argument, because most providers have only functions; a grammar is put in
+the description. The function of a namespace's tool has the namespace in its name. `ToolNames` translates names back.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,21 +12,21 @@ from tollbook.gateway.request_fields import Table, kind_of, list_at, refusal, ta
 from tollbook.schemas.problems import shown
 
 ADDITIONAL_TOOLS: Final = "additional_tools"
-"""The type of an item that brings tools."""
+"""The type of an input item that contains tools."""
 INPUT: Final = "input"
 """The one argument of a custom tool."""
 _INPUT_SCHEMA: Final[Table] = {"type": "object", "properties": {INPUT: {"type": "string"}}, "required": [INPUT]}
 _SEPARATOR: Final = "__"
 _SERVER_TOOL: Final = (
-    "the provider runs it as often as it likes, at a cost without an upper bound; send functions, and run them yourself"
+    "the provider may run it any number of times, so its cost has no upper bound; send functions, and run them yourself"
 )
 
-_WITHOUT_SEARCH: Final = ' (Codex leaves this one out with `web_search = "disabled"`)'
+_WITHOUT_SEARCH: Final = ' (in Codex, `web_search = "disabled"` turns it off)'
 
 
 @dataclass(frozen=True, slots=True)
 class ToolName:
-    """What a tool is called in Responses."""
+    """The name of a tool in Responses."""
 
     name: str
     namespace: str | None = None
@@ -34,29 +34,29 @@ class ToolName:
 
 
 class ToolNames:
-    """The tools of a request by the names of their functions."""
+    """The tools of a request, by their functions' names."""
 
     def __init__(self, body: Mapping[str, Any]) -> None:
-        """Read the names from the body of a request that was translated."""
+        """Read the names from the body of a request that was already translated."""
         self._by_function: dict[str, ToolName] = {}
         for tool, namespace in _flat(body):
             name = ToolName(str(tool["name"]), namespace, tool.get("type") == "custom")
             self._by_function[function_name(name.name, namespace)] = name
 
     def of(self, function: str) -> ToolName:
-        """Return what the tool is called whose function a model has called."""
+        """Return the name of the tool behind a function that a model called."""
         return self._by_function.get(function) or ToolName(function)
 
 
 def function_name(name: str, namespace: str | None) -> str:
-    """Return the name of the function for a tool."""
+    """Return the name of a tool's function."""
     return f"{namespace}{_SEPARATOR}{name}" if namespace else name
 
 
 def functions_of(body: Mapping[str, Any]) -> list[Table]:
-    """Return the tools of a request as those of a chat completion. Errors: InvalidTask.
+    """Translate the tools of a request into functions of a chat completion. Errors: InvalidTask.
 
-    They stand in `tools`, or in items of the input, where Codex has them for OpenAI's newest models.
+    Tools are in `tools`, or in items of the input, where Codex puts them for OpenAI's newest models.
     """
     made: list[Table] = []
     for path, value in _listed(body):
@@ -67,15 +67,15 @@ def functions_of(body: Mapping[str, Any]) -> list[Table]:
             case "namespace":
                 made += _functions_of_namespace(tool, path)
             case "web_search" if tool.get("external_web_access") is False:
-                # Codex offers a search of OpenAI's cached pages by default. The model is not told, and does without.
+                # Codex offers a search of OpenAI's cached pages by default. It is left out; the model works without it.
                 continue
             case "tool_search" if tool.get("execution", "server") == "server":
-                continue  # All tools that it would find are sent along.
+                continue  # All tools that the search would find are sent anyway.
             case "tool_search":
-                raise refusal(path, "is a search of tools that are not in the request: send all tools")
+                raise refusal(path, "searches for tools that are not in the request: send all tools")
             case "local_shell" | "shell" | "apply_patch" | "computer" | "computer_use_preview" as kind:
                 raise refusal(
-                    path, f"is OpenAI's tool {kind!r}, which a chat completion does not have: send it as a function"
+                    path, f"is OpenAI's tool {kind!r}, which chat completions do not have: send it as a function"
                 )
             case kind:
                 hint = _WITHOUT_SEARCH if kind == "web_search" else ""
@@ -84,7 +84,7 @@ def functions_of(body: Mapping[str, Any]) -> list[Table]:
 
 
 def choice_of(choice: object, functions: list[Table]) -> tuple[object, list[Table]]:
-    """Return `tool_choice` as a chat completion has it, and the functions that it leaves. Errors: InvalidTask."""
+    """Return a chat completion's `tool_choice`, and the functions that it allows. Errors: InvalidTask."""
     if isinstance(choice, str):
         return choice, functions
     table = table_at(choice, "tool_choice")
@@ -119,7 +119,7 @@ def _custom_description(tool: Table, path: str) -> str:
     form = table_at(tool.get("format", {}), f"{path}.format")
     if form.get("type", "text") == "text":
         return described
-    # Chat completions have it in an object of its own.
+    # Chat completions put the grammar in an object of its own.
     form = table_at(form.get("grammar", form), f"{path}.format.grammar")
     grammar = text_at(form.get("definition"), f"{path}.format.definition")
     return f"{described}\n\n`{INPUT}` must follow this grammar ({form.get('syntax', 'lark')}):\n{grammar}".strip()
@@ -136,14 +136,14 @@ def _functions_of_namespace(namespace: Table, path: str) -> list[Table]:
         made.append(_function(tool, inner, name))
     described = text_at(namespace.get("description", ""), f"{path}.description")
     if made and described:
-        # Once and not with each tool, since each is paid for.
+        # Only with the first tool, because every token of the prompt is paid for.
         first = made[0]["function"]
         first["description"] = f"{name}: {described}\n\n{first.get('description', '')}".rstrip()
     return made
 
 
 def _listed(body: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield the tools of a request, each with its place."""
+    """Yield the tools of a request, each with its path."""
     items = body.get("input")
     lists: list[tuple[str, object]] = [("tools", body.get("tools"))]
     for number, item in enumerate(cast("list[object]", items) if isinstance(items, list) else []):

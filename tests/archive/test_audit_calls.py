@@ -331,7 +331,7 @@ async def test_the_command_says_that_a_call_was_not_refused(auditor: Auditor) ->
     told = await auditor.run("explain", "plain")
     assert (told.code, "was not refused" in told.stdout) == (0, True)
     assert f"fits: ${usd(5_000_000_000 - BOUND).rstrip('0')} of the cap left" in told.stdout
-    assert "was not weighed" in (await auditor.run("explain", "usage own")).stdout
+    assert "no decision: no money was asked for" in (await auditor.run("explain", "usage own")).stdout
 
 
 @pytest.mark.slow

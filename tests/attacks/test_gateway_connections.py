@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from tollbook.gateway.connections import BoundedConnection, connections_at_most
+from tollbook.gateway.connections import BoundedConnection, max_client_connections
 from tollbook.observability.server import SignallessServer, listen
 
 OK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -118,4 +118,4 @@ async def test_a_long_body_is_no_head() -> None:
 def test_clients_leave_descriptors_for_redis_and_providers() -> None:
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-    assert 64 <= connections_at_most() <= max(64, open_files // 2)
+    assert 64 <= max_client_connections() <= max(64, open_files // 2)

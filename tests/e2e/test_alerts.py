@@ -70,10 +70,10 @@ async def test_a_task_that_passes_a_fraction_of_a_cap_is_told_to_a_webhook(
         assert {each["id"] for each in json.loads(listed.stdout)} == {each["id"] for each in told}
         signed = environment | {"ALERT_WEBHOOK": url, "TOLLBOOK_WEBHOOK_SECRET": SECRET}
         tried = await run_cli("alerts", "test", cwd=tmp_path, env=signed)
-        assert (tried.code, tried.stdout) == (0, "webhook: it has taken the alert\n")
+        assert (tried.code, tried.stdout) == (0, "webhook: accepted the alert\n")
         assert json.loads(seen[-1][1])["kind"] == "test"
         failed = await run_cli("alerts", "test", cwd=tmp_path, env=signed | {"ALERT_WEBHOOK": "http://127.0.0.1:9/"})
-        assert (failed.code, failed.stderr) == (1, "webhook: it did not take the alert: no answer (ConnectError)\n")
+        assert (failed.code, failed.stderr) == (1, "webhook: did not accept the alert: no answer (ConnectError)\n")
 
 
 async def _delivered(queue: AlertQueue) -> bool:

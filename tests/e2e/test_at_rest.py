@@ -64,7 +64,7 @@ async def test_commands_read_data_at_rest_and_change_nothing(here: Path) -> None
             if command[0] == "doctor":
                 findings = {each["check"]: each for each in json.loads(finished.stdout)}
                 assert findings["running system"]["state"] == "skipped"
-                assert "nothing runs on data, its data was read at rest" in findings["running system"]["found"]
+                assert "Tollbook does not run on data" in findings["running system"]["found"]
                 assert {"redis", "duckdb", "ledger", "archive"} <= findings.keys()
                 assert not {"projector", "writes", "persistence"} & findings.keys()
     assert contents(here / "data") == before
@@ -105,7 +105,7 @@ async def test_a_kept_demo_is_read_where_there_is_nothing_else(here: Path) -> No
 async def test_recover_makes_no_server_where_there_is_no_data(tmp_path: Path) -> None:
     refused = await run_cli("recover", cwd=tmp_path)
     assert refused.code == 1
-    assert "no embedded server has kept data in data" in refused.stderr
+    assert "data has no data of an embedded server" in refused.stderr
     assert not (tmp_path / "data").exists()
 
 

@@ -103,7 +103,7 @@ async def test_credits_and_plans_are_listed_and_taken_back(running: RunningSyste
     taken = await cli("credit", "revoke", "u1", "--grant", first["id"], *REASON)
     assert "u1 has $2.00 less to spend in 2" in taken.stdout
     again = await cli("credit", "revoke", "u1", "--grant", first["id"], *REASON)
-    assert (again.code, again.stdout) == (0, f"nothing to do: grant {first['id']} was taken back before\n")
+    assert (again.code, again.stdout) == (0, f"nothing to do: grant {first['id']} is already taken back\n")
     assert [each["left_usd"] for each in (await cli("credit", "list", "--json")).json()] == [
         "0.000000000",
         "3.000000000",
@@ -171,7 +171,7 @@ async def test_assumed_charges_are_shown_first_and_given_back_with_yes(running: 
     before = await appended(running)
     shown = await cli(*release, *REASON)
     assert shown.code == 0, shown
-    assert "nothing was changed: --yes gives them back" in shown.stdout
+    assert "nothing was changed; to give them back, add --yes" in shown.stdout
     assert "assumed charges of 2 users" in shown.stdout
     assert await appended(running) == before
     document = (await cli(*release, *REASON, "--json")).json()

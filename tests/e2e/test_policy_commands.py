@@ -136,9 +136,9 @@ async def test_a_budget_begins_with_what_was_spent_before_if_a_person_says_so(tm
 
         (row,) = await wait_until(spent, what="the team's spend")
         assert (row["value"], Decimal(row["spent_usd"]), float(row["cap_usd"])) == ("red", Decimal(cost), 20)
-        assert "team-week: with what was spent before in the window" in (await run("policy", "show")).stdout
+        assert "team-week: with earlier spend of the window" in (await run("policy", "show")).stdout
         assert (await run("policy", "history", "--json")).json()[-1]["backfilled"] == ["team-week"]
-        assert "begin with what was spent before: budget team-week" in (await run("policy", "history")).stdout
+        assert "backfilled with earlier spend: budget team-week" in (await run("policy", "history")).stdout
         found = (await run("audit", "find", "--type", "budget-opened", "--json")).stdout
         assert '"budget-opened"' in found
         await run("verify")

@@ -87,7 +87,7 @@ async def test_no_key_of_the_default_provider_is_wanted_where_no_route_names_it(
             }
             assert "provider" not in findings
             assert (findings["provider openai"]["state"], findings["provider claude"]["state"]) == ("ok", "ok")
-            assert "the key is good" in findings["provider claude"]["found"]
+            assert "the key is accepted" in findings["provider claude"]["found"]
             assert "claude-gone at claude is no longer offered" in findings["route score_post"]["found"]
 
             wrong = await run_cli("doctor", "--json", cwd=tmp_path, env={**env, "TEST_CLAUDE_KEY": "sk-two"})

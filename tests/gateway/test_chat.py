@@ -112,9 +112,9 @@ async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, subtest
     ("field", "problem"),
     [
         ("temperatur", "unknown field 'temperatur'; did you mean 'temperature'?"),
-        ("frobnicate", "unknown field 'frobnicate'; /openapi.json lists those of each endpoint"),
-        ("x" * 200, "unknown field of 200 characters; /openapi.json lists those of each endpoint"),
-        ("prompt", "'prompt' is no parameter of a completion"),
+        ("frobnicate", "unknown field 'frobnicate'; /openapi.json lists each endpoint's fields"),
+        ("x" * 200, "unknown field of 200 characters; /openapi.json lists each endpoint's fields"),
+        ("prompt", "'prompt' is not a parameter of a completion"),
         ("provider", "'provider' cannot be set: Tollbook sets it, so that no endpoint costs more than the bound"),
     ],
 )
@@ -226,10 +226,10 @@ async def test_models_have_the_form_of_both_apis(served: Served) -> None:
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("/chat/completions", "it is /v1/chat/completions: correct the base URL"),
-        ("/v1/v1/messages", "it is /v1/messages: correct the base URL"),
-        ("/v1/completions", "/openapi.json lists them"),
-        ("/v1/messages/batches", "/openapi.json lists them"),
+        ("/chat/completions", "use /v1/chat/completions: correct the base URL"),
+        ("/v1/v1/messages", "use /v1/messages: correct the base URL"),
+        ("/v1/completions", "/openapi.json lists the endpoints"),
+        ("/v1/messages/batches", "/openapi.json lists the endpoints"),
     ],
 )
 async def test_an_endpoint_that_is_not_there_is_told_once(served: Served, path: str, hint: str) -> None:
@@ -280,7 +280,7 @@ async def test_a_text_that_is_json_is_a_text_all_the_same(served: Served, text: 
         ({}, "'input' is missing: give a text, or a list of texts"),
         ({"input": ""}, "'input' is empty: give a text, or a list of texts"),
         ({"input": []}, "'input' is empty: give a text, or a list of texts"),
-        ({"input": ["x"] * 129}, "'input' has 129 texts; a request takes at most 128: send several"),
+        ({"input": ["x"] * 129}, "'input' has 129 texts, at most 128: send several requests"),
     ],
 )
 async def test_embeddings_of_nothing_or_of_too_many_texts_are_refused(

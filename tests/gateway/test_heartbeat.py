@@ -35,14 +35,14 @@ class Clock:
 async def keep_showing(heartbeat: Heartbeat, clock: Clock) -> None:
     for _ in range(round(SILENT_S) + 1):
         clock.now_s += 1
-        await heartbeat._show()
+        await heartbeat._beat()
 
 
 async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
     """G4: after an outage every sign has run out, those of gateways that work too; no call of theirs is taken over."""
     redis, clock = Signs(), Clock()
     heartbeat = Heartbeat(cast("Any", redis), "tollbook", "here", monotonic=clock)
-    await heartbeat._show()
+    await heartbeat._beat()
     redis.shown.add(worker_key("tollbook", "works"))
 
     assert await heartbeat.is_alive("here")
@@ -58,7 +58,7 @@ async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
         await heartbeat.is_alive("works")
     redis.is_away = False
     assert await heartbeat.is_alive("works"), "asked before this one could show its own sign again"
-    await heartbeat._show()
+    await heartbeat._beat()
     assert await heartbeat.is_alive("works"), "its sign ran out with the outage"
     await keep_showing(heartbeat, clock)
     assert not await heartbeat.is_alive("works")
@@ -70,5 +70,5 @@ async def test_an_outage_that_just_outlasts_another_sign_is_seen_too() -> None:
     heartbeat = Heartbeat(cast("Any", redis), "tollbook", "here", monotonic=clock)
     await keep_showing(heartbeat, clock)
     clock.now_s += SILENT_S - 0.4
-    await heartbeat._show()
+    await heartbeat._beat()
     assert await heartbeat.is_alive("works")

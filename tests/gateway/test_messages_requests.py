@@ -271,8 +271,11 @@ def test_the_system_prompt_comes_first(system: object, message: dict[str, Any] |
         ({"service_tier": "priority"}, "'service_tier' cannot be set: it changes the price"),
         ({"speed": "fast"}, "'speed' cannot be set: it changes the price"),
         ({"inference_geo": "us"}, "'inference_geo' cannot be set: it changes the price"),
-        ({"container": "c"}, "'container' cannot be set: nothing is kept here"),
-        ({"mcp_servers": [{"url": "u"}]}, "'mcp_servers' cannot be set: tools that the provider runs have no bound"),
+        ({"container": "c"}, "'container' cannot be set: the gateway stores nothing"),
+        (
+            {"mcp_servers": [{"url": "u"}]},
+            "'mcp_servers' cannot be set: the cost of tools that the provider runs has no upper bound",
+        ),
         (
             {"tools": [{"type": "web_search_20250305", "name": "w"}]},
             "'tools[0]' is the server tool 'web_search_20250305'",
@@ -289,7 +292,7 @@ def test_the_system_prompt_comes_first(system: object, message: dict[str, Any] |
                     {"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "f"}}]}
                 ]
             },
-            "'messages[0].content[0].source' cannot name a file: nothing is kept here",
+            "'messages[0].content[0].source' cannot name a file: the gateway stores nothing",
         ),
         (
             {"messages": [{"role": "assistant", "content": [{"type": "server_tool_use", "id": "s"}]}]},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.golden import events_in
-from tollbook.gateway.reasoning_details import packed, unpacked
+from tollbook.gateway.reasoning_details import pack, unpack
 from tollbook.gateway.responses.request import chat_fields
 from tollbook.gateway.responses.stream import Events
 from tollbook.schemas.results import InferenceResult
@@ -41,11 +41,11 @@ def test_a_signature_that_comes_after_the_text_is_kept_with_what_it_signs() -> N
         events.delta({"choices": [{"index": 0, "delta": delta}]})
     output = events_in(events.end(DONE))[-1]["response"]["output"]
     assert [item["type"] for item in output] == ["reasoning", "message", "reasoning"]
-    assert unpacked(output[2]["encrypted_content"]) == [{**text, "signature": "c2ln"}]
+    assert unpack(output[2]["encrypted_content"]) == [{**text, "signature": "c2ln"}]
 
 
 def test_words_alone_need_not_come_back() -> None:
-    assert packed([{"type": "reasoning.text", "text": "Hm.", "index": 0}]) == ""
+    assert pack([{"type": "reasoning.text", "text": "Hm.", "index": 0}]) == ""
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_words_alone_need_not_come_back() -> None:
     ],
 )
 def test_texts_of_others_are_left_alone(text: object) -> None:
-    assert unpacked(text) is None
+    assert unpack(text) is None
 
 
 def test_what_was_packed_is_unpacked() -> None:
-    assert unpacked(packed([ENCRYPTED])) == [ENCRYPTED]
+    assert unpack(pack([ENCRYPTED])) == [ENCRYPTED]

@@ -86,7 +86,7 @@ async def test_a_wrong_key_opens_nothing_and_is_not_repeated(served: Served) -> 
         reply = await visitor.sign_in(wrong)
 
     assert reply.status_code == 401
-    assert "not known here" in reply.text
+    assert "This key is unknown" in reply.text
     assert wrong not in reply.text
     assert "set-cookie" not in reply.headers
 
@@ -165,7 +165,7 @@ async def test_a_link_works_once_and_opens_an_admins_session(served: Served, red
     assert (first.status_code, first.headers["location"]) == (303, "/ui")
     assert page.status_code == 200
     assert again.status_code == 401
-    assert "was used before" in again.text
+    assert "was already used" in again.text
     assert "set-cookie" not in again.headers
     assert once not in str(logs)
 

@@ -246,9 +246,9 @@ async def test_commands_know_budgets_credits_and_alerts(redis_client: Redis, ser
             (["--budget", "prepaid", "--value", "acme", "--usd", "5"], "--id"),
             (
                 ["--budget", "prepaid", "--value", "acme", "--usd", "5", "--id", "x", "--expires", "2020-01-01"],
-                "--expires: 2020-01-01 is over: a credit must expire later",
+                "--expires: 2020-01-01 is in the past: a credit must expire later",
             ),
-            (["u1", "5", "--budget", "prepaid", "--id", "x"], "not with --budget"),
+            (["u1", "5", "--budget", "prepaid", "--id", "x"], "cannot be combined with --budget"),
             (["u1", "5", "--reason", "r", "--id", "x"], "only with --budget"),
             (["u1", "5"], "--reason"),
         ):

@@ -212,7 +212,7 @@ async def test_spend_says_how_far_the_projection_is_behind(
         (
             "another",
             seq,
-        ): "tollbook: Redis holds another ledger than the projection shows: `tollbook doctor` says more\n",
+        ): "tollbook: Redis has another ledger than the projection; `tollbook doctor` says more\n",
     }
     for (found, written), note in answers.items():
         await redis_client.hset(Keys().meta, mapping={"ledger_id": found, "partitions": 1, "removed": written})
@@ -222,7 +222,7 @@ async def test_spend_says_how_far_the_projection_is_behind(
         assert len(json.loads(finished.stdout)) == 2
     finished = await run_cli("spend", cwd=tmp_path, env={"REDIS_URL": "redis://127.0.0.1:1/0"})
     assert finished.code == 0
-    assert finished.stderr.startswith("tollbook: it cannot be seen whether the projection is up to date: Redis at ")
+    assert finished.stderr.startswith("tollbook: unknown whether the projection is up to date: Redis at ")
     assert "nothing listens there" in finished.stderr
     assert (await run_cli("spend", cwd=tmp_path)).stderr == "", "nothing runs, and none is named"
 
@@ -407,9 +407,9 @@ REFUSED: Final[dict[str, str]] = {
     "credit grant u1 0 --reason r": "a credit must be greater than zero, got 0",
     "credit grant u1 --reason r -- -2.50": "a credit must be greater than zero, got -2.50",
     "credit grant u1 -$3 --reason r": "a credit must be greater than zero, got -$3",
-    "credit revoke u1 -2.50 --reason r": "what is taken back is given as an amount above zero, got -2.50",
-    "credit revoke u1 --reason r": "give an amount, or --grant with the id of a grant",
-    "credit revoke u1 1 --grant 1-1 --reason r": "give an amount, or --grant with the id of a grant",
+    "credit revoke u1 -2.50 --reason r": "the amount to take back must be greater than zero, got -2.50",
+    "credit revoke u1 --reason r": "give either an amount, or --grant with the id of a grant",
+    "credit revoke u1 1 --grant 1-1 --reason r": "give either an amount, or --grant with the id of a grant",
     "cost adjust t1 --reason r -- -0.5": "dollars must be from 0 to 1,000,000, not '-0.5'",
     "cost adjust t1 -1 --reason r": "a cost cannot be negative, got -1",
     "spnd": "did you mean 'spend'?",

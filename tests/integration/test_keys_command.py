@@ -51,7 +51,7 @@ def keys(running: RunningSystem, server_url: str, tmp_path: Path) -> Keys:
 async def test_a_key_is_printed_once_and_opens_the_gateway_until_it_is_revoked(
     running: RunningSystem, keys: Keys
 ) -> None:
-    assert (await keys.run("list")).stdout.startswith("there is no key")
+    assert (await keys.run("list")).stdout.startswith("there are no keys")
     done = await keys.create(
         "--user", "u42", "--plan", "growth", "--campaign", "spring", "--tag", "team=red", "--tag", "note=a=b",
         "--model", "generate_draft", "--model", "gpt-4o-mini", "--stream", "generation", "--allow", "tags",
@@ -76,7 +76,7 @@ async def test_a_key_is_printed_once_and_opens_the_gateway_until_it_is_revoked(
     assert "active, expires" in listed.stdout
     assert not SECRET.search(listed.stdout)
     revoked = await keys.run("revoke", done["key_id"], "--reason", "lost", "--author", "bob")
-    assert re.fullmatch(rf"{done['key_id']} is not accepted from \S+Z on\n", revoked.stdout)
+    assert re.fullmatch(rf"{done['key_id']} is revoked from \S+Z on\n", revoked.stdout)
     assert await ApiKeys(handle.pipeline, handle.keys[0], monotonic=time.monotonic).find(done["key"]) is None
     again = await keys.run("revoke", done["key_id"])
     assert (again.code, again.stdout) == (0, f"nothing to do: {revoked.stdout}")
@@ -96,10 +96,10 @@ async def test_a_key_is_rotated_and_the_old_one_is_accepted_for_a_time(keys: Key
     assert f"{old['key_id']} is revoked already" in refused.stderr
     # Only the key was found; its id is found by it.
     found = await keys.run("revoke", old["key"], "--reason", "on a web page")
-    assert f"{old['key_id']} is not accepted" in found.stdout
+    assert f"{old['key_id']} is revoked from" in found.stdout
     plain = await keys.run("rotate", done["key_id"])
     (secret,) = SECRET.findall(plain.stdout)
-    assert "It is shown this once" in plain.stdout
+    assert "The key is shown only now" in plain.stdout
     assert secret not in (old["key"], done["key"])
     assert [row["state"] for row in await keys.list()] == ["revoked", "revoked", "active"]
 
@@ -110,7 +110,7 @@ async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown
     await keys.create(*arguments)
     again = await keys.run("create", *arguments, "--json")
     assert (again.code, again.stdout) == (1, "")
-    assert "this was done before, with --key shop-1" in again.stderr
+    assert "a key was already created with --key shop-1" in again.stderr
     assert len(await keys.list()) == 1
 
 
@@ -131,12 +131,12 @@ async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown
             (("create", "--user", "u1", "--tag", "a=1", "--tag", "a=2"), "--tag: a is given twice"),
             (("create", "--user", "u1", "--tag", "user=x"), "tags must not be named 'user'"),
             (("create", "--user", "u1", "--expires", "2020-01-01"), "must expire in the future"),
-            (("create", "--user", "u1", "--expires", "soon"), "--expires: 'soon' is no moment"),
+            (("create", "--user", "u1", "--expires", "soon"), "--expires: 'soon' is not a time"),
             (("create", "--user", "u1", "--expires", "9999999d"), "--expires: 9999999d is longer than ten years"),
-            (("create", "--user", "u1", "--reason", " "), "--reason: say why"),
-            (("revoke", "key-1"), "this is no id of a key; ids look like key-0123456789ab"),
+            (("create", "--user", "u1", "--reason", " "), "--reason: give a reason"),
+            (("revoke", "key-1"), "this is not the id of a key; ids look like key-0123456789ab"),
             (("revoke", "key-000000000000"), "there is no key key-000000000000"),
-            (("revoke", "key-000000000000", "--after", "1 week"), "--after: '1 week' is no time"),
+            (("revoke", "key-000000000000", "--after", "1 week"), "--after: '1 week' is not a time span"),
             (("rotate", "key-000000000000"), "there is no key key-000000000000"),
         ],
     ),

@@ -351,11 +351,11 @@ async def test_a_kept_demo_is_found_only_where_nothing_else_is_set_or_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     by_default = Settings(_env_file=None)  # pyright: ignore[reportCallIssue]
-    with pytest.raises(NothingToReport, match="no data in data/ to report on"):
+    with pytest.raises(NothingToReport, match="no data in data/ to report:"):
         await find_source(settings=by_default)
     make_data_dir(tmp_path / "tollbook-demo", entries[:100])
     assert (await find_source(settings=by_default)).place == "tollbook-demo"
-    with pytest.raises(NothingToReport, match="no data in other/ to report on"):
+    with pytest.raises(NothingToReport, match="no data in other/ to report:"):
         await find_source(settings=settings_for(Path("other")))
     make_data_dir(tmp_path / "data", entries[:100])
     assert (await find_source(settings=by_default)).place == "data"

@@ -15,7 +15,7 @@ import pytest
 from tests.report_data import load, make_data_dir
 from tests.system import command_environment
 from tollbook.cli import app as cli
-from tollbook.cli.demo import ways_around
+from tollbook.cli.demo import commands_for_demo
 from tollbook.inference.settings import DEMO_DATA_DIR
 from tollbook.ledger.projection.snapshot import open_snapshot
 from tollbook.views.report.app import notebook_path
@@ -47,7 +47,7 @@ def command(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("arguments", "code", "problem"),
     [
-        (("--period", "2026-13"), 2, "--period: a period is written YYYY-MM"),
+        (("--period", "2026-13"), 2, "--period: a billing period is written YYYY-MM"),
         (("--user", "nobody"), 2, "there are no events of user nobody; there is "),
         (("--period", "2025-01"), 2, "there are no events of period 2025-01; there is 2026-10, 2026-11"),
         (("--archive", "nowhere"), 1, "there are no segments in nowhere"),
@@ -67,9 +67,9 @@ def test_bad_input_gets_one_line(command: Any, arguments: tuple[str, ...], code:
 def test_without_data_it_says_where_data_would_come_from(command: Any, tmp_path: Path) -> None:
     code, errors = command(cwd=tmp_path)
     assert code == 1
-    assert re.fullmatch(r"tollbook: there are no data in data/ to report on: .*tollbook demo --keep.*\n", errors)
+    assert re.fullmatch(r"tollbook: there is no data in data/ to report: .*tollbook demo --keep.*\n", errors)
     make_data_dir(tmp_path / "data", [])
-    assert "no call was made" in command(cwd=tmp_path)[1]
+    assert "no calls were made" in command(cwd=tmp_path)[1]
 
 
 @pytest.mark.slow
@@ -92,12 +92,12 @@ def test_a_kept_demo_says_the_commands_that_work_from_where_it_ran(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
-    assert "tollbook report --html report.html" in dict(ways_around(DEMO_DATA_DIR))
+    assert "tollbook report --html report.html" in dict(commands_for_demo(DEMO_DATA_DIR))
     # Where other data are in the way, the directory is named.
     monkeypatch.setenv("TOLLBOOK_DATA_DIR", str(tmp_path))
-    assert "TOLLBOOK_DATA_DIR=tollbook-demo tollbook report" in dict(ways_around(DEMO_DATA_DIR))
+    assert "TOLLBOOK_DATA_DIR=tollbook-demo tollbook report" in dict(commands_for_demo(DEMO_DATA_DIR))
     monkeypatch.setenv("TOLLBOOK_NONSENSE", "1")  # Told when the settings are needed; the demo needs none.
-    assert "TOLLBOOK_DATA_DIR=tollbook-demo tollbook report" in dict(ways_around(DEMO_DATA_DIR))
+    assert "TOLLBOOK_DATA_DIR=tollbook-demo tollbook report" in dict(commands_for_demo(DEMO_DATA_DIR))
 
 
 @pytest.mark.slow

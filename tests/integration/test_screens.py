@@ -83,7 +83,7 @@ async def test_sql_writes_the_format_that_the_file_s_ending_names(home: Path, tm
             ((" ; ",), 2, "the query is empty"),
             (("/* nothing */",), 1, "it is empty"),
             (("SELECT 1; SELECT 2",), 1, "it is more than one statement"),
-            (("FROM spend", "--output", "a.xlsx"), 2, "the ending .xlsx names no format"),
+            (("FROM spend", "--output", "a.xlsx"), 2, "the extension .xlsx is not a known format"),
             (("FROM spend", "--output", "nowhere/a.csv"), 2, "there is no directory nowhere"),
             (("FROM spend", "--memory", "much"), 2, "--memory"),
         ],

@@ -183,7 +183,7 @@ async def check_a_server_that_may_lose_writes(running: RunningSystem) -> None:
 
 async def test_nothing_there_at_all_is_said_at_once(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with GatedStandIn() as provider:
-        for url, problem in ((None, "no Tollbook runs in"), (server_url, "holds no ledger 'tollbook'")):
+        for url, problem in ((None, "no Tollbook runs in"), (server_url, "has no ledger 'tollbook'")):
             gatherer = Gatherer(make_settings(tmp_path, provider, redis_url=url))
             with pytest.raises(LedgerUnavailable, match=problem):
                 await gatherer.check()

@@ -125,7 +125,7 @@ async def test_a_worker_is_ready_once_there_is_a_projection_and_as_long_as_a_kep
         async def is_kept() -> bool:
             status, document = await health(url, "ready")
             found = next(check["found"] for check in document["checks"] if check["check"] == "baseline")
-            return status == 200 and found.startswith("kept ones only")
+            return status == 200 and found.startswith("only cached ones")
 
         await wait_until(is_kept, what="word of the kept baseline")
     finally:

@@ -92,7 +92,7 @@ async def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path) -> None:
         done = await run_cli("projector", cwd=tmp_path, env=environment)
     assert done.code == 1
     assert done.stderr.splitlines() == [
-        f"tollbook: TOLLBOOK_METRICS_PORT: 127.0.0.1:{port} cannot be listened on: Address already in use"
+        f"tollbook: TOLLBOOK_METRICS_PORT: cannot listen on 127.0.0.1:{port}: Address already in use"
     ]
 
 

@@ -98,7 +98,7 @@ async def test_malformed_tasks_are_listed_shown_retried_and_dropped(running: Run
 
     refused = await cli("dead-letters", "retry", latin.id, nobodys.id)
     assert (refused.code, refused.stdout) == (1, "")
-    assert f"{latin.id} stays: it is malformed (the message is not UTF-8)" in refused.stderr
+    assert f"{latin.id} is not retried: it is malformed (the message is not UTF-8)" in refused.stderr
     assert "2 of 2 dead letters would fail again" in refused.stderr
     assert [letter.id for letter in await letters_of(running).list()] == [latin.id, nobodys.id]
 
@@ -119,7 +119,7 @@ async def test_malformed_tasks_are_listed_shown_retried_and_dropped(running: Run
 
 
 @pytest.mark.parametrize(
-    ("letter_id", "says"), [("5-5", "there is no dead letter 5-5"), ("latest", "'latest' is no id")]
+    ("letter_id", "says"), [("5-5", "there is no dead letter 5-5"), ("latest", "'latest' is not an id")]
 )
 async def test_a_letter_that_is_not_there_is_said_so_and_nothing_is_done(
     running: RunningSystem, cli: Cli, letter_id: str, says: str
@@ -178,7 +178,10 @@ async def test_dead_letters_are_chosen_by_filters_and_changed_only_when_that_is_
     for command in (("drop", "--all"), ("retry", "--all", "--user", "u2")):
         asked = await cli("dead-letters", *command)
         assert asked.code == 2
-        assert f"this would {command[0]} {3 if command[0] == 'drop' else 2} dead letters: say --yes" in asked.stderr
+        assert (
+            f"this would {command[0]} {3 if command[0] == 'drop' else 2} dead letters; add --yes to do it"
+            in asked.stderr
+        )
     for command in (("drop",), ("drop", first.id, "--all"), ("retry", first.id, "--user", "u2")):
         assert (await cli("dead-letters", *command)).code == 2
     assert await letters.count() == 3

@@ -991,7 +991,7 @@ async def test_it_stops_once_another_has_taken_the_lease(redis_client: Redis, se
         before = await redis_client.xlen(Keys("gate-ledger").ledger)
         async with open_ledger(restored.settings, server_url, may_create=False) as handle:
             pipeline = LosingPipeline(handle.redis)
-            with pytest.raises(LeaseLost, match=r"a projector \(late, elsewhere\) has begun to work .* run this again"):
+            with pytest.raises(LeaseLost, match=r"a projector \(late, elsewhere\) has started .* run this again"):
                 await Recovery(restored.settings, replace(handle, pipeline=pipeline)).apply(SIGNATURE)
             await pipeline.aclose()
         assert await redis_client.xlen(Keys("gate-ledger").ledger) == before

@@ -86,7 +86,7 @@ async def test_after_an_older_append_only_file_workers_go_on_and_pay_nothing_twi
         document = (await recover(apart, private_server.url, "--json")).json()
         assert document["partitions"][0]["way"] == "restore"
         refused = await recover(apart, private_server.url, "--yes")
-        assert (refused.code, "--reason: say why" in refused.stderr) == (2, True)
+        assert (refused.code, "--reason: give a reason" in refused.stderr) == (2, True)
         done = await recover(apart, private_server.url, *WHY)
         assert done.code == 0, done.stderr
         assert "are back as they were" in done.stdout

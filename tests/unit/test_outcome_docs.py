@@ -74,10 +74,10 @@ def test_audit_shows_reason_words_and_doubt() -> None:
     assert headline == "attempt 1 refused by the provider (HTTP 402)"
     assert "code 402, limit source openrouter_credits" in text
     assert "reason out_of_credit" in text
-    assert "the dearer reading is charged: only the total number of tokens is reported" in text
+    assert "the more expensive reading is charged: only the total number of tokens is reported" in text
     assert "2 of them for an hour" in text
     paid = event.model_copy(update={"payload": payload.model_copy(update={"outcome": "ok", "reason": "output_limit"})})
-    assert event_text(paid)[0] == "attempt 1 was paid for and has no answer"
+    assert event_text(paid)[0] == "attempt 1 was paid for, but has no answer"
 
 
 def test_new_fields_of_an_event_are_left_out_where_they_say_nothing() -> None:

@@ -92,7 +92,7 @@ def test_the_ending_of_a_file_names_the_format(name: str, form: str) -> None:
 
 
 def test_an_ending_that_names_no_format_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"the ending \.xlsx names no format; give --format table, json"):
+    with pytest.raises(ValueError, match=r"the extension \.xlsx is not a known format; give --format table, json"):
         format_of(Path("a.xlsx"))
 
 

@@ -221,7 +221,7 @@ def test_where_calls_are_stopped_the_reason_is_told_and_no_other() -> None:
 def test_another_ledger_in_redis_than_in_duckdb_is_told() -> None:
     figures = replace(FIGURES, redis=replace(REDIS, ledger_id="ledger-2"))
     (problem,) = find_problems(figures, is_answered=True)
-    assert problem.text.startswith("Redis holds another ledger than the one folded in /srv/data")
+    assert problem.text.startswith("Redis has another ledger than the one folded in /srv/data")
 
 
 def test_what_others_wrote_does_not_steer_the_terminal() -> None:

@@ -1,1 +1,1 @@
-"""How audits are shown: `texts` puts events into words, `screens` prints them, `documents` makes JSON of them."""
+"""Shows audits: `texts` describes events, `screens` prints them, `documents` returns them as JSON."""

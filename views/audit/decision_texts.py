@@ -1,4 +1,4 @@
-"""Decisions of the gate as sentences for people: caps, holds in the way, the verdict, and what would have helped."""
+"""Describes decisions of the gate: the cap, other calls' holds, the verdict, and what would have let the call pass."""
 
 from tollbook.audit.explanations import Decision, OtherHold, Weighing, max_completion_tokens
 from tollbook.schemas.events import (
@@ -16,7 +16,7 @@ from tollbook.views.tables import printable
 
 
 def cap_text(weighing: Weighing, decision: Decision) -> str:
-    """Return what a cap is made of."""
+    """Return where a cap comes from: plan or policy, and credits."""
     payload, cap = decision.event.payload, weighing.cap
     if cap is None or not isinstance(payload, BudgetReserved | BudgetDenied):
         return _by_policy("set", decision)
@@ -37,7 +37,7 @@ def cap_text(weighing: Weighing, decision: Decision) -> str:
 
 
 def _by_policy(text: str, decision: Decision) -> str:
-    """Say by which policy a cap is what it is; version 0, and caps from before there were policies, by settings."""
+    """Add the policy that set a cap; version 0, and caps from before the first policy, are set by configuration."""
     policy = decision.policy
     if policy is None:
         return f"{text} by a policy that cannot be read"
@@ -45,7 +45,7 @@ def _by_policy(text: str, decision: Decision) -> str:
 
 
 def hold_text(hold: OtherHold) -> str:
-    """Return since when another call held money, and what became of it."""
+    """Return since when another call held money, and when and at what cost it was settled."""
     held = f"since {moment(hold.since):%m-%d %H:%M:%S} by {printable(hold.worker)}"
     if hold.settled_by is None:
         return f"{held}, still open"
@@ -53,7 +53,7 @@ def hold_text(hold: OtherHold) -> str:
 
 
 def verdict_text(weighing: Weighing, decision: Decision) -> str:
-    """Return what the sum came to."""
+    """Return whether the call fit, and by how much."""
     over, over_with_holds = weighing.over_nanousd, weighing.over_with_holds_nanousd
     if not decision.is_refusal:
         return f"fits: {exact_usd(-over_with_holds)} of the cap left"

@@ -1,4 +1,4 @@
-"""Audits for programs: documents that are printed as JSON. Dollars are text with nine decimal places."""
+"""Audits as JSON documents. Dollars are text with nine decimal places."""
 
 import json
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ from tollbook.views.audit.texts import event_text, iso, movement_text
 
 
 def calls_document(reader: AuditReader, lives: Sequence[CallLife]) -> dict[str, Any]:
-    """Return calls for programs."""
+    """Return calls as a JSON document."""
     return {"read": _read_document(reader), "calls": [_call_document(life) for life in lives]}
 
 
 def statement_document(reader: AuditReader, statement: Statement, lines: Sequence[Line]) -> dict[str, Any]:
-    """Return a statement for programs, with these of its lines."""
+    """Return a statement as a JSON document, with only these of its lines."""
     return {
         "read": _read_document(reader),
         "user_id": statement.user_id,
@@ -55,7 +55,7 @@ def statement_document(reader: AuditReader, statement: Statement, lines: Sequenc
 
 
 def explanations_document(reader: AuditReader, found: Sequence[tuple[CallLife, Sequence[Decision]]]) -> dict[str, Any]:
-    """Return explanations for programs."""
+    """Return explanations as a JSON document."""
     return {
         "read": _read_document(reader),
         "calls": [
@@ -72,7 +72,7 @@ def explanations_document(reader: AuditReader, found: Sequence[tuple[CallLife, S
 
 
 def _read_document(reader: AuditReader) -> dict[str, Any]:
-    """Return what was read: which ledger, and up to where."""
+    """Return which ledger was read, and up to which position."""
     return {
         "ledger_id": reader.source.ledger_id,
         "is_archive_alone": reader.source.redis is None,

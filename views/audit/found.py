@@ -1,4 +1,4 @@
-"""Writes what a search finds, page by page, while the search goes on."""
+"""Writes the events that a search finds, page by page, while the search runs."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
@@ -21,7 +21,7 @@ _ALL: Final = 2**62
 async def write_found(
     reader: AuditReader, wanted: Search, form: Format, output: Path | None, limit: int | None
 ) -> None:
-    """Write what is found, page by page, as a table, JSON, CSV or Parquet. Errors: as `AuditReader.tables`; OSError."""
+    """Write the found events as a table, JSON, CSV or Parquet. Errors: as `AuditReader.tables`; OSError."""
     if form is Format.TABLE and output is None:
         await _print_table(reader, wanted, limit or _TABLE_ROWS)
         return
@@ -30,7 +30,7 @@ async def write_found(
     loop = asyncio.get_running_loop()
 
     def batches() -> Generator[pa.RecordBatch]:
-        # Called in the writer's thread, while this one reads on.
+        # Runs in the writer's thread, while this thread reads the next page.
         table: pa.Table | None = first
         while table is not None:
             yield from table.to_batches()

@@ -1,4 +1,4 @@
-"""Audits for people: lives of calls, statements, explanations and searches as tables and sentences."""
+"""Prints audits: lives of calls, statements, explanations and found events, as tables and sentences."""
 
 import json
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from tollbook.views.audit.texts import (
 )
 from tollbook.views.tables import Printer, Row, printable
 
-# From this width on, a timeline also says how long after the beginning something was.
+# From this width on, a timeline also shows the time since the first event.
 _WIDE = 100
-# Other calls' holds, the largest first; more than these are added up.
+# How many other calls' holds are listed, the largest first; the rest is summed up.
 _SHOWN = 10
 
 
@@ -42,7 +42,7 @@ def print_calls(reader: AuditReader, lives: Sequence[CallLife]) -> None:
 
 
 def life_facts(life: CallLife) -> list[tuple[str, str]]:
-    """Return what there is to say of a call as a whole: names and values, the user first."""
+    """Return the facts about a call as names and values, the user first."""
     facts = [("user", life.user_id), ("period", ", ".join(life.periods))]
     if life.orders:
         order = life.orders[-1]
@@ -107,7 +107,7 @@ def _print_read(printer: Printer, reader: AuditReader) -> None:
 
 
 def print_statement(reader: AuditReader, statement: Statement, lines: Sequence[Line], *, left_out: int = 0) -> None:
-    """Print a statement with these of its lines; `left_out` lines before them are summed up in the first row."""
+    """Print a statement with these lines; the first row sums up the `left_out` lines before them."""
     printer = Printer()
     opening = None
     if left_out:
@@ -148,7 +148,7 @@ def print_statement(reader: AuditReader, statement: Statement, lines: Sequence[L
 
 
 def _print_further(printer: Printer, statement: Statement) -> None:
-    """Print what the user has spent of other budgets in the period, beside what everybody has."""
+    """Print the user's spend in further budgets in the period, next to everybody's."""
 
     def usd(nanousd: int | None) -> str:
         return "-" if nanousd is None else format_usd(nanousd, places=None)
@@ -169,7 +169,7 @@ def _print_further(printer: Printer, statement: Statement) -> None:
 
 
 def statement_problems(statement: Statement) -> list[str]:
-    """Return where the gate wrote another balance than the events add up to."""
+    """Return the events at which the gate's balance differs from the sum of the events."""
     return [
         f"event {line.event.seq}: the gate wrote {format_usd(line.event.committed or 0, places=None)} committed, "
         f"the events before it add up to {format_usd(line.settled_nanousd + line.held_nanousd, places=None)}"
@@ -178,13 +178,13 @@ def statement_problems(statement: Statement) -> list[str]:
 
 
 def print_explanations(reader: AuditReader, found: Sequence[tuple[CallLife, Sequence[Decision]]]) -> None:
-    """Print explanations."""
+    """Print the decisions on calls, with the numbers that decided them."""
     printer = Printer()
     for life, decisions in found:
         printer.line()
         printer.text(f"Call {printable(life.call_id)} of {printable(life.user_id)}", "bold")
         if not decisions:
-            printer.text("was not weighed: no money was held for it")
+            printer.text("no decision: no money was asked for")
         elif not any(decision.is_refusal for decision in decisions):
             printer.text(f"was not refused; {_status_text(life)}")
         for decision in decisions:
@@ -194,7 +194,7 @@ def print_explanations(reader: AuditReader, found: Sequence[tuple[CallLife, Sequ
 
 
 def explanation_problems(found: Sequence[tuple[CallLife, Sequence[Decision]]]) -> list[str]:
-    """Return where the gate stamped another balance than the events add up to."""
+    """Return the decisions at which the gate's balance differs from the sum of the events."""
     return [
         f"event {decision.event.seq}: before it the gate had {format_usd(each.stamped_nanousd or 0, places=None)} "
         f"committed to {describe_budget(each.budget)}, the events before it add up to "
@@ -220,7 +220,7 @@ def _print_decision(printer: Printer, decision: Decision) -> None:
 def _print_weighing(printer: Printer, weighing: Weighing, decision: Decision) -> None:
     parts = [("settled", weighing.settled_nanousd, "")]
     if weighing.own_held_nanousd:
-        parts.append(("held by itself", weighing.own_held_nanousd, "for attempts before"))
+        parts.append(("held by this call", weighing.own_held_nanousd, "for earlier attempts"))
     parts += [
         (f"held by {printable(hold.call_id)}", hold.amount_nanousd, hold_text(hold))
         for hold in weighing.others[:_SHOWN]
@@ -244,7 +244,7 @@ def _print_weighing(printer: Printer, weighing: Weighing, decision: Decision) ->
 
 
 def print_found(rows: Sequence[dict[str, Any]], *, has_partitions: bool) -> None:
-    """Print events that were found, each a row of the table `events`."""
+    """Print found events; each is a row of the table `events`."""
     places = exact_places(_nanousd(row[name]) for row in rows for name in ("amount_usd", "committed_usd"))
     shown: list[Row] = []
     for row in rows:

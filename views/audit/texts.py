@@ -1,4 +1,4 @@
-"""Events of an audit as sentences for people, with amounts exact to the nano-dollar."""
+"""Describes events in sentences, with amounts exact to the nano-dollar."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -67,7 +67,7 @@ _CHARGES = {"failed": "failed", "expired": "hold expired", "taken_over": "taken 
 
 
 def exact_usd(nanousd: int) -> str:
-    """Write an amount with as many places as it needs."""
+    """Format an amount with as many places as it needs."""
     return format_usd(nanousd, places=None)
 
 
@@ -176,7 +176,7 @@ def event_text(event: Event) -> tuple[str, list[str]]:
             headline = f"plan {printable(payload.plan)}, cap {exact_usd(payload.cap_nanousd)}"
             return headline, [signature_text(payload)]
         case PlanCleared() as payload:
-            return "plan cleared: the one that tasks name counts", [signature_text(payload)]
+            return "plan cleared: the plan that tasks name applies", [signature_text(payload)]
         case CreditGranted() as payload:
             return f"credit of {exact_usd(event.amount)}{_of_budget(payload)}", [signature_text(payload)]
         case CreditRevoked() as payload:
@@ -215,7 +215,7 @@ def event_text(event: Event) -> tuple[str, list[str]]:
 
 
 def _bounds_of_key(payload: KeyCreated) -> list[str]:
-    """Return what a key is bound to. Its hash says nothing to people."""
+    """Return a key's rights and attributes, without its hash."""
     facts = {
         "called": payload.name,
         "for user": payload.user_id,
@@ -233,7 +233,7 @@ def _bounds_of_key(payload: KeyCreated) -> list[str]:
 
 
 def _of_budget(payload: CreditPayload) -> str:
-    """Return which credit of which budget it is; of a user's period, the event says it."""
+    """Return the credit and its budget; '' for a user's period, which the event already names."""
     if payload.budget is None:
         return ""
     return f" {printable(payload.credit or '')} of {describe_budget(payload.budget)}"
@@ -257,7 +257,7 @@ def _reserved(event: Event, payload: BudgetReserved) -> tuple[str, list[str]]:
 
 
 def plan_text(payload: BudgetReserved | BudgetDenied) -> str:
-    """Return the plan that counts, and the one that the task names where it is another."""
+    """Return the plan that applies, and the task's plan if it differs."""
     if payload.assigned_plan in (None, payload.plan):
         return f"plan {printable(payload.plan)}"
     return f"plan {printable(payload.assigned_plan or '')} (the task says {printable(payload.plan)})"
@@ -277,7 +277,7 @@ def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
     source = f" by {source_text(payload.price_source)}" if payload.price_source else ""
     details.append(f"charged at {exact_usd(payload.charge_nanousd)}: {_BASES[payload.charge_basis]}{source}")
     if payload.usage_doubt:
-        taken = ", so the dearer reading is charged" if payload.charge_basis == "priced" else ""
+        taken = ", so the more expensive reading is charged" if payload.charge_basis == "priced" else ""
         details.append(f"the usage is doubtful{taken}: {printable(payload.usage_doubt)}")
     ending = [f"finish reason {printable(payload.finish_reason)}"] if payload.finish_reason else []
     if payload.reason:
@@ -285,7 +285,7 @@ def _model_called(event: Event, payload: ModelCalled) -> tuple[str, list[str]]:
     if payload.generation_id:
         ending.append(f"generation {printable(payload.generation_id)}")
     ended = (
-        "was paid for and has no answer" if payload.outcome == "ok" and payload.reason else _OUTCOMES[payload.outcome]
+        "was paid for, but has no answer" if payload.outcome == "ok" and payload.reason else _OUTCOMES[payload.outcome]
     )
     return f"attempt {event.attempt} {ended}{status}", [
         *details,
@@ -314,7 +314,7 @@ def _recorded(event: Event, payload: CostRecorded) -> tuple[str, list[str]]:
 
 
 def _basis_text(amount_nanousd: int, payload: CostRecorded) -> str:
-    """Return where a cost comes from; of several attempts only a part may be assumed."""
+    """Return the basis of a cost. With several attempts, only a part may be assumed."""
     if 0 < payload.assumed_nanousd < amount_nanousd:
         return f"{exact_usd(payload.assumed_nanousd)} of it assumed, the cost is unknown"
     return _BASES[payload.basis]
@@ -331,7 +331,7 @@ def _denied(event: Event, payload: BudgetDenied) -> tuple[str, list[str]]:
 
 
 def movement_text(event: Event) -> tuple[str, list[str]]:
-    """Return an event as a line of a statement: its kind in a word or two, and what it is about."""
+    """Return an event as a line of a statement: a short kind, and details."""
     call = printable(event.call_id)
     match event.payload:
         case BudgetReserved() as payload:

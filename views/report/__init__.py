@@ -1,7 +1,7 @@
-"""The spend report: what it reads, the questions it asks, and how the answers are shown.
+"""The spend report: its data sources, its queries, and how it shows the results.
 
-`source` finds a running system, a data directory at rest or an archive; `queries` asks a copy of the projection;
-`figures`, `charts` and `tables` show the answers; `page` writes a file that stands alone, `app` opens the notebook.
-Only `figures`, `charts`, `page` and `app` need the extra `tollbook[report]`. Nothing here can hold up a call or
-change a row.
+`reading` finds a running system, the data directory of a stopped one, or an archive; `queries` runs on a copy of the
+projection; `figures`, `charts` and `tables` show the results; `page` writes a self-contained file, `app` serves the
+notebook. Only `figures`, `charts`, `page` and `app` need the extra `tollbook[report]`. The report never delays a call
+and never changes data.
 """

@@ -1,6 +1,6 @@
-"""The notebook as an app, in this process: on the loopback interface unless another is chosen.
+"""Serves the notebook as an app, in this process; by default on the loopback interface.
 
-The address contains a token made for this run. Without it nothing is shown, since other users of the machine, and
+The address contains a token made for this run. Without it nothing is shown, because other users of the machine, and
 other pages in its browser, can reach the port too.
 """
 
@@ -29,7 +29,7 @@ from tollbook.views.report.reading import Reading, Source
 LOOPBACK: Final = "127.0.0.1"
 _EVERY_INTERFACE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not listened on.
 _NOTEBOOK: Final = "spend_report.py"
-# A copy made ahead is shown if it is no older than this; a browser takes a few seconds to ask for it.
+# The maximum age of a copy that was read before the browser asked for it.
 _AHEAD_S: Final = 30.0
 # The names of marimo's files change with their content.
 _FOR_EVER: Final = {"cache-control": "public, max-age=31536000, immutable"}
@@ -42,12 +42,12 @@ class NotebookMissing(Exception):
 
 
 def opened_source() -> Source | None:
-    """Return the source that the running app shows; None in a notebook that was opened on its own."""
+    """Return the source that the running app shows; None in a notebook that was opened without this app."""
     return _opened[-1] if _opened else None
 
 
 async def read(source: Source) -> Reading:
-    """Read a source; the first time, take what was read before the app was opened. Errors: as `Source.read`."""
+    """Read a source; the first time, use the copy that was read before the app started. Errors: as `Source.read`."""
     while _ahead:
         reading = _ahead.pop()
         if (datetime.now(UTC) - reading.freshness.read_at).total_seconds() <= _AHEAD_S:
@@ -57,7 +57,7 @@ async def read(source: Source) -> Reading:
 
 
 def notebook_path() -> Path:
-    """Return the notebook: beside this file where Tollbook is installed, in notebooks/ in a checkout."""
+    """Return the notebook: beside this file in an installed package, in notebooks/ in a checkout."""
     here = Path(__file__).resolve().parent
     for path in (here / _NOTEBOOK, here.parents[1] / "notebooks" / _NOTEBOOK):
         if path.exists():
@@ -67,7 +67,7 @@ def notebook_path() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the app is served. `base_path` is what a proxy in front of it leaves in the path: empty, or `/name`."""
+    """Where the app is served. `base_path` is the path prefix of a proxy in front of it: empty, or `/name`."""
 
     host: str = LOOPBACK
     port: int = 0
@@ -79,8 +79,8 @@ def serve(
 ) -> None:
     """Serve the report of a source, with its first reading, until Ctrl-C or SIGTERM; `announce` gets its address.
 
-    Port 0 takes a free one. The caller should end the process afterwards by `leave`.
-    Errors: OSError where the address cannot be used; NotebookMissing.
+    Port 0: any free port. The caller should end the process afterwards with `leave`.
+    Errors: OSError if the address cannot be used; NotebookMissing.
     """
     token = secrets.token_urlsafe(16)
     builder = marimo.create_asgi_app(quiet=True, token=token)
@@ -90,7 +90,7 @@ def serve(
     host = f"[{shown}]" if ":" in shown else shown
     query = urlencode({"access_token": token, **chosen})
     url = f"http://{host}:{listener.getsockname()[1]}{address.base_path}/?{query}"
-    # Open pages hold their connections for ever; a second is enough for what is being sent.
+    # Open pages keep their connections forever; a second is enough to finish current responses.
     config = uvicorn.Config(_with_assets(app, address.base_path), log_level="error", timeout_graceful_shutdown=1)
     server = _Server(config, lambda: announce(url))
     _opened.append(source)
@@ -103,7 +103,7 @@ def serve(
 
 
 def leave(source: Source) -> NoReturn:
-    """End the process: the threads in which marimo runs notebooks wait for the next request and do not end (0.25)."""
+    """Exit the process. marimo's threads (0.25) wait for the next request and would never end."""
     source.close()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -111,7 +111,7 @@ def leave(source: Source) -> NoReturn:
 
 
 def open_browser(url: str) -> bool:
-    """Open the address where there is a screen to open it on; return whether."""
+    """Open the address in a browser if there is a screen; return whether it was opened."""
     has_screen = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     if not has_screen or os.environ.get("SSH_CONNECTION"):
         return False
@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # marimo has set itself on Ctrl-C by now, to ask whether one is sure, and then does not stop this server.
+        # Replaces marimo's handler of Ctrl-C, which asks for confirmation and then does not stop this server.
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if self.started:
@@ -139,9 +139,9 @@ class _Server(uvicorn.Server):
 
 
 def _with_assets(app: ASGIApp, base_path: str) -> ASGIApp:
-    """Answer for marimo's own scripts and fonts before its sessions and middlewares do.
+    """Serve marimo's own scripts and fonts without its sessions and middlewares.
 
-    They are public, and the same for everybody; a page needs more than three hundred of them.
+    They are public, and the same for everybody. A page needs more than 300 of them.
     """
     folder = Path(marimo.__file__).parent / "_static" / "assets"
     files = {f"{base_path}/assets/{path.name}": path for path in folder.glob("*")}
@@ -154,7 +154,7 @@ def _with_assets(app: ASGIApp, base_path: str) -> ASGIApp:
 
 
 def _file(path: Path) -> Response:
-    # Read here and not in a thread (FileResponse), since most are of a few kilobytes.
+    # Read here and not in a thread (FileResponse), because most files have only a few kilobytes.
     return Response(path.read_bytes(), media_type=mimetypes.guess_type(path)[0], headers=_FOR_EVER)
 
 
@@ -164,8 +164,8 @@ def _listen(address: Address) -> socket.socket:
         (family, *_, place), *_ = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except socket.gaierror as exc:
         raise OSError(f"the host {address.host} is not known: {exc.strerror}") from exc
-    # The protocol is named, since asyncio sends small answers at once (TCP_NODELAY) only where it is: three hundred
-    # files of marimo's page, each of which would wait for an acknowledgement.
+    # asyncio sets TCP_NODELAY only if the protocol is given. Without it, each of the 300 files of marimo's page would
+    # wait for an acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,6 +1,6 @@
 """Parts that the charts share: colours, axes, scales, legends and their style.
 
-Colours are those of Okabe and Ito, which people with any kind of colour vision tell apart.
+Colours are those of Okabe and Ito, which people with any kind of colour vision can distinguish.
 """
 
 from collections.abc import Iterable, Sequence
@@ -66,12 +66,12 @@ def finished(chart: alt.Chart | alt.LayerChart, *, height: int) -> alt.TopLevelM
 
 
 def data(rows: Iterable[Row]) -> alt.Data:
-    """Return rows as they stand in a chart."""
+    """Return rows as data of a chart."""
     return alt.Data(values=list(rows))
 
 
 def colour(name: str, names: Sequence[str], colours: dict[str, str], *, columns: int = 6) -> alt.Color:
-    """Colour by a column; names that have no colour of their own get a spare one."""
+    """Colour by a column; names without a colour of their own get a spare one."""
     spare = iter(_SPARE * (1 + len(names) // len(_SPARE)))
     return alt.Color(
         f"{name}:N",
@@ -81,13 +81,13 @@ def colour(name: str, names: Sequence[str], colours: dict[str, str], *, columns:
 
 
 def ordered(names: Iterable[str], known: dict[str, str]) -> list[str]:
-    """Return the names as the palette has them, unknown ones after those by name."""
+    """Return the names in the order of the palette, then unknown ones by name."""
     found = set(names)
     return [name for name in known if name in found] + sorted(found - known.keys())
 
 
 def dollar_axis(most: float, **more: Any) -> alt.Axis:
-    """An axis in dollars, with cents or less where the greatest amount is small."""
+    """An axis in dollars, with more decimal places if the largest amount is small."""
     form = next((form for limit, form in _DOLLAR_FORMS if most < limit), "$,.0f")
     return alt.Axis(format=form, tickCount=5, labelOverlap="greedy", labelSeparation=8, **more)
 
@@ -98,13 +98,13 @@ def count_axis(**more: Any) -> alt.Axis:
 
 
 def names_axis(**more: Any) -> alt.Axis:
-    """An axis of names; a long one, such as a UUID, stands on two lines."""
+    """An axis of names; a long one, such as a UUID, takes two lines."""
     more = {"labelExpr": _HALVES, **more}
     return alt.Axis(labelLimit=190, ticks=False, domain=False, labelPadding=6, **more)
 
 
 def scale_with_room(least: float, most: float, room_px: int) -> alt.Scale:
-    """A scale that leaves room for the words at the end of the longest bar, however narrow the chart is."""
+    """A scale with room for the text after the longest bar, however narrow the chart is."""
     end = f"{least} + {(most - least) or 1} * width / max(width / 8, width - {room_px})"
     return alt.Scale(domainMin=least, domainMax=alt.ExprRef(end), nice=False)
 

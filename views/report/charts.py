@@ -1,7 +1,6 @@
-"""The charts: Altair over the answers of queries.py. Money becomes a float here, where it is drawn, and nowhere before.
+"""The charts: Altair over the results of queries.py. Money becomes a float only here, for drawing.
 
-What is shown in words (tooltips, labels at bars) is text made from the exact decimals. Colours are those of Okabe and
-Ito, which people with any kind of colour vision tell apart; a name has the same colour in every chart.
+Texts (tooltips, labels at bars) come from the exact decimals. A name has the same colour in every chart.
 """
 
 from collections import defaultdict
@@ -48,10 +47,10 @@ _FAILURES: Final = {
 }
 _PERCENTILES: Final = {"p50": BLUE, "p95": ORANGE, "p99": VERMILION}
 _TWO_LINES: Final = "[split(datum.label, ' → ')[0], '→ ' + split(datum.label, ' → ')[1]]"
-# What the words at the end of a bar take: a percentage and a cap, an amount.
+# The width of the text after a bar: a percentage and a cap, or an amount.
 _CAP_WORDS_PX, _AMOUNT_PX = 130, 75
 _MINUTE_S, _HOUR_S = 60, 3_600
-# As much as the widest label of an amount takes.
+# The width of the widest label of an amount.
 _LEFT_PX: Final = 58
 
 
@@ -65,7 +64,7 @@ def over_time(
     step_s: int,
     unit: str,
 ) -> alt.TopLevelMixin:
-    """Bars from the beginning to the end of their bucket, one on another; what is below zero hangs down."""
+    """Draw stacked bars, each from the beginning to the end of its bucket; negative amounts are below zero."""
     names = ordered({row[name] for row in rows}, colours)
     stacked: list[Row] = []
     reached: dict[tuple[datetime, bool], Decimal] = defaultdict(Decimal)
@@ -81,7 +80,7 @@ def over_time(
             name: row[name], "text": text, "when": f"{row['from_at']:%Y-%m-%d %H:%M:%S}",
         })  # fmt: skip
     chart = alt.Chart(data(stacked)).mark_bar(stroke="white", strokeWidth=0.5)
-    # Time axes lie below one another: the room at their left is the same.
+    # The same room at the left aligns the time axes of charts that are below one another.
     room = {"minExtent": _LEFT_PX, "maxExtent": _LEFT_PX}
     most = max(abs(row["top"]) for row in stacked)
     axis = dollar_axis(most, **room) if value.endswith("_usd") else count_axis(**room)
@@ -127,7 +126,7 @@ def cap_use(rows: Sequence[Row], *, with_period: bool) -> alt.TopLevelMixin:
         alt.Chart(data(shown))
         .mark_bar(height={"band": 0.72})
         .encode(
-            # Room for the words at the end of the fullest bar.
+            # Room for the text after the longest bar.
             x=alt.X("used:Q", title="percent of the cap", scale=scale_with_room(0, most, _CAP_WORDS_PX),
                     axis=alt.Axis(values=[0, 25, 50, 75, 100], labelOverlap="greedy")),
             y=y,
@@ -226,7 +225,7 @@ def fallback_routes(rows: Sequence[Row]) -> alt.TopLevelMixin:
 def latency_ranges(rows: Sequence[Row]) -> alt.TopLevelMixin:
     """Draw each model's p50, p95 and p99 on a line, in milliseconds."""
     order = [row["model"] for row in rows]
-    # A logarithm has no zero: what took less than a millisecond is drawn at one.
+    # A logarithmic axis has no zero, so less than a millisecond is drawn as one.
     shown: list[Row] = [
         {"model": row["model"], "share": name, "ms": max(1, row[f"{name}_ms"]), "text": f"{row[f'{name}_ms']:,} ms"}
         for row in rows

@@ -22,7 +22,7 @@ from tollbook.views.report.texts import percent, span
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A chart with title and caption. Without a chart, `empty` says why."""
+    """A chart with title and caption. `chart` is None if there is nothing to draw, and `empty` says why."""
 
     name: str
     title: str

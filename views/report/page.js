@@ -6,7 +6,7 @@ for (const [name, spec] of Object.entries(specs)) vegaEmbed(`#chart-${name}`, sp
 
 const compare = new Intl.Collator("en", { numeric: true }).compare;
 
-// As views/rows.py writes it: no spreadsheet takes a cell of text for a formula; numbers stay as they are.
+// As views/rows.py: a text that a spreadsheet would take as a formula gets a quote; numbers stay as they are.
 function csv(table) {
   const safe = (cell) => (!cell.classList.contains("number") && /^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(cell.textContent) ? "'" : "") + cell.textContent;
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);

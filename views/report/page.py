@@ -1,7 +1,7 @@
-"""The report as one HTML file that needs nothing else: charts, their library, tables and style are all in it.
+"""The report as one self-contained HTML file, with charts, their library, tables and style.
 
-Its content policy forbids every request, so that it can be sent to somebody and opened anywhere. Names in the ledger
-are chosen by publishers, so they are escaped everywhere, also in the data of charts.
+Its content policy forbids every request, so the file can be opened anywhere. Publishers choose the names in the ledger,
+so names are escaped everywhere, also in the data of charts.
 """
 
 import json
@@ -38,7 +38,7 @@ def render_page(answers: Answers, freshness: Freshness) -> str:
         tiles=tiles_html(answers),
         figures="\n".join(_figure_html(figure) for figure in drawn),
         sheets="\n".join(_sheet_html(sheet) for sheet in sheets(answers)),
-        # A name must not be able to end the element.
+        # A name must not be able to close the script element.
         specs=json.dumps(specs).replace("<", "\\u003c"),
         library=_library(),
         script=_part("page.js"),
@@ -51,7 +51,7 @@ def style() -> str:
 
 
 def header_html(freshness: Freshness) -> str:
-    """Return the title, and what is read and how fresh it is."""
+    """Return the title, the source of the data, and how fresh it is."""
     kind, sentence = escape(freshness.kind.value), escape(freshness.sentence)
     return (
         '<header class="report"><div class="headline" role="heading" aria-level="1">Spend report</div>'
@@ -60,7 +60,7 @@ def header_html(freshness: Freshness) -> str:
 
 
 def figure_html(figure: Figure, chart: str) -> str:
-    """Return a figure's frame around what draws its chart, or around the words for an empty one."""
+    """Return a figure's frame around its chart, or around the text of an empty figure."""
     inside = chart if figure.chart is not None else f'<div class="empty">{escape(figure.empty)}</div>'
     return (
         f'<section class="figure{" wide" if figure.is_wide else ""}" id="figure-{figure.name}">'
@@ -102,7 +102,7 @@ def _table_html(rows: pa.Table) -> str:
 
 
 def _library() -> str:
-    """Return the charts' library, which takes a second or more to put together, so that it is kept between runs."""
+    """Return the charts' library. Building it takes a second or more, so it is cached between runs."""
     version = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kept = caches / "tollbook" / f"vega-embed-{metadata.version('vl-convert-python')}-{version}.js"
@@ -110,7 +110,7 @@ def _library() -> str:
         return _checked(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         library = _checked(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version))
-    with suppress(OSError):  # A home that cannot be written to costs the next run a second.
+    with suppress(OSError):  # Without a writable home, the next run builds it again.
         kept.parent.mkdir(parents=True, exist_ok=True)
         with replacing(kept) as part:
             part.write_text(library, encoding="utf-8")
@@ -119,7 +119,7 @@ def _library() -> str:
 
 def _checked(library: str) -> str:
     if re.search("</script|<!--", library, re.IGNORECASE):
-        raise ValueError("the charts' library would end the element that it stands in")
+        raise ValueError("the charts' library would close its script element")
     return library
 
 

@@ -21,7 +21,7 @@ ALL: Final = "all"
 """The value that selects every period."""
 NOT_NAMED: Final = "not named"
 """The value for calls without a campaign, and for spend without a plan."""
-# The plans of the defaults from the smallest on; further ones follow by name.
+# The default plans, the smallest first; further plans follow by name.
 _PLANS: Final = list(default_policy().plans)
 _MAX_DENIALS: Final = 1_000
 _MAX_BARS: Final = 62
@@ -36,7 +36,7 @@ _STEPS_S: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The part of the ledger that a report shows; None is everything."""
+    """The part of the ledger that a report shows; None does not restrict."""
 
     period: str | None = None
     plan: str | None = None
@@ -53,7 +53,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """The values that can be selected: periods from the oldest on, the rest by name."""
+    """The values that can be selected: periods, the oldest first; the others by name."""
 
     periods: list[str]
     plans: list[str]
@@ -80,7 +80,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Everything that a report shows of a selection."""
+    """All query results of a selection."""
 
     selection: Selection
     totals: dict[str, Any]
@@ -99,7 +99,7 @@ class Answers:
 
 
 def prepare(connection: duckdb.DuckDBPyConnection) -> None:
-    """Make the temporary tables for the queries. Blocks: a second for two million events."""
+    """Create the temporary tables for the queries. Blocks: a second for two million events."""
     connection.execute(_statement("prepare"))
 
 
@@ -113,7 +113,7 @@ def read_choices(connection: duckdb.DuckDBPyConnection) -> Choices:
 
 
 def _natural(name: str) -> tuple[bool, list[tuple[int, str]]]:
-    """Order names with numbers as people count: u9 before u10."""
+    """Sort numbers in names by value: u9 before u10."""
     parts = re.split(r"(\d+)", name)
     return name == NOT_NAMED, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 

@@ -1,7 +1,7 @@
-"""What a report reads: a running system, a data directory at rest, or an archive alone; and how fresh that is.
+"""Reads the data of a report: a running system, the data directory of a stopped one, or an archive; and its age.
 
-A report works on a copy of the projection, made in one moment beside a projector that may be writing
-(ledger/snapshot.py). An archive has no projection, so it is folded into a temporary file first.
+A report works on a copy of the projection, taken at one moment even while a projector writes
+(ledger/projection/snapshot.py). An archive has no projection, so it is folded into a temporary file first.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """How new the numbers are. Times are UTC; `behind_events` is known beside a ledger that answers only."""
+    """How fresh the numbers are. Times are UTC; `behind_events` is None if the ledger does not answer."""
 
     kind: Kind
     place: str
@@ -65,7 +65,7 @@ class Freshness:
 
     @property
     def sentence(self) -> str:
-        """What is read and how fresh it is, for people."""
+        """The source and its freshness, in words."""
         match self.kind:
             case Kind.LIVE:
                 what = f"Live system on {self.place}{os.sep}"
@@ -95,7 +95,7 @@ class Freshness:
 
 @dataclass(slots=True)
 class Reading:
-    """A copy of the projection that is ready to be asked (see queries.py). Close it."""
+    """A copy of the projection that is ready for queries (see queries.py). Close it after use."""
 
     connection: duckdb.DuckDBPyConnection
     freshness: Freshness
@@ -105,7 +105,7 @@ class Reading:
     _answers: Answers | None = field(default=None, repr=False)
 
     def ask(self, selection: Selection) -> Answers:
-        """Ask everything about a selection; what was asked last is not asked again. Blocks."""
+        """Run all queries for a selection; the last results are cached. Blocks."""
         if self._answers is None or self._answers.selection != selection:
             with naming_memory_limit(self.memory, _MEMORY_SETTING):
                 self._answers = ask(self.connection, selection)
@@ -118,18 +118,18 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Something to read again and again: a file with a projection, and the ledger beside it while one answers."""
+    """A source that can be read repeatedly: a projection file, and its ledger if that answers."""
 
     place: str
     projection: Path
     namespace: str = "tollbook"
     redis_url: str | None = field(default=None, repr=False)
     memory: str = "2GB"
-    # Where an archive was folded to; it is removed with the last use of it.
+    # The temporary folder of a folded archive.
     folder: "tempfile.TemporaryDirectory[str] | None" = field(default=None, repr=False)
 
     async def read(self) -> Reading:
-        """Copy the projection as it is now. Errors: LedgerUnavailable where it cannot be copied."""
+        """Copy the projection as it is now. Errors: LedgerUnavailable if it cannot be copied."""
         reading = await asyncio.to_thread(self._copy)
         if self.folder is None and (lag := await self._lag(reading.connection)) is not None:
             events, seconds = lag
@@ -139,7 +139,7 @@ class Source:
         return reading
 
     def close(self) -> None:
-        """Remove what an archive was folded to."""
+        """Remove the temporary folder of a folded archive."""
         if self.folder is not None:
             self.folder.cleanup()
 
@@ -168,10 +168,10 @@ class Source:
         )
 
     async def _lag(self, connection: duckdb.DuckDBPyConnection) -> tuple[int, float] | None:
-        """Return how many events the copy lacks, and the oldest one's age; None where its ledger does not answer."""
+        """Return how many events the copy lacks, and the oldest one's age; None if its ledger does not answer."""
         url = self.redis_url
         if url is None:
-            # Read each time: the system may have started or ended since.
+            # Read each time, because the system may have started or stopped.
             endpoint = read_endpoint(Path(self.place))
             url = None if endpoint is None else endpoint.redis_url
         if url is None:
@@ -194,10 +194,10 @@ async def find_source(
     settings: Settings | None = None,
     progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> Source:
-    """Find what there is to read: `archive`, else the settings' data directory, running or at rest.
+    """Find the source: `archive` if given, otherwise the settings' data directory, of a running or stopped system.
 
-    A data directory without a projection is read from its archive. Where no data directory is set and the default one
-    is empty, a kept demo in the current directory is read. `progress` gets the number of events folded and their total.
+    A data directory without a projection is read from its archive. If no data directory is set and the default one is
+    empty, a kept demo in the current directory is read. `progress` gets the number of folded events and the total.
     Errors: NothingToReport; SettingsError; ArchiveDamaged; LedgerGap; UnreadableEvent.
     """
     settings = settings or load_settings()
@@ -213,7 +213,7 @@ async def find_source(
         return await _folded(settings.archive_place, settings.namespace, progress)
     except NothingToReport:
         raise NothingToReport(
-            f"there are no data in {data_dir}{os.sep} to report on: start `tollbook up`, try `tollbook demo --keep`, "
+            f"there is no data in {data_dir}{os.sep} to report: start `tollbook up`, try `tollbook demo --keep`, "
             "set TOLLBOOK_DATA_DIR, or give --archive"
         ) from None
 

@@ -1,4 +1,4 @@
-"""The tables of a report and the numbers at its top. Dollars are exact here: decimals, or text made from them."""
+"""The tables of a report and the numbers at its top. Dollars are exact: decimals, or text from decimals."""
 
 from dataclasses import dataclass
 from html import escape
@@ -22,7 +22,7 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One number: what it is, the number for people, and what to know about it."""
+    """One number at the top: its label, its value as text, and a detail."""
 
     name: str
     label: str

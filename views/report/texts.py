@@ -1,4 +1,4 @@
-"""Numbers and values of a report as people read them."""
+"""Formats numbers and values of a report."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -15,7 +15,7 @@ def thousands(number: int) -> str:
 
 
 def percent(part: Decimal | int, whole: Decimal | int) -> str:
-    """Write a share; of nothing, it is a dash."""
+    """Format a share as a percentage; `-` if the whole is zero."""
     return f"{100 * Decimal(part) / Decimal(whole):.1f} %" if whole else "-"
 
 

@@ -1,6 +1,6 @@
-"""What the live view shows, as numbers: plain values without I/O, money in nano-dollars, ages in seconds.
+"""The numbers of the live view: plain values without I/O, money in nano-dollars, ages in seconds.
 
-A part that could not be read now is the one that was seen last, with its age; None where it was never seen.
+A part that could not be read now keeps its last values, with their age; None if it was never read.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from typing import Any, Final, Literal
 from tollbook.schemas.money import usd_from_nanousd
 
 HISTORY_S: Final = 60
-"""How far back the ledger's stream is looked at."""
+"""How far back the ledger's stream is read, in seconds."""
 
 Level = Literal["person", "notice"]
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is not as it should be: `person` where somebody must act, `notice` where the system deals with it."""
+    """A problem: `person` if a person must act, `notice` if the system handles it."""
 
     level: Level
     text: str
@@ -37,7 +37,7 @@ class StreamFigures:
 
 @dataclass(frozen=True, slots=True)
 class RedisFigures:
-    """What Redis says at one moment. `workers` show a sign of life; None where there are too many names to ask."""
+    """What Redis says at one moment. `workers` counts live workers; None if there are too many names to check."""
 
     url: str
     age_s: float
@@ -52,13 +52,13 @@ class RedisFigures:
     projector: str | None
     """Who has the projector's lease."""
     stopped: str | None = None
-    """Why no call may begin; None while they may."""
+    """Why calls are stopped; None if they are not."""
     refusal: str | None = None
-    """Why no call may be made on this server, such as a full memory; None where they may."""
+    """Why no call can be made on this server, such as a full memory; None if calls can be made."""
     unsynced: str | None = None
-    """Why a crash of the server can lose what was written; None where it cannot."""
+    """Why a crash of the server can lose writes; None if it cannot."""
     failing_receivers: tuple[str, ...] = ()
-    """Receivers of alerts that do not take them, each with the reason."""
+    """Receivers of alerts that do not accept them, each with the reason."""
 
     @property
     def pending(self) -> int:
@@ -68,11 +68,11 @@ class RedisFigures:
 
 @dataclass(frozen=True, slots=True)
 class RateFigures:
-    """What the newest events on the ledger add up to, over the last `window_s` seconds."""
+    """Sums over the newest events on the ledger, in the last `window_s` seconds."""
 
     age_s: float
     window_s: int
-    """60, or less where more events came than are read."""
+    """60, or less if there are more events than are read."""
     finished: int
     failed: int
     denied: int
@@ -103,7 +103,7 @@ class UserFigures:
 
     @property
     def used(self) -> float | None:
-        """Settled spend as a part of the cap; only for showing."""
+        """Settled spend as a part of the cap; only for display."""
         return self.spent_nanousd / self.cap_nanousd if self.cap_nanousd else None
 
 
@@ -119,10 +119,10 @@ class BudgetFigures:
 
 @dataclass(frozen=True, slots=True)
 class SpendFigures:
-    """A billing period in a copy of the projection, and what the ledger has of it since.
+    """A billing period in a copy of the projection, with the newer events of the ledger.
 
-    Numbers are as of the newest event where `is_current`, else as of the copy. The lag, the discrepancies and `seq` are
-    always as of the copy, whose age is `age_s`.
+    If `is_current`, numbers include the newest event, otherwise they are as of the copy. Lag, discrepancies and `seq`
+    are always as of the copy, whose age is `age_s`.
     """
 
     age_s: float
@@ -143,11 +143,11 @@ class SpendFigures:
     by_spend: tuple[UserFigures, ...]
     by_use: tuple[UserFigures, ...]
     lag_events: int | None
-    """Events on the ledger that were not folded when it was copied; None where Redis could not be asked."""
+    """Events on the ledger that were not folded when it was copied; None if Redis did not answer."""
     lag_s: float | None
     """How old the oldest of them was."""
     budgets: tuple[BudgetFigures, ...] = ()
-    """Further budgets, those whose caps are used up most, as of the copy."""
+    """The further budgets with the highest use of their caps, as of the copy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Numbers, amounts, ages and ids of the live view, short enough for its columns."""
+"""Formats numbers, amounts, ages and ids of the live view, short enough for its columns."""
 
 from rich.cells import cell_len, set_cell_size
 
@@ -7,12 +7,12 @@ from tollbook.views.tables import printable
 
 
 def count(number: int) -> str:
-    """Write a number in seven characters at most, as far as numbers of events go."""
+    """Format a count of events in at most seven characters."""
     return f"{number:,}" if abs(number) < 1_000_000 else f"{number / 1e6:,.2f}M"
 
 
 def several(number: int, what: str, width: int = 0) -> str:
-    """Write how many there are of something, the number to the right of its place."""
+    """Format a number with its noun; the number is right-aligned in `width`."""
     return f"{count(number):>{width}} {what}{'' if number == 1 else 's'}"
 
 
@@ -38,7 +38,7 @@ def ago(seconds: float) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut out the middle of a text that is wider than `width` cells, since both ends of an id matter."""
+    """Cut out the middle of a text that is wider than `width` cells, because both ends of an id matter."""
     text = printable(text)
     if cell_len(text) <= width:
         return text

@@ -1,7 +1,7 @@
-"""Everything that the live view shows, gathered from Redis and from a copy of the projection.
+"""Gathers the figures of the live view from Redis and from a copy of the projection.
 
-It does not slow the running system (see `redis_reader` and `projection_reader`). A part that cannot be read raises
-nothing: the figures carry the problem, beside what was seen last.
+It does not slow the running system (see `redis_reader` and `projection_reader`). A part that cannot be read raises no
+error: the figures have the problem, next to the last known values.
 """
 
 import time
@@ -20,7 +20,7 @@ from tollbook.views.top.spend import update_spend
 
 @dataclass(frozen=True, slots=True)
 class _Lag:
-    """How far the fold was behind when a copy was made; None where that is not known."""
+    """How far the fold was behind when a copy was made; None if unknown."""
 
     at_s: float
     events: int | None
@@ -28,9 +28,9 @@ class _Lag:
 
 
 class Gatherer:
-    """Gathers the figures of one system, again and again, until `aclose`.
+    """Gathers the figures of one system repeatedly, until `aclose`.
 
-    It finds a server that was started anew at another address by the settings and the data directory.
+    If the server restarts at another address, it is found again by the settings and the data directory.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -41,16 +41,16 @@ class Gatherer:
         self._lag = _Lag(-1.0, None, None)
 
     async def check(self) -> None:
-        """See that there is something to look at, or will be.
+        """Check that there is a system to watch, or one that starts.
 
-        Errors: LedgerUnavailable where nothing runs here, and there is neither a ledger nor a projection.
+        Errors: LedgerUnavailable if there is neither a running system, nor a ledger, nor a projection.
         """
         if self._projection.path.exists() or read_endpoint(self._settings.data_dir) is not None:
             return
         self._seen = await self._redis.look()
 
     async def gather(self, *, must_copy: bool = False) -> Figures:
-        """Read everything once; `must_copy` waits for the copy of the projection, however long it takes."""
+        """Read everything once. With `must_copy`, wait for the copy of the projection without a timeout."""
         problem: Problem | None = None
         try:
             self._seen = await self._redis.look()
@@ -75,7 +75,7 @@ class Gatherer:
         return replace(figures, problems=(*problems, *find_problems(figures, is_answered=problem is None)))
 
     async def aclose(self) -> None:
-        """Let go of Redis; a copy that is being made is waited for, since its folder is removed with it."""
+        """Close the connection to Redis; wait for a running copy first, which removes its own folder."""
         await self._projection.aclose()
         await self._redis.aclose()
 
@@ -90,7 +90,7 @@ class Gatherer:
         return spend if moves is None else update_spend(spend, moves, events=max(0, seen.redis.seq - spend.seq))
 
     async def _named(self, spend: SpendFigures) -> SpendFigures:
-        """Return spend with the users' plain ids, where the ledger has hashes and the table beside it these users."""
+        """Return spend with plain user ids, if the ledger has hashes and the table beside it knows these users."""
         plain = await self._redis.plain_ids(user.user_id for user in (*spend.by_spend, *spend.by_use))
 
         def named(users: tuple[UserFigures, ...]) -> tuple[UserFigures, ...]:
@@ -99,7 +99,7 @@ class Gatherer:
         return replace(spend, by_spend=named(spend.by_spend), by_use=named(spend.by_use)) if plain else spend
 
     async def _measure_lag(self, copy: Copy) -> "_Lag":
-        """Say how far the fold was behind what Redis said right before the copy was made."""
+        """Return how far the copy is behind the ledger, as Redis reported it right before."""
         seen, positions = copy.seen, copy.positions
         if seen is None or seen.redis.ledger_id != copy.spend.ledger_id:
             return _Lag(copy.at_s, None, None)

@@ -1,7 +1,7 @@
 """The live view on a terminal: the alternate screen, the keyboard, and the loop that draws until a key or signal.
 
-The terminal is given back as it was on every way out: a key, an error, and every signal that can be caught. A screen
-is written in one piece over the last one, so that nothing flickers.
+Invariant: the terminal is restored on every exit: a key, an error, and every signal that can be caught. A screen is
+written in one piece over the last one, so that nothing flickers.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from tollbook.views.top.users import Order
 _KEYS: Final = "q quit  s order"
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[2J"
 _LEAVE: Final = "\x1b[0m\x1b[?25h\x1b[?1049l"
-# A terminal that knows it (mode 2026) shows what is between only as a whole; others pass over it.
+# Terminals with synchronized output (mode 2026) show the text in between at once; others ignore these codes.
 _BEGIN: Final = "\x1b[?2026h\x1b[H"
 _END: Final = "\x1b[?2026l"
 _REST_OF_LINE: Final = "\x1b[K"
@@ -35,7 +35,7 @@ _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
 
 
 def terminal_console() -> Console:
-    """Return a console that goes by the terminal's size, whatever COLUMNS and LINES say, since that size may change."""
+    """Return a console that uses the terminal's size, not COLUMNS and LINES, because the size may change."""
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     return Console(highlight=False, _environ=environment)
 
@@ -43,7 +43,7 @@ def terminal_console() -> Console:
 async def run_screen(gatherer: Gatherer, console: Console, *, interval_s: float) -> None:
     """Draw every `interval_s` seconds until `q` or a signal. The loop must be asyncio's own.
 
-    uvloop makes the keyboard non-blocking, and with it the screen, which is the same file.
+    uvloop would make the keyboard non-blocking, and also the screen, because both are the same file.
     """
     terminal = _Terminal()
     screen = _Screen(gatherer, console, interval_s, terminal)
@@ -52,7 +52,7 @@ async def run_screen(gatherer: Gatherer, console: Console, *, interval_s: float)
 
 
 class _Terminal:
-    """The alternate screen without a cursor, and a keyboard that hands over each key; given back on leaving."""
+    """The alternate screen without a cursor, and a keyboard that sends each key at once; both restored at the end."""
 
     def __init__(self) -> None:
         self.keyboard = sys.stdin.fileno() if sys.stdin.isatty() else None
@@ -66,7 +66,7 @@ class _Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Where the terminal itself has gone, there is nothing to give back.
+        # If the terminal itself has gone, there is nothing to restore.
         with contextlib.suppress(OSError):
             self.write(_LEAVE)
         if self.keyboard is not None and self._before is not None:
@@ -74,19 +74,19 @@ class _Terminal:
                 termios.tcsetattr(self.keyboard, termios.TCSADRAIN, self._before)
 
     def suspend(self) -> None:
-        """Give the terminal back and stop, as Ctrl-Z asks; take it again when told to go on."""
+        """Restore the terminal and stop the process, as for Ctrl-Z; take the terminal again when it continues."""
         self.__exit__()
         os.kill(os.getpid(), signal.SIGSTOP)
         self.__enter__()
 
     def write(self, text: str) -> None:
-        """Write at once. Errors: OSError where the terminal has gone."""
+        """Write and flush. Errors: OSError if the terminal has gone."""
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
 class _Screen:
-    """What is shown, and what keys and signals do to it."""
+    """The current screen, and how it reacts to keys and signals."""
 
     def __init__(self, gatherer: Gatherer, console: Console, interval_s: float, terminal: _Terminal) -> None:
         self._gatherer = gatherer
@@ -99,7 +99,7 @@ class _Screen:
         self.redraw = asyncio.Event()
 
     async def run(self) -> None:
-        """Draw until `stop`. Errors: whatever gathering or drawing raises."""
+        """Draw until `stop`. Errors: those of gathering and drawing."""
         loop, keyboard = asyncio.get_running_loop(), self._terminal.keyboard
         if keyboard is not None:
             loop.add_reader(keyboard, self._on_keys, keyboard)
@@ -116,7 +116,7 @@ class _Screen:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def suspend(self) -> None:
-        """Stop until the shell lets this process go on."""
+        """Stop until the shell continues this process."""
         self._terminal.suspend()
         self.redraw.set()
 
@@ -141,7 +141,7 @@ class _Screen:
         width = self._console.width
         with self._console.capture() as captured:
             for number, line in enumerate(lines):
-                # Behind the last column, what clears the rest of a line would clear that column.
+                # In a full line, the code that clears the rest of the line would clear the last column.
                 rest = _REST_OF_LINE if line.cell_len < width else ""
                 self._console.print(line, end=rest + ("\n" if number < len(lines) - 1 else ""), soft_wrap=True)
         try:

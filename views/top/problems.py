@@ -1,4 +1,4 @@
-"""What in the figures needs a person, and what is worth a look: each with what to do about it."""
+"""Finds problems in the figures: those that need a person, and notices; each with what to do."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ _LATE_S = 10.0
 
 
 def find_problems(figures: Figures, *, is_answered: bool) -> tuple[Problem, ...]:
-    """Return the problems, those for a person first; `is_answered` where Redis answered just now."""
+    """Return the problems, those for a person first. `is_answered`: Redis answered just now."""
     found = [*_of_redis(figures.redis, is_answered=is_answered), *_of_spend(figures.spend)]
     if figures.redis is not None and figures.spend is not None and figures.redis.ledger_id != figures.spend.ledger_id:
-        text = f"Redis holds another ledger than the one folded in {figures.data_dir}: `tollbook doctor`"
+        text = f"Redis has another ledger than the one folded in {figures.data_dir}: `tollbook doctor`"
         found.append(Problem("person", text))
     return tuple(sorted(found, key=lambda problem: problem.level != "person"))
 
@@ -19,7 +19,7 @@ def find_problems(figures: Figures, *, is_answered: bool) -> tuple[Problem, ...]
 def _of_redis(redis: RedisFigures | None, *, is_answered: bool) -> Iterator[Problem]:
     if redis is None:
         return
-    # A server that takes no write has no signs of life either; that says nothing of who is alive.
+    # If the server accepts no writes, processes cannot show that they are alive, so missing signs mean nothing.
     is_answered = is_answered and redis.refusal is None
     if redis.refusal is not None:
         yield Problem("person", redis.refusal)

@@ -1,7 +1,7 @@
-"""Spend in a copy of the projection, which is made and read in this process.
+"""Reads spend from a copy of the projection, made in this process.
 
-A copy is made a few seconds after the last at the earliest, later where copying takes long, and not at all while the
-file stays as it is.
+The next copy is made a few seconds after the last one, later if copying takes long, and not at all while the file does
+not change.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tollbook.views.top.figures import BudgetFigures, SpendFigures, UserFigures
 from tollbook.views.top.redis_reader import Seen
 
 _COPY_EVERY_S: Final = 5.0
-# A copy of a large projection takes long; it may take one part in twenty of the time at most.
+# Copying a large projection takes long; it may take at most 1/20 of the time.
 _COPY_SHARE: Final = 20
 _FIRST_COPY_S: Final = 1.0
 _USERS: Final = 50
@@ -35,7 +35,7 @@ SELECT user_id, plan, nanousd(spent_usd), nanousd(reserved_usd), nanousd(cap_usd
 FROM spend WHERE period = $period
 """
 _BY_SPEND: Final = f"{_TOP} ORDER BY spent_usd DESC, user_id LIMIT {_USERS}"
-# Parts of a cap are compared as estimates; no decision reads them.
+# Compared as floats: these are estimates for display, and no decision uses them.
 _BY_USE: Final = (
     f"{_TOP} ORDER BY spent_usd::DOUBLE / nullif(cap_usd, 0)::DOUBLE DESC NULLS LAST, user_id LIMIT {_USERS}"
 )
@@ -53,7 +53,7 @@ _Signature = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy of the projection, read. While the file is as `signature` says, the copy is as of now."""
+    """The contents of a copy of the projection. While the file has this `signature`, the copy is current."""
 
     at_s: float
     took_s: float
@@ -61,11 +61,11 @@ class Copy:
     spend: SpendFigures
     positions: dict[int, Position]
     seen: Seen | None
-    """What Redis had said right before."""
+    """What Redis said right before the copy."""
 
 
 class ProjectionReader:
-    """Reads a copy of the projection now and then; `problem` is why there is no newer one."""
+    """Copies and reads the projection from time to time; `problem` says why there is no newer copy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -77,11 +77,11 @@ class ProjectionReader:
     async def read(self, period: str, seen: Seen | None, *, must_copy: bool) -> Copy | None:
         """Return the latest copy, of this billing period.
 
-        Only the first is waited for a little; later ones come when they are made.
+        It waits a little for the first copy only; later copies are made in the background.
         """
         copy, now_s = self._copy, time.monotonic()
         if copy is not None and copy.signature == _signature(self.path, period):
-            # The file is what was copied, so that the copy is as of now.
+            # The file has not changed, so the copy is current.
             self._copy = copy = replace(copy, at_s=now_s, seen=seen)
         elif self._copying is None and (must_copy or now_s >= self._next_s):
             self._copying = asyncio.create_task(asyncio.to_thread(read_copy, self.path, period, seen))
@@ -94,7 +94,7 @@ class ProjectionReader:
         return self._copy
 
     async def aclose(self) -> None:
-        """Wait for the copy that is being made."""
+        """Wait for a running copy."""
         if self._copying is not None:
             await asyncio.wait([self._copying])
             self._take(self._copying)
@@ -144,7 +144,7 @@ def read_copy(path: Path, period: str, seen: Seen | None) -> Copy:
 
 
 def _signature(path: Path, period: str) -> _Signature:
-    """Return what changes whenever the file, its log or the period does."""
+    """Return a value that changes with the file, its log or the period."""
     parts = [period]
     for file in (path, path.with_name(path.name + ".wal")):
         try:

@@ -1,6 +1,6 @@
-"""What Redis says at one moment, by commands of constant cost.
+"""Reads the figures of Redis at one moment, with commands of constant cost.
 
-The ledger's stream is read from its newest entry back to where it was read before, in short pages and not without end.
+The ledger's stream is read from its newest entry back to the last one read before, in short pages and up to a limit.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ from tollbook.views.top.tail import Move, Tail, rates
 _ANSWER_S: Final = 3.0
 _PAGE: Final = 500
 _MAX_PAGES: Final = 20
-# Names of workers that have ended stay in a group. Of more names than this, it is not asked which are alive.
+# Names of ended workers stay in a group. If there are more names than this, they are not checked.
 _MAX_NAMES: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What Redis said, and when. `seqs` are the events ever appended to each partition."""
+    """What Redis said, and when. `seqs`: the number of events ever appended to each partition."""
 
     at_s: float
     now_ms: int
@@ -51,7 +51,7 @@ class Seen:
 
 
 class RedisReader:
-    """Asks Redis, and finds it again if its address changes. `look` raises LedgerUnavailable if there is no ledger."""
+    """Reads from Redis, and finds it again if its address changes."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -65,7 +65,7 @@ class RedisReader:
         self._policy_ends_s = -math.inf
 
     async def look(self) -> Seen:
-        """Ask everything once. Errors: LedgerUnavailable."""
+        """Read everything once. Errors: LedgerUnavailable, also if there is no ledger."""
         url = find_redis_url(self._settings)
         if self._pipeline is None or url != self._url:
             await self.aclose()
@@ -85,7 +85,7 @@ class RedisReader:
         self._pipeline = self._redis = self._policies = None
 
     def moves_after(self, seqs: dict[int, int]) -> list[Move] | None:
-        """Return what moved after these events; None where that goes further back than was read."""
+        """Return the movements after these events; None if they were not all read."""
         moves: list[Move] = []
         for partition, tail in self._tails.items():
             later = tail.moves_after(seqs.get(partition, 0))
@@ -104,7 +104,7 @@ class RedisReader:
             return {}
 
     async def oldest_after(self, positions: dict[int, Position]) -> int | None:
-        """Return when the oldest of the events after these was appended; None where Redis does not say."""
+        """Return when the oldest event after these positions was appended; None if Redis does not answer."""
         if self._pipeline is None:
             return None
         ledgers = [(Keys(self._settings.namespace, number).ledger, at.entry) for number, at in positions.items()]
@@ -145,7 +145,7 @@ class RedisReader:
             workers=workers,
             projector=None if lease is None else " at ".join(lease.decode().split("\n")[:2]),
             stopped=stopped,
-            # Whether an unsynced server is accepted, the processes decide; those that do not accept it say so.
+            # The processes decide whether they accept an unsynced server; those that do not, say so.
             refusal=policy.refusal(allow_unsynced=True) or (None if missing is None else str(missing)),
             unsynced=None if policy.is_synced else policy.unsynced_reason(),
             failing_receivers=tuple(f"{each.name}, {each.problem}" for each in receivers if each.problem),
@@ -153,7 +153,7 @@ class RedisReader:
         return Seen(time.monotonic(), now_ms, redis, rates(list(self._tails.values()), now_ms), seqs)
 
     async def _read_policy(self) -> ServerPolicy:
-        """Return how the server keeps its data, as it was within the last seconds."""
+        """Return the server's persistence settings, cached for a few seconds."""
         if self._redis is not None and time.monotonic() >= self._policy_ends_s:
             try:
                 self._policy = await read_policy(self._redis)
@@ -171,8 +171,8 @@ class RedisReader:
         )
         if ledger_id is None:
             raise LedgerUnavailable(
-                f"Redis at {hide_password(self._url)} holds no ledger {namespace!r}: `tollbook up` or "
-                "`tollbook projector` makes it"
+                f"Redis at {hide_password(self._url)} has no ledger {namespace!r}: `tollbook up` or "
+                "`tollbook projector` creates it"
             )
         if ledger_id.decode() != self._ledger_id:
             self._ledger_id, self._tails, self._policies = ledger_id.decode(), {}, None
@@ -180,7 +180,7 @@ class RedisReader:
 
     @property
     def calendar(self) -> Calendar:
-        """The calendar of the policy in force; that of UTC until it is known."""
+        """The calendar of the policy in force; until it is known, the default calendar (UTC)."""
         return Calendar() if self._policies is None else self._policies.newest.budgets.calendar
 
     async def _stream_names(self, pipeline: CommandPipeline, keys: list[Keys]) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ class RedisReader:
         return tuple(self._policies.newest.policy.streams)
 
     async def _read_tail(self, pipeline: CommandPipeline, keys: Keys, *, now_ms: int, seq: int) -> None:
-        """Read from the newest entry back to the last one known, to the window's end, or as far as is read at all."""
+        """Read from the newest entry back to the last known one, to the start of the window, or to the page limit."""
         tail = self._tails.get(keys.partition)
         after = b"-" if tail is None or not tail.last else b"(" + tail.last
         newest_first: list[RawEntry] = []
@@ -247,23 +247,23 @@ async def _workers(pipeline: CommandPipeline, namespace: str, streams: Sequence[
         return None
     found = await asyncio.gather(*(_if_there(pipeline.execute("XINFO", "CONSUMERS", name, GROUP)) for name in streams))
     names = {_pairs(consumer)[b"name"].decode() for consumers in found for consumer in consumers or ()}
-    # One by one, since each has a hash slot of its own.
+    # One command per key, because each key has a hash slot of its own.
     return sum(await asyncio.gather(*(pipeline.execute("EXISTS", worker_key(namespace, name)) for name in names)))
 
 
 async def _if_there(reply: Awaitable[Any]) -> Any:
-    """Return the reply, or None where there is no such stream or group yet."""
+    """Return the reply, or None if there is no such stream or group yet."""
     try:
         return await reply
     except ResponseError as exc:
-        # redis-py takes the code off the text of the errors it has a class for.
+        # redis-py removes the error code from the text of errors that it has a class for.
         if "no such key" in str(exc).lower() or "consumer group" in str(exc).lower():
             return None
         raise
 
 
 def _pairs(reply: Any) -> dict[bytes, Any]:
-    """Return a map, which is a flat list in RESP2."""
+    """Return a map reply as a dict; in RESP2 it is a flat list."""
     if isinstance(reply, dict):
         return cast("dict[bytes, Any]", reply)
     return dict(zip(reply[0::2], reply[1::2], strict=True))

@@ -1,7 +1,7 @@
 """The live view as lines of text: a pure function of the figures, the size, and the order of the users.
 
-Every line fits the width, from 40 columns on without being cut; where lines are too many, users are left out first.
-Red is for what needs a person, yellow for what is worth a look, dim for what is not of now.
+Every line fits the width; from 40 columns on, no line is cut. If there are too many lines, users are left out first.
+Red needs a person, yellow is a notice, dim values are not current.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _STYLES: Final = {"person": "bold red", "notice": "yellow"}
 
 
 def draw(figures: Figures, *, width: int, height: int | None, order: Order = "spend", keys: str = "") -> list[Text]:
-    """Return the lines, at most `height` of them, each at most `width` cells wide; `keys` says what to press."""
+    """Return at most `height` lines, each at most `width` cells wide; `keys` is the hint about keys."""
     airy = [Text()] if height is None or height >= _TALL else []
     lines = [
         _title(figures, width, keys),
@@ -78,7 +78,7 @@ def _title(figures: Figures, width: int, keys: str) -> Text:
 
 
 def _problems(problems: Sequence[Problem], width: int, height: int | None) -> list[Text]:
-    # However much is wrong, some of the figures stay on the screen.
+    # However many problems there are, some figures stay on the screen.
     most = None if height is None else max(1, height // 4)
     lines: list[Text] = []
     for problem in problems:
@@ -91,7 +91,7 @@ def _problems(problems: Sequence[Problem], width: int, height: int | None) -> li
 
 
 def _side_by_side(left: Sequence[Text], right: Sequence[Text], width: int) -> list[Text]:
-    """Set two tables side by side, or one below the other where the screen is narrow."""
+    """Put two tables side by side, or one below the other on a narrow screen."""
     if width < _LEFT + 2 + max(line.cell_len for line in right):
         return [*left, *(Text(" ") + line for line in right if line)]
     gap = 2 if width < _WIDE else 6
@@ -101,7 +101,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], width: int) -> li
 
 
 def _flow(parts: Sequence[Text], width: int, *, hang: int = 1) -> list[Text]:
-    """Set parts on a line with dots between them, or on more lines where they do not fit."""
+    """Put parts on one line with dots between them, or on more lines if they do not fit."""
     lines = [Text(" ") + parts[0]]
     for part in parts[1:]:
         if lines[-1].cell_len + 3 + part.cell_len <= width:
@@ -112,7 +112,7 @@ def _flow(parts: Sequence[Text], width: int, *, hang: int = 1) -> list[Text]:
 
 
 def _counts(figures: Figures, width: int) -> list[Text]:
-    """Draw what is counted: a rate, the sum over the window, the sum over the billing period."""
+    """Draw the counts: a rate, the sum over the window, the sum over the billing period."""
     rate_width, total_width = (12, 11) if width > _LEFT else (11, 10)
     rates, spend = figures.rates, figures.spend
     window = "60 s" if rates is None else f"{rates.window_s} s"
@@ -175,7 +175,7 @@ def _streams(redis: RedisFigures | None, *, is_wide: bool) -> list[Text]:
 
 
 def _history(rates: RateFigures | None, width: int, *, is_tall: bool) -> list[Text]:
-    """Draw the last minute, a column a second, the newest to the right; less of it where the screen is narrow."""
+    """Draw the last minute, one column per second, the newest at the right; fewer seconds on a narrow screen."""
     if rates is None:
         return [Text()] * (2 if is_tall else 1)
     calls, costs = rates.finished_by_second, rates.cost_by_second
@@ -188,13 +188,13 @@ def _history(rates: RateFigures | None, width: int, *, is_tall: bool) -> list[Te
 def _spark(name: str, values: Sequence[int], most: str, width: int) -> Text:
     highest = max(1, *values)
     seconds = max(1, min(HISTORY_S, width - 10 - len(most)))
-    # Anything above zero is seen.
+    # Rounded up, so that any value above zero is visible.
     marks = "".join(_BARS[-(-max(0, value) * (len(_BARS) - 1) // highest)] for value in values[-seconds:])
     return Text.assemble(f" {name:<8}", (f"{marks:>{seconds}}", "cyan"), f" {most}")
 
 
 def _state(figures: Figures) -> list[list[Text]]:
-    """Return what is in flight and how far the projector is, each in parts."""
+    """Return the calls in flight, the projector's progress and the budgets, each as parts of a line."""
     redis, spend = figures.redis, figures.spend
     flight, fold = [Text("in flight ")], [Text("projector ")]
     if redis is not None:

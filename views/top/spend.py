@@ -1,4 +1,4 @@
-"""Spend in a copy of the projection, brought up to date by what the ledger has of it since."""
+"""Updates the spend of a copy of the projection with the newer events of the ledger."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ def update_spend(spend: SpendFigures, moves: Sequence[Move], *, events: int) -> 
     """Add the movements since the copy to the totals and to the users that are shown.
 
     `events` is the number of events since the copy. A user who is not in the copy starts at zero if the copy has all
-    users; if it has only the first ones, that user is left out, since the earlier spend is not known.
+    users. If it has only the top users, that user is left out, because the earlier spend is unknown.
     """
     by_user = defaultdict[str, list[Move]](list)
     for move in moves:

@@ -1,7 +1,7 @@
 """The newest entries of one ledger partition: counts by second, and the movements since a copy of the projection.
 
-It is given entries as Redis sends them, in the order of the ledger. Its memory is bounded: old seconds are dropped, and
-the oldest movements too if there are too many. An entry that cannot be read is skipped; `tollbook verify` finds it.
+Entries are added as Redis sends them, in the order of the ledger. Memory is bounded: old seconds are dropped, and the
+oldest movements if there are too many. An entry that cannot be parsed is skipped; `tollbook verify` finds it.
 """
 
 import json
@@ -58,7 +58,7 @@ class Tail:
         """The newest entry's id; empty before the first."""
         self.seconds: dict[int, Second] = {}
         self.covered_from_ms: int | None = None if is_all or not entries else EntryId.parse(entries[0][0].decode()).ms
-        """From when on every event is counted; None: from the first event."""
+        """All events since this time are counted; None: all events."""
         self._moves: deque[Move] = deque()
         self._known_after = int(entries[0][1][5]) - 1 if entries else seq
         self.extend(entries)
@@ -83,7 +83,7 @@ class Tail:
             del self.seconds[second]
 
     def moves_after(self, seq: int) -> list[Move] | None:
-        """Return the movements after event `seq`; None if they were not all read."""
+        """Return the movements after event `seq`, and forget earlier ones; None if they were not all read."""
         if seq < self._known_after:
             return None
         while self._moves and self._moves[0].seq <= seq:
@@ -134,7 +134,7 @@ def rates(tails: Sequence[Tail], now_ms: int) -> RateFigures:
     for tail in tails:
         tail.forget(now_s)
         if tail.covered_from_ms is not None:
-            # A second that was read in part does not count.
+            # A second that was read only in part is left out.
             first = max(first, -(-tail.covered_from_ms // 1000))
     window_s = max(1, now_s - first)
     shown = range(now_s - window_s, now_s)

@@ -13,7 +13,7 @@ from tollbook.views.top.formats import cap_text, count, money, shorten
 
 Order = Literal["spend", "use"]
 
-# The part of a cap from which on a user is worth a look.
+# From this part of the cap on, a user is highlighted.
 _NEAR: Final = 0.9
 _GAUGE: Final = 8
 _MIN_NAME: Final = 20
@@ -42,7 +42,7 @@ def _gauge(user: UserFigures) -> str:
     return "█" * filled + "░" * (_GAUGE - filled)
 
 
-# As they stand on the screen, and the order in which they are given room.
+# The columns in the order of the screen. `_FIRST` is the order in which they get room.
 _COLUMNS: Final = {
     "plan": _Column("PLAN", 8, lambda user: shorten(user.plan or "-", 7)),
     "spent": _Column("SPENT $", 10, lambda user: money(user.spent_nanousd)),
@@ -59,10 +59,10 @@ _NEEDED: Final = 2
 
 
 def users_table(spend: SpendFigures | None, order: Order, *, width: int, room: int) -> list[Text]:
-    """Draw the table: its head, and as many users as there is room for below it in `room` lines.
+    """Draw the table: its head, and as many users as fit below it in `room` lines.
 
-    An id is shown whole, beside as many columns as there is room for, or on a line of its own above them. Ids that are
-    wider than the screen lose their middle, unless two of them would look the same then.
+    An id is shown whole, next to as many columns as fit, or on a line of its own above them. Ids that are wider than
+    the screen lose their middle, unless two of them would then look the same.
     """
     if spend is None:
         return [_head("USER", _MIN_NAME, []), Text(" the projection was not read yet", "dim")][: room + 1]
@@ -96,7 +96,7 @@ def _stacked(title: str, users: Sequence[UserFigures], ids: Sequence[str], width
 
 
 def _fitting(room: int) -> list[_Column]:
-    """Return the columns that fit, as they stand on the screen."""
+    """Return the columns that fit, in the order of the screen."""
     chosen: list[str] = []
     for name in _FIRST:
         room -= _COLUMNS[name].width

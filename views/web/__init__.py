@@ -1,5 +1,5 @@
-"""The web view at /ui: what the commands show, for people with a key, in a browser. It needs no script and no network.
+"""The web view at /ui: what the commands show, in a browser, for people with a key. Pages have no scripts.
 
-`site` has the routes and what every request passes, `sessions` who looks, the modules beside it one kind of page each.
-Pages are made of `parts`, by templates that escape everything.
+`site` has the routes and the checks of every request, `sessions` the sign-in sessions; each `..._pages` module has one
+kind of page. Pages consist of `parts`; templates draw them and escape everything.
 """

@@ -1,7 +1,7 @@
-"""Work of the command line's own, for a page: in a thread with an event loop of its own, within a limit of time.
+"""Runs long work of a page (audits, `doctor`) in a thread with an event loop of its own, with a timeout.
 
-Audits read a user's whole history and add it up, and `doctor` looks at disks: in the event loop of the calls they would
-hold these up. Few run at a time, and who comes later waits.
+Audits read a user's whole history, and `doctor` reads disks; in the event loop of the calls, they would block these.
+Only a few run at the same time, and the others wait.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ _MAX_WAITING: Final = 8
 
 
 class Background:
-    """Runs such work, `_AT_A_TIME` at a time."""
+    """Runs at most `_AT_A_TIME` pieces of work at the same time."""
 
     def __init__(self, *, limit_s: float = _LIMIT_S) -> None:
         self._limit_s = limit_s
@@ -26,22 +26,22 @@ class Background:
         self._waiting = 0
 
     async def run(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Return what `work` returns. Errors: what it raises; LedgerUnavailable where it takes too long."""
+        """Return the result of `work`. Errors: those of `work`; LedgerUnavailable if it takes too long."""
         if self._waiting >= _MAX_WAITING:
-            raise LedgerUnavailable("too many pages are asked for at a time: reload this one")
+            raise LedgerUnavailable("too many pages are requested at the same time: reload this one")
         self._waiting += 1
         running = asyncio.get_running_loop().run_in_executor(self._threads, self._run, work)
         running.add_done_callback(self._end)
         return await asyncio.shield(running)
 
     def close(self) -> None:
-        """Take no more work; what runs is left to end by its limit."""
+        """Accept no more work. Running work ends by its timeout."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _end(self, running: "asyncio.Future[Any]") -> None:
         self._waiting -= 1
         if not running.cancelled():
-            running.exception()  # Looked at, where nobody waits for it any more.
+            running.exception()  # Retrieved, so that asyncio logs nothing if no page waits any more.
 
     def _run(self, work: Callable[[], Awaitable[_T]]) -> _T:
         async def limited() -> _T:

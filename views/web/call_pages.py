@@ -1,7 +1,7 @@
-"""Calls: the recent ones, the life of one with the reasons of each decision, and those that were refused.
+"""Pages about calls: recent calls, the life of one call with its decisions, and refusals.
 
-Who sees one user only asks for that user's events; there is nothing that is read and then left out, but for whose the
-other calls are that held money of a shared budget.
+For a visitor who may see one user only, the queries read only that user's events. In decisions on shared budgets, the
+names of other users' calls are left out.
 """
 
 from dataclasses import replace
@@ -43,7 +43,7 @@ from tollbook.views.web.visit import Visit
 from tollbook.views.web.visitors import Refused
 
 _PAGE = 50
-# Other calls' holds, the largest first; more than these are added up.
+# How many other calls' holds are listed, the largest first; the rest is summed up.
 _SHOWN_HOLDS = 10
 _STATUSES = ("done", "failed", "denied", "open", "expired", "closed")
 _TONES: dict[str, Tone] = {"done": "good", "failed": "bad", "denied": "warn", "expired": "bad"}
@@ -51,7 +51,7 @@ _REASONS = {"cap": "the cap", "wait_timeout": "others' holds, for longer than th
 
 
 async def calls_page(visit: Visit) -> Page:
-    """Show calls, the newest first, by filters."""
+    """Show the calls that match the filters, the newest first."""
     wanted = _filter(visit)
     answer, _ = await visit.sources.read(found_query(wanted, _PAGE + 1))
     found = answer.rows[0]
@@ -90,13 +90,13 @@ def _asked(visit: Visit) -> dict[str, str | None]:
 
 
 def _filter(visit: Visit) -> CallFilter:
-    """Return what is asked for; who sees one user only has no other. Errors: Refused."""
+    """Return the filter of the request, restricted to the visitor's own user. Errors: Refused."""
     own, user = visit.visitor.user_id, visit.asked("user")
     if own is None and user is not None:
         own = visit.sources.runtime.user_ids.on_ledger(user)
     status = visit.asked("status")
     if status not in (None, *_STATUSES):
-        raise Refused(400, f"{status!r} is no status of a call: it is one of {', '.join(_STATUSES)}")
+        raise Refused(400, f"{status!r} is not a status of a call; it must be one of {', '.join(_STATUSES)}")
     return CallFilter(
         user_id=own,
         status=status,
@@ -114,7 +114,7 @@ def _day(text: str | None) -> datetime | None:
     try:
         return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError:
-        raise Refused(400, f"{text!r} is no day, such as 2026-11-24") from None
+        raise Refused(400, f"{text!r} is not a day, such as 2026-11-24") from None
 
 
 def _filter_form(visit: Visit, wanted: CallFilter) -> Form:
@@ -133,7 +133,7 @@ def _filter_form(visit: Visit, wanted: CallFilter) -> Form:
 
 
 async def refusals_page(visit: Visit) -> Page:
-    """Show refusals, the newest first; each leads to why."""
+    """Show refusals, the newest first; each links to its explanation."""
     own, user = visit.visitor.user_id, visit.asked("user")
     if own is None and user is not None:
         own = visit.sources.runtime.user_ids.on_ledger(user)
@@ -154,7 +154,7 @@ async def refusals_page(visit: Visit) -> Page:
     )
     columns = ("At", "Call, and what stopped it", *(["User"] if sees_all else []))
     amounts = ("Asked for>", "Spent>", "Held>", "Cap>", "Over>")
-    lead = "A call is refused when what is spent, what is held and what it can cost pass a cap. Each one tells more."
+    lead = "A call is refused if spent money, held money and its highest possible cost together pass a cap."
     table = Table("Refusals, the newest first", (*columns, *amounts), cells, empty="No call was refused.")
     fields = [Field("user", "User", user or "")]
     reset = link("/refusals") if user else ""
@@ -171,7 +171,7 @@ def _stopped_by(row: dict[str, Any]) -> list[str]:
 
 
 async def call_page(visit: Visit) -> Page:
-    """Show the life of a call, and what each decision on it was weighed against."""
+    """Show the life of a call, and the numbers that decided about it."""
     call_id, own = visit.asked("id"), visit.visitor.user_id
     if call_id is None:
         raise Refused(400, "say which call: this address lacks an id")
@@ -200,7 +200,7 @@ def _life(life: CallLife, name: str, visit: Visit) -> list[Part]:
     facts[0] = Fact("User", user)
     parts: list[Part] = [facts]
     if not life.orders:
-        parts.append(Notice("No money was asked for: this is no call of a model."))
+        parts.append(Notice("No money was asked for: this is not a call of a model."))
     places = exact_places(amount for event in life.events for amount in (event.amount, event.committed))
     first_ms = life.events[0].at_ms
     rows: list[Row] = []
@@ -240,13 +240,13 @@ def _decision(decision: Decision, number: int, total: int, own: str | None) -> l
             parts.append(Notice(room_text(weighing, decision) if own is None else _own_room(weighing, own, decision)))
         if not weighing.is_agreed:
             parts.append(
-                Notice("The gate wrote another sum than the events before it add up to: `tollbook verify`.", "bad")
+                Notice("The gate's balance differs from the sum of the events before it: `tollbook verify`.", "bad")
             )
     return parts
 
 
 def _own_room(weighing: Weighing, own: str, decision: Decision) -> str:
-    """Say when there was room, without the call of another user that made it."""
+    """Return when there was room, without naming another user's call that made the room."""
     if weighing.room is None or weighing.room.user_id == own:
         return room_text(weighing, decision)
     seconds = (weighing.room.at_ms - decision.event.at_ms) / 1000
@@ -259,7 +259,7 @@ def _weighing(weighing: Weighing, decision: Decision, own: str | None) -> Table:
     rest = [hold for hold in weighing.others if id(hold) not in names]
     parts: list[tuple[Cell, int, str]] = [(Cell("Settled"), weighing.settled_nanousd, "")]
     if weighing.own_held_nanousd:
-        parts.append((Cell("Held by itself"), weighing.own_held_nanousd, "for attempts before"))
+        parts.append((Cell("Held by this call"), weighing.own_held_nanousd, "for earlier attempts"))
     parts += [(Cell(f"Held by {hold.call_id}"), hold.amount_nanousd, hold_text(hold)) for hold in shown]
     if rest:
         parts.append((Cell(f"Held by {len(rest):,} other calls"), sum(hold.amount_nanousd for hold in rest), ""))

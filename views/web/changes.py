@@ -1,4 +1,4 @@
-"""What admins change of a user: credit and plan, by the same steps as the commands, signed and once."""
+"""Changes that admins make to a user: credit and plan. They use the commands' steps, are signed and idempotent."""
 
 from tollbook.ledger.errors import IdempotencyConflict
 from tollbook.schemas.money import NANOUSD_PER_USD, MoneyError, format_usd, nanousd_from_usd
@@ -22,7 +22,7 @@ async def grant_credit(visit: Visit) -> str:
 
 
 async def set_plan(visit: Visit) -> str:
-    """Put a user on a plan. Errors: Refused; LedgerUnavailable; LedgerRefused."""
+    """Set a user's plan. Errors: Refused; LedgerUnavailable; LedgerRefused."""
     user_id, plan = _user(visit), visit.sent("plan") or ""
     administration, given = visit.sources.administration, visit.sent("cap")
     try:
@@ -50,8 +50,8 @@ def _amount(text: str | None, what: str) -> int:
 
 
 def _confirm(visit: Visit, moved_nanousd: int) -> None:
-    """Refuse a large amount that was not ticked, as the commands ask before they move one."""
+    """Refuse a large amount that was not confirmed with the tick, as the commands ask for confirmation."""
     limit = visit.sources.runtime.settings.confirm_usd * NANOUSD_PER_USD
     if moved_nanousd > limit and visit.sent("sure") is None:
-        text = f"this moves {format_usd(moved_nanousd)}, more than {format_usd(limit)}: go back and tick that it may"
+        text = f"this changes {format_usd(moved_nanousd)}, more than {format_usd(limit)}: go back and tick the box"
         raise Refused(400, text)

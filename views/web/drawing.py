@@ -1,7 +1,7 @@
-"""Draws pages: Jinja templates in which every value is escaped, beside one stylesheet.
+"""Draws pages with Jinja templates that escape every value, and one stylesheet.
 
-What others wrote goes through `printable` first, as on a terminal: a mark that turns the direction of a text, or a
-control character, is shown and has no effect.
+Every text first goes through `printable`, as on a terminal: control characters, and marks that change the direction of
+text, are shown and have no effect.
 """
 
 from collections.abc import Iterable, Mapping
@@ -48,7 +48,7 @@ def _shown(value: Any) -> Any:
 
 
 def _coded(text: str) -> Markup:
-    """Set apart what stands between backticks, such as a command; the commands' own sentences have it so."""
+    """Mark text between backticks, such as a command, as code; sentences of the commands use backticks."""
     parts = [Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in _split(text)]
     return Markup("").join(parts)
 
@@ -59,7 +59,7 @@ def _split(text: str) -> Iterable[tuple[int, str]]:
 
 
 def _is_a(part: Part, kind: str) -> bool:
-    """Tell templates which kind of part it is."""
+    """Whether a part has this kind, for templates."""
     match part:
         case Table():
             return kind == "table"

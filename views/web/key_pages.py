@@ -1,4 +1,4 @@
-"""Keys of the gateway: the list, one key, and what admins change of them. A key itself is shown once, and not kept."""
+"""Pages about keys of the gateway: the list, one key, and changes. A new key is shown only once, and never stored."""
 
 import secrets
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _ALLOWED = {"user": "the user", "campaign": "the campaign", "tags": "tags", "pla
 
 
 async def keys_page(visit: Visit) -> Page:
-    """Show every key that was ever created, those in force first."""
+    """Show every key that was ever created, valid ones first."""
     documents = await _documents(visit)
     order = {"active": 0, "expired": 1, "revoked": 2}
     shown = sorted(documents, key=lambda each: (order[each["state"]], -documents.index(each)))
@@ -48,7 +48,7 @@ def _end(document: dict[str, Any]) -> str:
 
 
 async def key_page(visit: Visit) -> Page:
-    """Show one key, and let it be replaced or revoked."""
+    """Show one key, with forms to replace or revoke it."""
     document = await _find(visit)
     key_id, is_active = document["key_id"], document["state"] == "active"
     user = document["user_id"]
@@ -66,11 +66,11 @@ async def key_page(visit: Visit) -> Page:
 
 
 async def create_key(visit: Visit) -> Page:
-    """Create a key and show it, this once. Errors: Refused; LedgerUnavailable; LedgerRefused."""
+    """Create a key and show it once. Errors: Refused; LedgerUnavailable; LedgerRefused."""
     days = visit.sent("days")
     if days not in (None, *(value for value, _ in _DAYS)):
-        raise Refused(400, f"{days!r} is no choice of when a key expires")
-    # The end of a day, so that a form that is sent twice says the same.
+        raise Refused(400, f"{days!r} is not one of the choices of when a key expires")
+    # The end of a day, so that a form that is sent twice has the same content.
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     expires = None if days is None else today + timedelta(days=int(days) + 1)
     bounds = KeyBounds(
@@ -93,7 +93,7 @@ async def create_key(visit: Visit) -> Page:
 
 
 async def rotate_key(visit: Visit) -> Page:
-    """Replace a key by one with the same bounds, and show that, this once. Errors: as `create_key`."""
+    """Replace a key by one with the same rights, and show the new key once. Errors: as `create_key`."""
     key_id = (await _find(visit))["key_id"]
     try:
         created = await visit.sources.administration.keys.rotate(key_id, visit.sign(), after_ms=_after_ms(visit))
@@ -103,7 +103,7 @@ async def rotate_key(visit: Visit) -> Page:
 
 
 async def revoke_key(visit: Visit) -> str:
-    """Let a key be accepted no more. Errors: as `create_key`."""
+    """Revoke a key. Errors: as `create_key`."""
     key_id = (await _find(visit))["key_id"]
     try:
         await visit.sources.administration.keys.revoke(key_id, visit.sign(), after_ms=_after_ms(visit))
@@ -115,10 +115,10 @@ async def revoke_key(visit: Visit) -> str:
 def _created_page(title: str, created: CreatedKey) -> Page:
     if created.secret is None:
         text = (
-            "This form was sent before, and the key was shown then. It cannot be shown again: revoke it if it is lost."
+            "This form was already sent, and the key was shown then. It cannot be shown again; revoke it if it is lost."
         )
         return Page(title, [_to_list()], here="/ui/keys", notices=[Notice(text, "warn")])
-    notice = Notice("Copy the key now: it is shown this once, since only its hash is kept.", "good")
+    notice = Notice("Copy the key now: it is shown only once, because only its hash is kept.", "good")
     facts = [Fact("Key", Cell(created.secret, "secret")), Fact("Id", Cell(created.key_id, "id"))]
     return Page(title, [facts, _to_list()], here="/ui/keys", notices=[notice])
 
@@ -146,7 +146,7 @@ async def _find(visit: Visit) -> dict[str, Any]:
 def _after_ms(visit: Visit) -> int:
     hours = visit.sent("hours") or "0"
     if hours not in (value for value, _ in _HOURS):
-        raise Refused(400, f"{hours!r} is no choice of when a key ends")
+        raise Refused(400, f"{hours!r} is not one of the choices of when a key ends")
     return int(hours) * 3_600_000
 
 
@@ -161,16 +161,16 @@ def _create_form(visit: Visit) -> Form:
     policy = visit.sources.runtime.rules
     plans = [("", "as the policy says"), *((each, each) for each in policy.plans)]
     fields = [
-        Field("user", "User", hint="Whose budgets its calls count in."),
-        Field("name", "Name", hint="What people call the key."),
+        Field("user", "User", hint="Who is charged for its calls."),
+        Field("name", "Name", hint="A name for people."),
         Field("plan", "Plan", kind="select", choices=plans),
         Field("campaign", "Campaign"),
         Field("tags", "Tags", hint="Such as team=red tier=2."),
-        Field("models", "Models and task types", hint="Separated by spaces; any where it is empty."),
+        Field("models", "Models and task types", hint="Separated by spaces; if empty, any."),
         Field("streams", "Task streams", hint=f"Of {', '.join(policy.streams)}; the first is the default."),
         Field("days", "Expires", hint="At the end of that day.", kind="select", choices=_DAYS),
         reason_field(),
-        Field("allows", "Clients may say by themselves", kind="checks", choices=[*_ALLOWED.items()]),
+        Field("allows", "Clients may set", kind="checks", choices=[*_ALLOWED.items()]),
         Field(
             "admin",
             "Admin",
@@ -183,14 +183,14 @@ def _create_form(visit: Visit) -> Form:
 
 def _rotate_form(key_id: str) -> Form:
     fields = [Field("hours", "The old key ends", "24", kind="select", choices=_HOURS), reason_field()]
-    text = "Makes a key with the same bounds, shows it once, and lets this one end."
+    text = "Creates a key with the same rights, shows it once, and revokes this one."
     return Form("Replace it", link("/key/rotate", id=key_id), fields, "Replace the key", text=text)
 
 
 def _revoke_form(key_id: str) -> Form:
     fields = [Field("hours", "It ends", "0", kind="select", choices=_HOURS), reason_field()]
     hidden = {"command": secrets.token_hex(8)}
-    text = "It is accepted no more. Calls that run are finished. This cannot be undone."
+    text = "The gateway no longer accepts it. Running calls finish. This cannot be undone."
     return Form(
         "Revoke it", link("/key/revoke", id=key_id), fields, "Revoke the key", hidden=hidden, text=text, tone="bad"
     )

@@ -1,6 +1,6 @@
-"""What pages are made of: facts, tables, notices and forms, as values without markup. The templates draw them.
+"""The parts of pages: facts, tables, notices and forms, as values without markup. The templates draw them.
 
-Amounts and moments are written as the commands write them. Nothing here is escaped, and the templates escape all of it.
+Amounts and times have the commands' formats. Nothing here is escaped; the templates escape everything.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ Tone = Literal["", "good", "warn", "bad", "dim", "strong"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell or a fact. `id`: what others chose as a name, set apart from the text around it, and never cut.
+    """A cell or the value of a fact. Kind `id` is a name chosen by others: set apart from the text, and never cut.
 
-    `href` is a path of this view. `percent` is drawn as a bar beside the text. `details` stand below it.
+    `href` is a path of this view. `percent` is drawn as a bar beside the text. `details` are lines below it.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of cells, one for each column; `is_sum` where it adds the ones above it up."""
+    """A row of cells, one for each column; `is_sum`: the sum of the rows above."""
 
     cells: Sequence[Cell]
     is_sum: bool = False
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table. A column's name ends with `>` where its cells are set to the right; `empty` stands for no rows."""
+    """A table. A column whose name ends with `>` is right-aligned; `empty` is shown if there are no rows."""
 
     caption: str
     columns: Sequence[str]
@@ -60,7 +60,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A sentence that stands above a page; `bad` ones are read out at once."""
+    """A sentence that stands out on a page; screen readers read `bad` ones at once."""
 
     text: str
     tone: Tone = ""
@@ -84,7 +84,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form. With `method` get it is a filter; otherwise it changes something, and bears the session's token."""
+    """A form. With `method` get it is a filter; with post it changes something, and has the session's token."""
 
     title: str
     action: str
@@ -95,7 +95,7 @@ class Form:
     text: str = ""
     tone: Tone = ""
     reset: str = ""
-    """Where a filter's empty form is, while it filters."""
+    """The address without the filter, if a filter is set."""
 
 
 Part = Table | Form | Notice | Sequence[Fact] | str
@@ -104,7 +104,7 @@ Part = Table | Form | Notice | Sequence[Fact] | str
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page's content. `here` is the path of the navigation's entry that is current."""
+    """A page's content. `here` is the path of the current navigation entry."""
 
     title: str
     parts: Sequence[Part]
@@ -123,17 +123,17 @@ def link(path: str, **values: str | None) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a text of a command with a large first letter."""
+    """Return a text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def call_cell(call_id: str) -> Cell:
-    """Return a call's id, which leads to its life."""
+    """Return a call's id, which links to its page."""
     return Cell(call_id, "id", link("/call", id=call_id))
 
 
 def money(usd: Decimal | None, places: int | None = 4, *, percent: int | None = None) -> Cell:
-    """Return dollars as the commands show them; without `places`, exactly."""
+    """Return dollars in the commands' format; without `places`, exactly."""
     return Cell("-", "number") if usd is None else Cell(dollars(usd, places), "number", percent=percent)
 
 
@@ -143,7 +143,7 @@ def count(number: int) -> Cell:
 
 
 def used(spent: Decimal | int, cap: Decimal | int | None) -> Cell:
-    """Return what part of a cap is spent, with a bar."""
+    """Return the spent part of a cap, with a bar."""
     if cap is None:
         return Cell("-", "number")
     percent = min(100, int(100 * spent / cap)) if cap else 0
@@ -152,7 +152,7 @@ def used(spent: Decimal | int, cap: Decimal | int | None) -> Cell:
 
 
 def moment(at: datetime | int | None) -> Cell:
-    """Return a moment in UTC, of milliseconds since the epoch where it is a number."""
+    """Return a time in UTC; a number is milliseconds since the epoch."""
     if at is None:
         return Cell("-")
     at = datetime.fromtimestamp(at / 1000, UTC) if isinstance(at, int) else at.astimezone(UTC)
@@ -160,7 +160,7 @@ def moment(at: datetime | int | None) -> Cell:
 
 
 def exactly(nanousd: int, places: int | None = None) -> Cell:
-    """Return an amount of nano-dollars with as many places as it needs, or so many."""
+    """Return an amount of nano-dollars in dollars; without `places`, with as many places as it needs."""
     return Cell(format_usd(nanousd, places=places), "number")
 
 

@@ -1,8 +1,8 @@
-"""Queries of the web view on copies of the projection, as `tollbook sql` and `top` make them.
+"""Runs the web view's queries on copies of the projection, as `tollbook sql` and `top` do.
 
-A query of people must not delay a budget check, so none runs in the projector's own file, in whichever process that is
-open. A copy is kept for the next page as long as the file stays as it is, and is `_FRESH_S` old at most otherwise.
-Copies and queries are made one after the other, in one thread of their own, each page within a limit of time.
+A query of a page must not delay a budget check, so none runs on the projector's own file. A copy is reused while the
+file does not change, or for at most `_FRESH_S` seconds. Copies and queries run one after the other, in one thread of
+their own, with a timeout for each page.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tollbook.ledger.projection.snapshot import open_snapshot
 
 _FRESH_S: Final = 2.0
 _LIMIT_S: Final = 10.0
-# Of the limit, that a page waits for the pages before it too.
+# A page may wait this many times its own limit, because it also waits for the pages before it.
 _WAITS: Final = 2
 _MAX_WAITING: Final = 16
 _POSITIONS: Final = "SELECT ledger_id, seq FROM position"
@@ -40,7 +40,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The rows of each query, all of one moment, and the events that were folded by then."""
+    """The rows of each query, all from one snapshot, and the number of events folded in it."""
 
     rows: tuple[list[Row], ...]
     ledger_id: str
@@ -53,7 +53,7 @@ class Projection:
     def __init__(
         self, path: Path, *, limit_s: float = _LIMIT_S, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        """`limit_s` is for the queries of one page."""
+        """`limit_s`: the timeout of one page's queries."""
         self._limit_s = limit_s
         self._path = path
         self._monotonic = monotonic
@@ -65,12 +65,12 @@ class Projection:
         self._parts = ExitStack()
 
     async def read(self, *queries: Query) -> Answer:
-        """Run queries, all of one moment.
+        """Run queries, all on one snapshot.
 
-        Errors: LedgerUnavailable where there is no projection, it takes too long, or too many pages wait.
+        Errors: LedgerUnavailable if there is no projection, it takes too long, or too many pages wait.
         """
         if self._waiting >= _MAX_WAITING:
-            raise LedgerUnavailable("too many pages are asked for at a time: reload this one")
+            raise LedgerUnavailable("too many pages are requested at the same time: reload this one")
         self._waiting += 1
         running = asyncio.get_running_loop().run_in_executor(self._thread, self._read, queries)
         running.add_done_callback(self._end)
@@ -81,14 +81,14 @@ class Projection:
             raise _too_long(self._limit_s) from None
 
     async def aclose(self) -> None:
-        """Let go of the copy, after the query that runs."""
+        """Close the copy, after the running query."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._parts.close)
         self._thread.shutdown(wait=False)
 
     def _end(self, running: "asyncio.Future[Answer]") -> None:
         self._waiting -= 1
         if not running.cancelled():
-            running.exception()  # Looked at, where nobody waits for it any more.
+            running.exception()  # Retrieved, so that asyncio logs nothing if no page waits any more.
 
     def _read(self, queries: Sequence[Query]) -> Answer:
         try:
@@ -114,7 +114,7 @@ class Projection:
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, query: Query) -> list[Row]:
-    # Not by a cursor, which an interrupt of the connection would not reach; and through Arrow, since DuckDB's own
+    # Not with a cursor, because an interrupt of the connection would not reach it. Through Arrow, because DuckDB's own
     # conversion of timestamps needs pytz.
     return connection.execute(query.sql, query.values).to_arrow_table().to_pylist()
 
@@ -135,7 +135,7 @@ def _too_long(limit_s: float) -> LedgerUnavailable:
 
 
 def _signature(path: Path) -> tuple[str, ...]:
-    """Return what changes whenever the file or its log does."""
+    """Return a value that changes with the file or its log."""
     parts: list[str] = []
     for file in (path, path.with_name(path.name + ".wal")):
         try:

@@ -1,4 +1,4 @@
-"""Queries of the web view alone: recent calls and refusals, each for one user where it is given."""
+"""Queries that only the web view uses: recent calls and refusals, of all users or of one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Any
 from tollbook.views.queries import Place
 from tollbook.views.web.projection import Query, Row
 
-# What a call's status follows from.
+# The event types that decide a call's status.
 _TYPES = "('budget-reserved', 'budget-denied', 'cost-recorded')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFilter:
-    """Which calls are asked for; what is None does not restrict. `until` is a day, included.
+    """Which calls to find; None does not restrict. `until` is the last day, included.
 
-    `before` is where the page before ended: at the last event of its last call.
+    `before` is where the page before ended: the last event of its last call.
     """
 
     user_id: str | None = None
@@ -29,7 +29,7 @@ class CallFilter:
 
 
 def found_query(wanted: CallFilter, limit: int) -> Query:
-    """Return the newest calls that match, by their names alone: that reads few columns of all events."""
+    """Return the query for the keys of the newest matching calls; it reads few columns of all events."""
     values: dict[str, Any] = {"limit": limit}
     where = [f"type IN {_TYPES}"]
     having: list[str] = []
@@ -78,7 +78,7 @@ END, seq)"""
 
 
 def calls_query(found: Sequence[Row]) -> Query:
-    """Return these calls as the view `calls` has them, the newest first."""
+    """Return the query for these calls' rows of the view `calls`, the newest first."""
     sql = """
         SELECT c.*, f.last_ms, make_timestamptz(f.last_ms * 1000) AS last_at
         FROM calls AS c
@@ -95,7 +95,7 @@ def calls_query(found: Sequence[Row]) -> Query:
 
 
 def refusals_query(user_id: str | None, limit: int, before: Place | None) -> Query:
-    """Return the newest refusals, or those before a place; `at_ms` is when each was."""
+    """Return the query for the newest refusals, or for those before a place; `at_ms` is each one's time."""
     where = ["true"]
     values: dict[str, Any] = {"limit": limit}
     if user_id is not None:

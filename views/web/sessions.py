@@ -1,7 +1,7 @@
-"""Sessions of the web view: who has shown a key, or used the link that `tollbook up` prints.
+"""Sessions of the web view: of visitors who signed in with a key, or with the link that `tollbook up` prints.
 
-They are kept in Redis, so that any gateway of the ledger reads them, and signing out ends one everywhere. Neither a
-session's id nor a link's secret is in there, only its SHA-256; and of a key only its hash, which the ledger has too.
+They are stored in Redis, so that every gateway of the ledger can read them, and signing out ends one everywhere. Redis
+has only the SHA-256 of a session's id and of a link's secret, and only the hash of a key, which the ledger has too.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ _MAX_SECRET: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An open session. `key_hash` is of the key that was shown; None for the link of `tollbook up`, an admin's."""
+    """An open session. `key_hash`: the hash of the key; None for the link of `tollbook up`, which is an admin's."""
 
     session_id: str
     key_hash: str | None
 
     @property
     def form_token(self) -> str:
-        """What a form of this session bears, and nobody can know who cannot read its pages."""
+        """The token in this session's forms; only somebody who can read its pages knows it."""
         return _digest(f"form {self.session_id}")
 
 
@@ -50,7 +50,7 @@ class Sessions:
         return session
 
     async def find(self, session_id: str) -> Session | None:
-        """Return an open session; None where it has ended, or never was."""
+        """Return an open session; None if it has ended or never existed."""
         if not 0 < len(session_id) <= _MAX_SECRET:
             return None
         value: bytes | None = await self._pipeline.execute("GET", self._name(session_id))
@@ -67,7 +67,7 @@ class Sessions:
         return secret
 
     async def use_link(self, secret: str) -> bool:
-        """Use a link up; return whether it worked. Of several who try, the step that deletes it lets one pass."""
+        """Use up a link; return whether it was valid. The delete is atomic, so only one of several users succeeds."""
         if not 0 < len(secret) <= _MAX_SECRET:
             return False
         return bool(await self._pipeline.execute("DEL", web_link(self._namespace, _digest(secret))))

@@ -1,4 +1,4 @@
-"""The routes of the web view, and what every request passes: who looks, what that visitor may see, and the headers."""
+"""The routes of the web view, and the checks of every request: the visitor, what that visitor may see, and headers."""
 
 import hashlib
 import time
@@ -44,7 +44,7 @@ _HEADERS: Final = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    # Without any referrer, browsers would not say from which site a form comes.
+    # Without a referrer, browsers would not send which site a form comes from.
     "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
@@ -61,7 +61,7 @@ _OWNER: Final = (("/ui", "Usage"), ("/ui/calls", "Calls"), ("/ui/refusals", "Ref
 _log = structlog.get_logger(__name__)
 
 Show = Callable[[Visit], Awaitable[Page | str]]
-"""Makes a page, or says where the browser is to go."""
+"""Returns a page, or the address to redirect to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +151,11 @@ class _Site:
         return self._page(page, visitor, {"address": address})
 
     async def _use_link(self, secret: str, request: Request) -> Response:
-        """Begin the session of a link. A look by HEAD, such as a chat's preview, does not use it up."""
+        """Begin the session of a link. A HEAD request, such as for a chat's preview, does not use it up."""
         session = await self._visitors.use_link(secret)
         if session is None:
             text = (
-                "This link was used before, or is older than 15 minutes. Sign in with a key, or restart `tollbook up`."
+                "This link was already used, or is older than 15 minutes. Sign in with a key, or restart `tollbook up`."
             )
             return self._ask_for_key(request, text, to=PATH)
         response = self._redirect(PATH)
@@ -170,7 +170,7 @@ class _Site:
             to = _own_address(form.get("to", [""])[0])
             session = await self._visitors.sign_in(form.get("key", [""])[0], request)
         except Problem as exc:
-            text = "This key is not known here, has expired or was revoked."
+            text = "This key is unknown, has expired or was revoked."
             return self._ask_for_key(request, text if exc.status == 401 else exc.message, to=to)
         except Exception as exc:  # noqa: BLE001 - the edge of the server.
             return self._problem(request, exc, None)
@@ -204,7 +204,7 @@ class _Site:
         return self._problem(request, Refused(404, "there is no such page"), visitor)
 
     async def _stylesheet(self, _request: Request) -> Response:
-        # Its address has its digest, so it may be kept.
+        # Its address has its digest, so browsers may cache it.
         headers = {**_HEADERS, "cache-control": "public, max-age=86400"}
         return Response(self._style, media_type="text/css", headers=headers)
 
@@ -237,7 +237,7 @@ class _Site:
 
 def _check_rights(place: _Place, visitor: Visitor) -> None:
     if not (place.is_for_all or visitor.is_admin or place.path == PATH):
-        raise Refused(403, "this page is for admins: sign in with a key that `tollbook keys create --admin` made")
+        raise Refused(403, "this page is for admins: sign in with a key of `tollbook keys create --admin`")
 
 
 def _methods(place: _Place) -> list[str]:
@@ -245,7 +245,7 @@ def _methods(place: _Place) -> list[str]:
 
 
 def _own_address(address: str) -> str:
-    """Return where to go after signing in: a page of this view, whatever the form says."""
+    """Return where to go after signing in; always a page of this view, whatever the form says."""
     is_own = address == PATH or address.startswith((f"{PATH}/", f"{PATH}?"))
     return address if is_own and address.isascii() and address.isprintable() and "\\" not in address else PATH
 

@@ -1,4 +1,4 @@
-"""Where pages have their data: what the commands read, without holding up the calls beside them."""
+"""The data sources of pages: the same as the commands', read without delaying calls."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -38,25 +38,25 @@ class Sources:
     _gathering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def figures(self) -> Figures:
-        """Return what `tollbook top` shows. It raises nothing: what cannot be read is among its problems."""
+        """Return the figures of `tollbook top`. It raises no errors: parts that cannot be read are in its problems."""
         async with self._gathering:
             return await self.gatherer.gather()
 
     async def read(self, *queries: Query) -> tuple[Answer, str]:
-        """Return the answers of the projection, and a sentence on how fresh they are. Errors: LedgerUnavailable."""
-        written = await self._written()  # Before the copy is made: what is written meanwhile is no lag.
+        """Return the answers of the projection, and a sentence on their freshness. Errors: LedgerUnavailable."""
+        written = await self._written()  # Before the projection is copied: events written meanwhile are not lag.
         answer = await self.projection.read(*queries)
         return answer, _freshness(answer, self.runtime.handle.ledger_id, written)
 
     async def named(self, user_ids: Iterable[str]) -> Callable[[str], str]:
-        """Return what turns users' ids on the ledger into plain ones, as far as they are known."""
+        """Return a function that translates user ids on the ledger into plain ones, if they are known."""
         if not self.runtime.user_ids.is_hashed:
             return str
         known = await self.runtime.user_ids.plain(user_ids)
         return lambda kept: known.get(kept, kept)
 
     async def audit(self, work: Callable[[AuditReader], Awaitable[_T]]) -> _T:
-        """Return what `work` reads from archive and stream. Errors: as `AuditReader.tables`; what `work` raises."""
+        """Run `work` on archive and stream, and return its result. Errors: as `AuditReader.tables`; those of `work`."""
         handle, settings = self.runtime.handle, self.runtime.settings
 
         async def read() -> _T:
@@ -71,12 +71,12 @@ class Sources:
         return await self.background.run(read)
 
     async def findings(self) -> list[Finding]:
-        """Return what `tollbook doctor` finds."""
+        """Return the findings of `tollbook doctor`."""
         settings = self.runtime.settings
         return await self.background.run(lambda: examine(settings))
 
     async def _written(self) -> int | None:
-        """Return how many events were ever written to the ledger; None where Redis does not say."""
+        """Return how many events were ever written to the ledger; None if Redis does not answer."""
         ask, written = self.runtime.handle.pipeline.execute, 0
         try:
             for keys in self.runtime.handle.keys:
@@ -89,9 +89,9 @@ class Sources:
 
 def _freshness(answer: Answer, ledger_id: str, written: int | None) -> str:
     if answer.ledger_id != ledger_id:
-        return "The projection is of another ledger: the page on health says more."
+        return "The projection is of another ledger: see the page Health."
     if written is None:
-        return "Redis does not say whether this is up to date."
+        return "Redis does not answer, so it is unknown whether this is up to date."
     behind = written - answer.seq
     if behind <= 0:
         return "Up to date with the ledger."
@@ -100,7 +100,7 @@ def _freshness(answer: Answer, ledger_id: str, written: int | None) -> str:
 
 @asynccontextmanager
 async def open_sources(runtime: InferenceRuntime, keys: ApiKeys) -> AsyncGenerator[Sources]:
-    """Open what the pages of a gateway read; nothing is read before a page asks."""
+    """Open the sources of a gateway's pages. Nothing is read before a page needs it."""
     sources = Sources(
         runtime,
         keys,

@@ -1,4 +1,4 @@
-"""Spend against budgets, of everybody, of one user, and of who looks; and the alerts that budgets raised."""
+"""Pages about spend against budgets: of all users, of one user, of the visitor; and about raised alerts."""
 
 import secrets
 import time
@@ -38,7 +38,7 @@ _ALERTS = 100
 _DONE = {
     "credit": "The credit was granted.",
     "plan": "The plan was set.",
-    "repeated": "This was done before; nothing changed.",
+    "repeated": "This was already done; nothing changed.",
 }
 _SPEND_COLUMNS = ("Plan", "Spent>", "Held>", "Cap>", "Used>", "Refused>", "Calls>", "Fallbacks>")
 
@@ -118,7 +118,7 @@ async def user_page(visit: Visit) -> Page:
     account = await visit.sources.administration.account(user_id)
     parts, freshness = await _usage(visit, user_id, plan=account.plan)
     policy = visit.sources.runtime.rules
-    plan = f"{account.plan}, set by an admin" if account.plan else f"as tasks say, {policy.default_plan} by default"
+    plan = f"{account.plan}, set by an admin" if account.plan else f"as tasks name it, by default {policy.default_plan}"
     facts = [Fact("Plan", Cell(plan)), Fact("Calls", Cell("All calls of this user", href=link("/calls", user=name)))]
     done = visit.asked("done")
     notices = [Notice(_DONE[done], "good")] if done in _DONE else []
@@ -128,7 +128,7 @@ async def user_page(visit: Visit) -> Page:
 
 
 async def own_page(visit: Visit) -> Page:
-    """Show the user of a key what that user has spent."""
+    """Show a key's user that user's own spend."""
     key = visit.visitor.key
     assert key is not None, "only a key is bound to a user"
     assert key.user_id is not None, "who has no user is not let in"
@@ -146,7 +146,7 @@ async def own_page(visit: Visit) -> Page:
 async def _usage(
     visit: Visit, user_id: str, *, plan: str | None, campaign_id: str | None = None, tags: dict[str, str] | None = None
 ) -> tuple[list[Part], str]:
-    """Return what a user may spend now, by the gate, and has spent in each period, by the projection."""
+    """Return a user's budgets now, from the gate, and spend by period, from the projection."""
     budgets = await read_budgets(
         visit.sources.runtime,
         user_id,
@@ -165,10 +165,10 @@ async def _usage(
         ]
         for each in budgets
     )
-    table = Table("Budgets now", ("Budget", "Spent>", "Held>", "Cap>", "Left>", "Used>", "Begins anew"), now)
+    table = Table("Budgets now", ("Budget", "Spent>", "Held>", "Cap>", "Left>", "Used>", "Resets"), now)
     try:
         answer, freshness = await visit.sources.read(Query(spend_sql(user_id, None, _TOP), {}))
-    except LedgerUnavailable as exc:  # The gate's answer stands all the same.
+    except LedgerUnavailable as exc:  # The gate's answer can still be shown.
         return [table, Notice(sentence(exc.message), "warn")], ""
     periods = sorted(answer.rows[0], key=lambda row: row["period"], reverse=True)
     rows = [Row([Cell(row["period"]), *_spend_cells(row)]) for row in periods]
@@ -197,26 +197,24 @@ def _plan_form(user_id: str, plans: list[str], current: str) -> Form:
         link("/user/plan", id=user_id),
         [
             Field("plan", "Plan", current, kind="select", choices=[(each, each) for each in plans]),
-            Field(
-                "cap", "Cap in dollars", hint="Of a billing period; the plan's where it is empty.", inputmode="decimal"
-            ),
+            Field("cap", "Cap in dollars", hint="Per billing period; if empty, the plan's.", inputmode="decimal"),
             reason_field(),
             sure_field(),
         ],
         "Set the plan",
         hidden={"command": secrets.token_hex(8)},
-        text="From then on it counts, whatever plan a task names.",
+        text="From now on it applies, whatever plan a task names.",
     )
 
 
 def reason_field() -> Field:
-    """Return the field in which whoever changes something says why."""
+    """Return the field for the reason of a change."""
     return Field("reason", "Reason", hint="Recorded on the ledger.", is_needed=True)
 
 
 def sure_field() -> Field:
-    """Return the tick for large amounts."""
-    return Field("sure", "It may be a large amount", kind="check", hint="Needed above TOLLBOOK_CONFIRM_USD.")
+    """Return the box to tick for large amounts."""
+    return Field("sure", "Confirm a large amount", kind="check", hint="Required above TOLLBOOK_CONFIRM_USD.")
 
 
 async def alerts_page(visit: Visit) -> Page:
@@ -235,7 +233,7 @@ async def alerts_page(visit: Visit) -> Page:
         for row in shown
     )
     columns = ("At", "Budget", "Reached>", "Spent>", "Cap>", "By call")
-    parts: list[Part] = [Table("Alerts that were raised", columns, rows, empty="No alert was raised.")]
+    parts: list[Part] = [Table("Alerts that were raised", columns, rows, empty="No alerts were raised.")]
     if len(answer.rows[0]) > _ALERTS:
         last = shown[-1]
         ended = EntryId.parse(last["id"]).ms, last["partition"], last["seq"]
@@ -249,4 +247,4 @@ def _period(text: str | None) -> str | None:
     year, dash, month = text.partition("-")
     if dash and len(text) == 7 and year.isascii() and year.isdecimal() and month.isascii() and month.isdecimal():
         return text
-    raise Refused(400, f"{text!r} is no billing period, such as 2026-11")
+    raise Refused(400, f"{text!r} is not a billing period, such as 2026-11")

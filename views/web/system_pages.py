@@ -1,4 +1,4 @@
-"""The system now, as `tollbook top` shows it, and its health, as `tollbook doctor` finds it."""
+"""Pages about the running system (as `tollbook top`) and its health (as `tollbook doctor`)."""
 
 from tollbook.app.findings import Finding
 from tollbook.views.top.figures import BudgetFigures, Figures, RedisFigures, SpendFigures, UserFigures
@@ -147,7 +147,7 @@ def _streams(redis: RedisFigures | None) -> Table:
 
 
 async def health_page(visit: Visit) -> Page:
-    """Show what stops or endangers calls."""
+    """Show the checks of everything that stops or endangers calls."""
     findings = await visit.sources.findings()
     failed = sum(finding.state == "failed" for finding in findings)
     warned = sum(finding.state == "warning" for finding in findings)
@@ -159,7 +159,7 @@ async def health_page(visit: Visit) -> Page:
         notice = Notice("Calls can be made, and nothing endangers them.", "good")
     worst = {"failed": 0, "warning": 1, "ok": 2, "skipped": 3}
     rows = [_finding(each) for each in sorted(findings, key=lambda each: worst[each.state])]
-    lead = "What tollbook doctor finds: everything that stops or endangers calls, and what to do about it."
+    lead = "The checks of tollbook doctor: everything that stops or endangers calls, and what to do."
     table = Table("Checks", ("Check", "State", "Found"), rows)
     return Page("Health", [table], here="/ui/health", lead=lead, notices=[notice], freshness="Checked just now.")
 

@@ -1,4 +1,4 @@
-"""One request for a page: who looks, what the address and the form say, and where the data comes from."""
+"""One request for a page: the visitor, the query and form values, and the data sources."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _MAX_TEXT: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One request. `query` is of the address, `form` what was sent."""
+    """One request. `query`: values of the address; `form`: values of the sent form."""
 
     visitor: Visitor
     sources: Sources
@@ -21,11 +21,11 @@ class Visit:
     form: Mapping[str, list[str]]
 
     def asked(self, name: str) -> str | None:
-        """Return a value of the address; None where it is empty."""
+        """Return a value of the address; None if it is empty."""
         return self.query.get(name, "").strip()[:_MAX_TEXT] or None
 
     def sent(self, name: str) -> str | None:
-        """Return a field of the form; None where it is empty."""
+        """Return a field of the form; None if it is empty."""
         return self.form.get(name, [""])[0].strip()[:_MAX_TEXT] or None
 
     def sent_all(self, name: str) -> list[str]:
@@ -33,12 +33,12 @@ class Visit:
         return [value for value in self.form.get(name, ()) if value]
 
     def words(self, name: str) -> list[str]:
-        """Return a field as the words in it, separated by spaces or commas."""
+        """Return the words of a field, separated by spaces or commas."""
         return (self.sent(name) or "").replace(",", " ").split()
 
     def sign(self) -> Signature:
-        """Return who changes something, and why, once however often the form is sent. Errors: Refused."""
+        """Return the signature of a change. Its key makes a form that is sent twice idempotent. Errors: Refused."""
         reason = self.sent("reason")
         if reason is None:
-            raise Refused(400, "say why: it is recorded on the ledger")
+            raise Refused(400, "give a reason: it is recorded on the ledger")
         return Signature(self.visitor.author, reason, self.sent("command"))

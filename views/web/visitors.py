@@ -1,7 +1,7 @@
-"""Who looks at the web view: by a session's cookie, or by a key in a header; and what every form must show.
+"""Authentication of the web view: by a session's cookie, or by a key in a header; and the checks of forms.
 
-A key counts as long as the ledger accepts it, a session no longer than its key. What is changed comes from a page of
-this view: by the token in its form, and by what the browser says of the page that it comes from.
+A key is valid while the ledger accepts it, and a session no longer than its key. A change must come from a page of this
+view: the form's token and the browser's headers about the origin are checked.
 """
 
 import hmac
@@ -26,7 +26,7 @@ _MAX_FIELDS: Final = 100
 
 
 class Refused(Exception):
-    """A page is not shown, or nothing is changed. `text` says why and what to do."""
+    """A page or a change is refused. `text` says why and what to do."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -36,9 +36,9 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who looks. `key` is None for the link of `tollbook up`, `session` where the key came in a header.
+    """A visitor. `key` is None for the link of `tollbook up`; `session` is None if the key came in a header.
 
-    `user_id` is as on the ledger, and None for who sees everybody.
+    `user_id` is the id on the ledger, and None for an admin.
     """
 
     key: ApiKey | None
@@ -56,7 +56,7 @@ class Visitor:
 
     @property
     def author(self) -> str:
-        """Who signs what this visitor changes."""
+        """The author of this visitor's changes."""
         if self.key is None:
             return "web view, by the link of tollbook up"
         return f"{self.key.name} ({self.key.key_id})" if self.key.name else self.key.key_id
@@ -70,7 +70,7 @@ class Visitor:
 
     @property
     def form_token(self) -> str:
-        """What forms bear; '' for a key in a header, which no page can send."""
+        """The token of forms; '' for a key in a header, which no page of another site can send."""
         return "" if self.session is None else self.session.form_token
 
 
@@ -80,10 +80,10 @@ class Visitors:
     def __init__(self, sessions: Sessions, keys: ApiKeys) -> None:
         self._sessions = sessions
         self._keys = keys
-        self._callers = Callers(keys, GatewayCounts())  # Of its own: what the API refuses is counted apart.
+        self._callers = Callers(keys, GatewayCounts())  # Its own counts, separate from those of the API.
 
     async def find(self, request: Request) -> Visitor | None:
-        """Return who sends a request; None without a session that counts. Errors: Problem for a wrong key."""
+        """Return the visitor of a request; None without a valid session. Errors: Problem for a wrong key."""
         if secret_in(request.headers):
             key = await self._callers.admit(request.headers, address_of(request))
             return _visitor(key, None)
@@ -96,13 +96,13 @@ class Visitors:
         return None if key is None else _visitor(key, session)
 
     async def sign_in(self, secret: str, request: Request) -> Session:
-        """Begin a session for who shows a key. Errors: Problem for a wrong one; Refused for one of nobody."""
+        """Begin a session with a key. Errors: Problem for a wrong key; Refused for a key without user and rights."""
         key = await self._callers.admit({"x-api-key": secret}, address_of(request))
         _visitor(key, None)
         return await self._sessions.begin(hash_of(secret.strip()))
 
     async def use_link(self, secret: str) -> Session | None:
-        """Begin an admin's session for who has the link of `tollbook up`; None where that does not work any more."""
+        """Begin an admin's session with the link of `tollbook up`; None if the link is not valid any more."""
         return await self._sessions.begin(None) if await self._sessions.use_link(secret) else None
 
     async def sign_out(self, visitor: Visitor) -> None:
@@ -113,12 +113,12 @@ class Visitors:
 
 def _visitor(key: ApiKey, session: Session | None) -> Visitor:
     if not key.is_admin and key.user_id is None:
-        raise Refused(403, "this key is for no user and for no admin, so there is nothing that it could show")
+        raise Refused(403, "this key has no user and is not an admin's, so there is nothing to show")
     return Visitor(key, session)
 
 
 def set_cookie(response: Response, session: Session, request: Request) -> None:
-    """Let the browser keep a session: no script reads it, and no other site sends it."""
+    """Store a session in the browser's cookie: no script can read it, and no other site can send it."""
     response.set_cookie(
         COOKIE,
         session.session_id,
@@ -131,14 +131,14 @@ def set_cookie(response: Response, session: Session, request: Request) -> None:
 
 
 def drop_cookie(response: Response) -> None:
-    """Let the browser forget its session."""
+    """Remove the session's cookie from the browser."""
     response.delete_cookie(COOKIE, path=PATH, httponly=True, samesite="strict")
 
 
 def check_origin(request: Request) -> None:
     """Refuse a form that a page of another site sends. Errors: Refused."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    # Browsers name the relation only where they trust the connection: over TLS, and on the machine itself.
+    # Browsers send sec-fetch-site only on trusted connections: TLS, and the local machine.
     is_own = site == "same-origin" if site else origin is None or urlsplit(origin).netloc == request.headers.get("host")
     if not is_own:
         raise Refused(403, "this form was sent by another site, so nothing was done")
@@ -148,12 +148,12 @@ async def read_form(request: Request) -> dict[str, list[str]]:
     """Return the fields of a form. Errors: Refused."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
-        raise Refused(415, "this is no form of these pages")
+        raise Refused(415, "this is not a form of these pages")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MAX_FORM:
-            raise Refused(413, f"a form has at most {_MAX_FORM:,} bytes")
+            raise Refused(413, f"the form is too large: at most {_MAX_FORM:,} bytes")
     try:
         return parse_qs(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict")
     except ValueError:
@@ -161,7 +161,7 @@ async def read_form(request: Request) -> dict[str, list[str]]:
 
 
 def check_form(form: Mapping[str, list[str]], visitor: Visitor) -> None:
-    """Refuse a form that is not of this session's pages. Errors: Refused."""
+    """Refuse a form that is not from a page of this session. Errors: Refused."""
     given = form.get("form_token", [""])[0]
     if visitor.session is not None and not hmac.compare_digest(given.encode(), visitor.form_token.encode()):
-        raise Refused(403, "this form is of another session, so nothing was done: open the page again")
+        raise Refused(403, "this form is from another session, so nothing was done: open the page again")

@@ -1,4 +1,4 @@
-"""Once: what is sent again is not paid again, whichever way a client sends it."""
+"""Idempotency: what is sent again is not paid again, whichever way a client sends it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from tests.gateway.serving import MODEL, Served, api_key, open_served
 from tests.servers import wait_until
 from tollbook.gateway import endpoints
-from tollbook.gateway.once import _digest
+from tollbook.gateway.idempotency import _digest
 from tollbook.gateway.requests import task_of
 from tollbook.inference.calls.call import Call, RunId
 from tollbook.inference.calls.reservations import WaitLimits
@@ -53,7 +53,7 @@ async def test_a_key_of_the_client_names_the_call(served: Served) -> None:
     assert served.calling.provider.requests == 2
     assert (changed.status_code, changed.json()["error"]["code"]) == (409, "idempotency_conflict")
     assert changed.headers["x-should-retry"] == "false"
-    assert "`Idempotency-Key` was used before with other content" in changed.json()["error"]["message"]
+    assert "`Idempotency-Key` was already used with other content" in changed.json()["error"]["message"]
 
 
 async def test_requests_at_a_time_with_one_key_are_one_call(served: Served) -> None:
