@@ -1,6 +1,6 @@
-"""A gate to try commands on: short requests with defaults, answers in the form of `tests/model.py`.
+"""A gate for tests: short requests with defaults, answers in the form of `tests/model.py`.
 
-`capture` hands out the command of a request instead of sending it, for tests that send it broken.
+`capture` returns the command of a request instead of sending it, for tests that change it before they send it.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -42,7 +42,7 @@ BOTH: tuple[Literal["model-called", "fallback-used"], ...] = ("model-called", "f
 
 
 class Captured(Exception):
-    """Not sent: the command of a request."""
+    """Carries a command that was captured instead of sent."""
 
     def __init__(self, command: Sequence[Argument]) -> None:
         super().__init__("captured")
@@ -50,7 +50,7 @@ class Captured(Exception):
 
 
 class CapturingPipeline(CommandPipeline):
-    """The transport, which can keep a command back."""
+    """A pipeline that can capture a command instead of sending it."""
 
     captures = False
 
@@ -286,7 +286,7 @@ class GateBench:
         return self.gate.balance(user_id=user, period=PERIOD, budgets=budgets, baselines=baselines or _nothing(budgets))
 
     async def trim(self, *, to: EntryId | None = None, budgets: Sequence[str] = ("user:u:2026-11",)) -> Any:
-        """Let the tails go, by default up to the newest event."""
+        """Drop the entries of the tails, by default up to the newest event."""
         return await self.gate.trim(to or (await self.head()).entry, budgets)
 
 

@@ -1,4 +1,4 @@
-"""Thousands of runs from seeds, each with its own faults; and broken copies of the code, each of which must be caught.
+"""Thousands of runs, one per seed, each with its own faults; and broken copies of the code, which must all be caught.
 
 A failing run names its seed. `TEST_SEEDS=923 pytest tests/simulation` runs that one alone, `TEST_SEEDS=0-9999` a range.
 """
@@ -42,7 +42,7 @@ def _asked_for() -> list[range]:
 
 @pytest.mark.parametrize("seeds", _asked_for(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_the_guarantees_hold_whatever_happens(seeds: range) -> None:
-    """G1, G2, G3, G4, G6, G9: at every event, and once all is healed and at rest."""
+    """G1, G2, G3, G4, G6, G9: at every event, and once all faults are over and nothing is left to do."""
     for seed in seeds:
         simulate(seed)
 
@@ -101,7 +101,7 @@ def test_the_runs_with_losses_reach_what_they_are_for() -> None:
 
 
 def test_the_runs_reach_what_they_are_for() -> None:
-    """Trouble that is drawn and never happens would prove nothing."""
+    """A fault that is drawn but never happens would prove nothing."""
     signs = {"kill ", "pause ", "cut ", "stop ", "WAIT", "STALE", "SETTLED", "taken_over", "cost-adjusted", "expired"}
     signs |= {"cancelled", "fallback-used", '"extension"', "budget-denied", "ATTEMPTS_EXHAUSTED"}
     for seed in range(200):
