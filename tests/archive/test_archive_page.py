@@ -146,7 +146,7 @@ async def test_the_worked_example_is_right() -> None:
 
 
 @pytest.mark.slow
-async def test_the_columns_and_the_manifest_s_fields_are_the_documented_ones(books: GateLedger) -> None:
+async def test_the_columns_and_manifest_fields_are_the_documented_ones(books: GateLedger) -> None:
     schema = pq.read_schema(file_of(books.archive.segments(0)[0]))
     documented = re.findall(r"^\| `(\w+)` \| ([\w\[\]]+) \|", between("columns"), re.MULTILINE)
     assert documented == [(name, str(kind)) for name, kind in zip(schema.names, schema.types, strict=True)]
@@ -154,7 +154,7 @@ async def test_the_columns_and_the_manifest_s_fields_are_the_documented_ones(boo
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(Manifest.model_fields)
 
 
-async def test_what_was_sealed_is_told_by_a_later_event_as_in_the_manifest(books: GateLedger) -> None:
+async def test_a_later_event_names_the_sealed_segment_as_its_manifest_does(books: GateLedger) -> None:
     manifests = {each.manifest.segment: each.manifest for each in books.archive.segments(0)}
     files = str(directory_of(books.archive) / "*" / "*.parquet")
     told = duckdb.execute(
@@ -169,7 +169,7 @@ async def test_what_was_sealed_is_told_by_a_later_event_as_in_the_manifest(books
         assert set(document) == {"segment", "first_id", "last_id", "events", "chain_before", "chain_after"}
 
 
-async def test_every_event_in_the_archive_is_as_its_json_schema_says(books: GateLedger) -> None:
+async def test_every_archived_event_matches_its_json_schema(books: GateLedger) -> None:
     rows = duckdb.execute(
         "SELECT type, v, payload FROM read_parquet(?)", [str(directory_of(books.archive) / "*" / "*.parquet")]
     ).fetchall()
@@ -185,7 +185,7 @@ async def test_every_event_in_the_archive_is_as_its_json_schema_says(books: Gate
 
 
 @pytest.mark.slow
-async def test_a_copy_is_audited_alone(
+async def test_a_copied_archive_can_be_audited_without_redis(
     books: GateLedger, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """What is left of a system: the archive, and a certificate that was kept elsewhere."""

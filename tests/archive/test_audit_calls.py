@@ -250,7 +250,7 @@ async def test_a_refusal_is_explained_with_the_numbers_at_that_position(scene: S
         assert (weighing.room and weighing.room.type) == room
 
 
-async def test_of_others_holds_it_is_told_what_became_of_them(scene: Scene) -> None:
+async def test_explain_says_how_the_holds_of_other_calls_ended(scene: Scene) -> None:
     ((weighing,), *_) = [decision.weighings for decision in await scene.decisions("too-long")]
     (hold,) = weighing.others
     assert (hold.user_id, hold.worker, hold.amount_nanousd) == ("u1", "test.run-1", BOUND)
@@ -259,7 +259,7 @@ async def test_of_others_holds_it_is_told_what_became_of_them(scene: Scene) -> N
     assert hold.settled_by.payload.outcome == "taken_over"
 
 
-async def test_a_call_that_was_not_refused_says_what_it_was_weighed_against(scene: Scene) -> None:
+async def test_explain_shows_the_budgets_of_a_call_that_was_not_refused(scene: Scene) -> None:
     hold, extension = await scene.decisions("fallback")
     own, campaign = f"user:u1:{period()}", f"campaign:spring/sale:{period()}"
     trial = 5_000_000_000
@@ -373,7 +373,7 @@ async def test_an_archive_copied_elsewhere_answers_without_a_server(auditor: Aud
 
 
 @pytest.mark.slow
-async def test_where_no_redis_answers_the_archive_alone_does_and_that_is_said(auditor: Auditor) -> None:
+async def test_without_redis_the_archive_alone_answers_and_says_so(auditor: Auditor) -> None:
     env = {**auditor.env, "REDIS_URL": "redis://127.0.0.1:1/0"}
     told = await auditor.run("call", "plain", env=env)
     assert told.code == 0
@@ -381,7 +381,7 @@ async def test_where_no_redis_answers_the_archive_alone_does_and_that_is_said(au
     assert line.startswith("tollbook: reading the archive alone")
 
 
-async def test_what_is_not_on_the_ledger_is_one_clear_line(auditor: Auditor) -> None:
+async def test_an_unknown_call_or_user_is_reported_in_one_line(auditor: Auditor) -> None:
     for arguments, problem in (
         (("call", "nothing"), "call nothing is not on the ledger"),
         (("explain", "nothing"), "call nothing is not on the ledger"),
@@ -444,7 +444,7 @@ async def test_filters_find_these_events_and_no_others(scene: Scene) -> None:
         assert await found_by(scene, **filters) == [event.seq for event in events if is_wanted(event)], filters
 
 
-async def test_a_time_range_holds_both_of_its_ends(scene: Scene) -> None:
+async def test_a_time_range_includes_both_of_its_ends(scene: Scene) -> None:
     events = await all_events(scene)
     # Begins in the archive and ends on the stream; begins on the stream; ends in the archive.
     for first, last in ((3, -3), (-6, -2), (1, 8)):
@@ -454,7 +454,7 @@ async def test_a_time_range_holds_both_of_its_ends(scene: Scene) -> None:
 
 
 @pytest.mark.slow
-async def test_every_form_has_the_same_rows(auditor: Auditor) -> None:
+async def test_every_output_format_has_the_same_rows(auditor: Auditor) -> None:
     wanted = ("find", "--user", "u1")
     rows = (await auditor.run(*wanted, "--format", "json")).json()
     assert len(rows) > 15

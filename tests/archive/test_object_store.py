@@ -72,7 +72,7 @@ async def test_a_ledger_is_sealed_trimmed_and_replayed_from_an_object_store(
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["parquet", "json"])
 @pytest.mark.parametrize("fault", first_quick(1, ["lost", "503 SlowDown", "500 InternalError"]))
-async def test_a_fault_that_passes_is_not_noticed(
+async def test_a_request_that_fails_once_is_repeated(
     archiving: Archiving, bucket: ObjectStore, fault: str, ending: str
 ) -> None:
     """A write whose answer is lost is repeated, and finds itself written."""
@@ -84,7 +84,7 @@ async def test_a_fault_that_passes_is_not_noticed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", first_quick(1, ["parquet", "json"]))
-async def test_a_store_that_is_down_postpones_and_the_next_pass_goes_on_where_it_stopped(
+async def test_a_store_that_is_down_postpones_sealing_until_the_next_pass(
     archiving: Archiving, bucket: ObjectStore, ending: str
 ) -> None:
     sealer = archiving.sealer()
@@ -199,7 +199,7 @@ async def test_an_audit_names_the_object_that_it_cannot_read(
 
 
 @pytest.mark.slow
-async def test_while_the_oldest_segment_stays_the_store_is_not_asked(archiving: Archiving, bucket: ObjectStore) -> None:
+async def test_the_store_is_not_asked_while_the_oldest_segment_stays(archiving: Archiving, bucket: ObjectStore) -> None:
     sealer = archiving.sealer(SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=10**9, keep_events=10**9))
     await seal_all(sealer)
     assert await sealer.trim() == 0
@@ -281,7 +281,7 @@ async def test_the_sealer_waits_for_a_store_and_goes_on(archiving: Archiving, bu
         ("503 SlowDown", "cannot serve now (SlowDown, status 503)"),
     ],
 )
-def test_what_a_store_answers_is_said_in_our_words(bucket: ObjectStore, fault: str, said: str) -> None:
+def test_errors_of_a_store_have_our_own_words(bucket: ObjectStore, fault: str, said: str) -> None:
     """G10: the store's own words may hold a key."""
     storage = bucket.storage()
     bucket.server.fault = lambda *_: fault
@@ -291,7 +291,7 @@ def test_what_a_store_answers_is_said_in_our_words(bucket: ObjectStore, fault: s
     assert KEY not in str(told.value)
 
 
-def test_without_credentials_a_line_says_so(bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported_in_one_line(bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ArchiveRefused, match="no AWS credentials were found"):
@@ -324,7 +324,7 @@ def test_without_the_extra_a_line_says_what_to_install(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "address", ["s3://", "s3://B", "s3://key:secret@bucket/x", "s3://bucket/a b", "s3://bucket/x?y"]
 )
-def test_an_address_that_is_none_is_refused_without_being_shown(address: str) -> None:
+def test_a_malformed_address_is_refused_without_being_shown(address: str) -> None:
     with pytest.raises(ArchiveRefused, match="must be an address such as s3://bucket/prefix") as told:
         open_storage(address)
     assert "secret" not in str(told.value)

@@ -121,7 +121,7 @@ def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
 
 
 @pytest.mark.slow
-async def test_segments_of_an_older_version_are_lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_segments_of_an_older_version_are_upcast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DuckDB reads what is current by itself; from the first older segment on, payloads go through the upcasters."""
     entries, older = list(ENTRIES), len(ENTRIES) * 5 // 8
     monkeypatch.setitem(globals(), "ENTRIES", entries)
@@ -168,7 +168,7 @@ async def test_a_replay_names_the_segment_that_is_damaged(tmp_path: Path, harm: 
     assert told.value.place == segment.place
 
 
-async def test_events_of_a_version_that_the_manifest_does_not_tell_of_are_refused(tmp_path: Path) -> None:
+async def test_events_of_a_version_that_the_manifest_does_not_name_are_refused(tmp_path: Path) -> None:
     archive, source = sealed(tmp_path)
     segment = archive.segments(0)[1]
     events = segment.read()

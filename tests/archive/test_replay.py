@@ -92,7 +92,7 @@ async def test_progress_counts_every_event(archiving: Archiving, tmp_path: Path)
     store.close()
 
 
-def test_no_archive_is_said(tmp_path: Path) -> None:
+def test_a_missing_archive_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NoLedger):
         LedgerSource.of_archive(Archive(tmp_path))
 

@@ -156,12 +156,12 @@ async def small(redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyP
     await trip.aclose()
 
 
-async def test_a_ledger_goes_round(small: RoundTrip, tmp_path: Path) -> None:
+async def test_a_ledger_survives_the_round_trip_through_the_archive(small: RoundTrip, tmp_path: Path) -> None:
     await assert_goes_round(small, tmp_path)
 
 
 @pytest.mark.soak
-async def test_a_million_events_go_round(redis_client: Redis, tmp_path: Path) -> None:
+async def test_a_million_events_survive_the_round_trip(redis_client: Redis, tmp_path: Path) -> None:
     trip = await went_round(redis_client, tmp_path, events=1_000_000, users=5_000, segment_events=100_000)
     await assert_goes_round(trip, tmp_path)
     await assert_points_in_time(trip, tmp_path, points=50)

@@ -204,7 +204,7 @@ class Dying:
 
 
 @pytest.mark.slow
-async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
+async def test_after_a_crash_at_any_step_the_next_start_loses_nothing(
     redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before and after each step: two segments are written, told and trimmed, whatever was done of it before."""

@@ -270,7 +270,7 @@ async def test_every_changed_member_of_a_manifest_is_found(sealed: Archive, tmp_
         assert segment.manifest.segment in {finding.segment for finding in verdict.findings}, (name, verdict.findings)
 
 
-async def test_a_manifest_written_otherwise_is_found(sealed: Archive, tmp_path: Path) -> None:
+async def test_a_manifest_with_another_encoding_is_found(sealed: Archive, tmp_path: Path) -> None:
     for rewrite in (
         lambda text: text + " ",
         lambda text: text.replace("{", '{"extra": 1,', 1),
@@ -373,7 +373,7 @@ async def test_a_lost_or_misplaced_segment_is_found(
     assert expected in places, verdict.findings
 
 
-async def test_a_lost_last_segment_is_found_while_the_ledger_knows_of_it(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_lost_last_segment_is_found_by_its_event_on_the_ledger(books: GateLedger, tmp_path: Path) -> None:
     archive = copy_of(books.archive, tmp_path / "copy")
     segments = archive.segments(0)
     head = segments[-1].manifest.chain_after
@@ -434,7 +434,7 @@ async def test_one_tampered_event_of_the_stream_is_found_where_it_is(books: Gate
     assert (await verify(books.source, Options(tmp_path / "v"))).findings == [], "the original is sound"
 
 
-async def test_news_of_a_sealing_with_other_numbers_is_found(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_segment_sealed_event_with_other_numbers_is_found(books: GateLedger, tmp_path: Path) -> None:
     original: Any = await books.redis.xrange(books.keys[0].ledger)
     at = next(n for n in range(len(original) - 1, 0, -1) if original[n][1][b"type"] == b"segment-sealed")
     told = json.loads(original[at][1][b"payload"])
@@ -458,7 +458,7 @@ async def test_newest_events_lost_from_the_stream_are_found(books: GateLedger, t
     assert newest[0].decode() in {finding.event_id for finding in findings}
 
 
-async def test_a_number_written_otherwise_is_found(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_number_in_another_spelling_is_found(books: GateLedger, tmp_path: Path) -> None:
     """The same number in other letters has another digest, and would not verify once it is sealed."""
     entries: Any = await books.redis.xrange(books.keys[0].ledger)
     entries[-3][1][b"attempt"] = b"0" + entries[-3][1][b"attempt"]

@@ -248,7 +248,7 @@ CAP_CASES: dict[str, tuple[Script, Alternatives, RecordedCaps, bool]] = {
 
 
 @pytest.mark.parametrize("case", CAP_CASES)
-def test_whose_cap_is_replaced(case: str) -> None:
+def test_a_changed_cap_counts_for_the_right_users(case: str) -> None:
     script, changed, recorded, is_refused = CAP_CASES[case]
     total = decide(script.call("c0", 4, 4).entries, changed, recorded_caps=recorded).total()
     assert total.newly_refused == is_refused
@@ -393,7 +393,7 @@ def test_a_retry_for_which_the_hold_cannot_grow_is_not_made() -> None:
 USAGE = {"prompt_tokens": 301, "completion_tokens": 77}
 
 
-def test_an_other_price_prices_recorded_tokens_and_bounds_to_the_nanodollar() -> None:
+def test_another_price_counts_for_recorded_tokens_and_bounds_to_the_nanodollar() -> None:
     script = Script().hold("c0", 50).called("c0", 20, usage=USAGE).settle("c0", 20).call("c1", 9, 9, model=OTHER)
     dear = price(MODEL, "3", "15")
     total = decide(script.entries, Alternatives(prices={MODEL: dear})).total()
@@ -521,7 +521,7 @@ def test_a_selection_has_its_own_sums_and_refusals() -> None:
     assert list(outcome.by_user()) == ["bob", "ann"], "the most affected first"
 
 
-def test_a_gap_in_the_ledger_is_said() -> None:
+def test_a_gap_in_the_ledger_is_reported() -> None:
     with pytest.raises(LedgerGap):
         decide(LedgerMaker(1).run(50).entries[3:])
 

@@ -165,7 +165,7 @@ async def test_prices_count_from_their_day(server_url: str, tmp_path: Path) -> N
         assert spent == (PROMPT_TOKENS + COMPLETION_TOKENS) * 9_000
 
 
-def test_what_cannot_be_known_is_said() -> None:
+def test_assumptions_that_matter_are_printed() -> None:
     other = policy_of(ROUTE | {"cheaper": MINI}, budgets=[TEAM | {"cap_usd": 1}])
     said = " ".join(assumptions(Alternatives.of_policy(other, default_policy()), Outcome().total()))
     for words in ("does not have are decided as recorded", "cheaper one of its route", "an expiry takes back"):

@@ -107,7 +107,7 @@ async def test_an_endless_head_is_cut_off(begin: bytes) -> None:
         assert sent < 10_000_000
 
 
-async def test_a_long_body_is_no_head() -> None:
+async def test_a_long_body_does_not_count_as_a_head() -> None:
     async with serving(max_head_bytes=1_000) as port:
         reader, writer = await connect(port)
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n" + b"a" * 5_000_000 + OK)

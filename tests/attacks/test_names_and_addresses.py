@@ -35,7 +35,7 @@ def test_no_task_can_take_the_id_of_a_credit_or_of_its_end() -> None:
             check_task_id(command_id)
 
 
-def test_no_task_can_take_the_id_of_what_a_recovery_enters() -> None:
+def test_no_task_can_take_the_id_of_a_charge_that_a_recovery_enters() -> None:
     """G4: neither a lost charge nor a noted one may be refused as a conflict."""
     for command_id in ("recovered 1700000000000-0", "unbooked task 1"):
         with pytest.raises(ValueError, match="as commands' ids do"):

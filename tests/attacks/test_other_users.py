@@ -59,7 +59,7 @@ async def test_the_password_is_made_once_and_stands_on_no_command_line(
     assert private_server.url == before
 
 
-async def test_what_the_server_writes_can_be_read_by_its_owner_only(
+async def test_files_of_the_server_are_readable_by_their_owner_only(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with connect(private_server.url) as client:
@@ -122,7 +122,7 @@ def public() -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> None:
+async def test_another_user_can_read_nothing_of_a_running_system(public: Path) -> None:
     """Each file, each process, each port: no prompt, no key, no password, no token."""
     secret, key = "the-prompt-of-somebody-else", "sk-the-key"
     data = public / "data"
@@ -162,7 +162,7 @@ async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> No
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_file_of_another_user_is_not_believed() -> None:
+def test_a_file_of_another_user_is_not_trusted() -> None:
     """Else whoever makes a folder `data` where others work is sent their prompts."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "endpoint.json"

@@ -31,7 +31,7 @@ async def test_no_guarantee_breaks_while_processes_are_killed_and_stopped(reques
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_no_guarantee_breaks_where_a_store_lies(request: pytest.FixtureRequest) -> None:
+async def test_no_guarantee_breaks_with_a_falsified_store(request: pytest.FixtureRequest) -> None:
     """G1, G3, G4, G8: a promoted replica that was cut off, a changed row; the long run makes all faults."""
     await play(seed_of(request), chaos_s=6, store_faults=IN_SUITE)
 

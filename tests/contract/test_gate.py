@@ -343,7 +343,7 @@ async def bench(every_redis_client: Redis) -> AsyncIterator[GateBench]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_answers_are_as_the_table_says(bench: GateBench, scenario: str) -> None:
+async def test_answers_are_those_of_the_table(bench: GateBench, scenario: str) -> None:
     for number, (name, arguments, expected) in enumerate(SCENARIOS[scenario], 1):
         assert (number, name, await bench.do(name, **arguments)) == (number, name, expected)
 
@@ -419,7 +419,7 @@ async def test_large_amounts_are_written_in_full(bench: GateBench) -> None:
     assert (await bench.events())[0]["amount"] == "1" + 15 * "0"
 
 
-async def test_a_call_may_stand_against_many_budgets(bench: GateBench) -> None:
+async def test_a_call_may_be_held_against_many_budgets(bench: GateBench) -> None:
     further = [(f"campaign:c{number}:2026-11", 5) for number in range(100)]
     assert await bench.do("reserve", further=further) == ("OK", 1, 1, 4, 4, CAP)
     assert await bench.do("balance", further=further) == ("OK", (0, 4, CAP), *[(0, 4, 5)] * 100)
@@ -485,7 +485,7 @@ async def test_an_open_hold_is_overdue_after_its_lease_until_it_is_settled(bench
     assert await bench.gate.overdue(reserved.deadline_ms + 1) == []
 
 
-async def test_what_is_over_expires_and_what_is_open_does_not(bench: GateBench) -> None:
+async def test_finished_calls_expire_and_open_ones_do_not(bench: GateBench) -> None:
     key = bench.keys.call("a")
     await bench.reserve()
     assert await bench.redis.ttl(key) == -1
@@ -580,7 +580,7 @@ async def test_a_baseline_at_any_position_gives_the_same_balance(bench: GateBenc
     assert await bench.do("balance", baselines=[baseline]) == ("OK", (3, 0, CAP))
 
 
-async def test_a_baseline_at_the_watermark_still_serves_and_one_before_it_does_not(bench: GateBench) -> None:
+async def test_a_baseline_at_the_watermark_is_accepted_and_an_older_one_is_not(bench: GateBench) -> None:
     await bench.reserve(amount=4)
     before = await bench.head()
     await bench.settle(cost=3)
@@ -636,7 +636,7 @@ async def test_nothing_is_done_on_another_ledger(bench: GateBench, name: str, fo
     assert await bench.everything() == before
 
 
-async def test_a_server_that_lost_the_library_is_told_apart(bench: GateBench) -> None:
+async def test_a_server_that_lost_the_library_is_recognised(bench: GateBench) -> None:
     await drop_functions(bench.redis)
     with pytest.raises(FunctionsMissing):
         await bench.reserve()
@@ -674,7 +674,7 @@ async def test_a_server_without_functions_is_refused(every_server_url: str, vers
 @pytest.mark.parametrize(
     "said", [{"redis_version": "7.0.0"}, {"redis_version": "8.2.1"}, {"redis_version": "6.9", "valkey_version": "9.1"}]
 )
-async def test_a_server_with_functions_is_taken(every_server_url: str, said: dict[str, str]) -> None:
+async def test_a_server_with_functions_is_accepted(every_server_url: str, said: dict[str, str]) -> None:
     async with _server_that_says(every_server_url, said) as client:
         await load_library(client)
         assert await client.function_list(LIBRARY)
@@ -717,7 +717,7 @@ async def test_a_trial_that_does_not_fit_leaves_everything_as_it_was(bench: Gate
     assert await bench.everything() == before
 
 
-async def test_the_record_of_a_call_from_before_there_were_alerts_is_still_known(bench: GateBench) -> None:
+async def test_a_call_record_from_before_alerts_can_still_be_read(bench: GateBench) -> None:
     """G2, G4: a hold that is open is settled, and a repeat of its task is no conflict."""
     await bench.reserve("a", 4)
     await bench.reserve("b", 3)
@@ -734,7 +734,7 @@ async def test_the_record_of_a_call_from_before_there_were_alerts_is_still_known
 
 
 @pytest.mark.parametrize("policy", ["no JSON", '{"content":{"budgets":[{"name":"x","alerts":["half"]}]}}', None])
-async def test_a_policy_broken_by_hand_keeps_no_cost_from_being_booked(bench: GateBench, policy: str | None) -> None:
+async def test_a_cost_is_booked_even_if_the_policy_was_broken_by_hand(bench: GateBench, policy: str | None) -> None:
     """G3: it raises no alert; that it is broken is found by who reads it."""
     await bench.reserve("a", 4)
     await bench.redis.hset(bench.keys.meta, "policy_version", "1")

@@ -118,7 +118,7 @@ async def _is_refused(bench: GateBench, command: list[Any], match: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-async def test_each_command_is_taken_as_it_is(bench: GateBench, name: str) -> None:
+async def test_each_command_is_accepted_unchanged(bench: GateBench, name: str) -> None:
     """Else the tests below would find refusals for another reason."""
     reply = await bench.pipeline.execute(*await _command(bench, name))
     assert reply[0] == b"OK"
@@ -166,7 +166,7 @@ async def test_a_budget_that_cannot_be_read_is_refused(bench: GateBench, name: s
         await _is_refused(bench, command, "TOLLBOOK")
 
 
-async def test_a_budget_of_a_user_whom_no_task_can_name_is_weighed(bench: GateBench) -> None:
+async def test_a_budget_of_a_name_that_no_task_can_have_is_checked(bench: GateBench) -> None:
     """Readiness is asked with such a name, which has a space in it."""
     command = await _command(bench, "balance")
     command[-1] = "10 0 0 0 0 0 user: ready?:2026-11"

@@ -123,7 +123,7 @@ LACKING = {
 
 
 @pytest.mark.parametrize("case", first_quick(4, LACKING))
-async def test_what_a_user_may_not_do_is_named(server: EmbeddedServer, case: str) -> None:
+async def test_missing_permissions_are_named(server: EmbeddedServer, case: str) -> None:
     rules, words = LACKING[case]
     async with await as_user(server, *rules) as redis:
         pipeline = CommandPipeline(redis)
@@ -137,14 +137,14 @@ async def test_what_a_user_may_not_do_is_named(server: EmbeddedServer, case: str
 @pytest.mark.parametrize(
     "case", first_quick(2, ["a command of the gate", "the ledger's keys", "channels", "keys only to be read", "to ask"])
 )
-async def test_the_probe_names_it_too(server: EmbeddedServer, case: str) -> None:
+async def test_the_probe_names_missing_permissions_too(server: EmbeddedServer, case: str) -> None:
     rules, words = LACKING[case]
     async with await as_user(server, *rules) as redis:
         with pytest.raises(PermissionsMissing, match=re.escape(words)):
             await probe(redis)
 
 
-async def test_the_user_of_the_documents_lacks_nothing(server: EmbeddedServer) -> None:
+async def test_the_documented_user_has_all_permissions(server: EmbeddedServer) -> None:
     async with await as_user(server, *NEEDED) as redis:
         pipeline = CommandPipeline(redis)
         await check_permissions(pipeline, [KEYS], streams=STREAMS, is_projector=True)

@@ -40,7 +40,7 @@ def task(number: int) -> dict[str, str]:
 
 
 @pytest.mark.slow
-async def test_a_task_that_passes_a_fraction_of_a_cap_is_told_to_a_webhook(
+async def test_a_task_that_passes_a_fraction_of_a_cap_is_sent_to_a_webhook(
     redis_client: Redis, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tollbook.toml").write_text(POLICY)

@@ -47,7 +47,7 @@ def settings_of(bucket: ObjectStore) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-async def test_the_demo_writes_nothing_where_the_user_s_own_system_does(tmp_path: Path, bucket: ObjectStore) -> None:
+async def test_the_demo_writes_nothing_into_the_users_own_system(tmp_path: Path, bucket: ObjectStore) -> None:
     """Its settings are those of the shell, in which a system may be configured that analysts and auditors read."""
     variables = {
         "TOLLBOOK_ARCHIVE_URL": bucket.url,

@@ -113,7 +113,7 @@ async def test_a_burst_with_budget_for_fifty_makes_exactly_fifty_calls(
 
 
 @pytest.mark.slow
-async def test_a_burst_whose_costs_fit_is_served_in_full_and_holds_up_nobody(
+async def test_a_burst_whose_costs_fit_is_served_in_full_and_delays_no_other_user(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """G9: holds that together pass the cap ten times over only wait for each other."""

@@ -157,7 +157,7 @@ async def test_a_killed_primary_costs_no_task_and_no_money(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-async def test_a_primary_that_dies_loses_nothing_that_its_replica_was_waited_for(tmp_path: Path) -> None:
+async def test_a_dead_primary_loses_no_write_that_its_replica_confirmed(tmp_path: Path) -> None:
     """Without a pause before its death. Its partitions wait until it is back as a replica; the others go on."""
     tasks = make_tasks(300)
     async with running_with_replicas(tmp_path, min_replicas=1) as (cluster, running):

@@ -120,7 +120,7 @@ async def test_spend_shows_what_was_spent_to_the_nano_dollar(here: Path) -> None
 
 
 @pytest.mark.slow
-async def test_sql_answers_in_every_form_what_is_committed_while_the_system_runs(here: Path) -> None:
+async def test_sql_shows_committed_data_in_every_format_while_the_system_runs(here: Path) -> None:
     publish = ("publish", "analysis", "score_post", "a post", "--user", "asker", "--wait", "50", "--json")
     cost = Decimal(assert_only_data(await run_cli(*publish, cwd=here))["cost_usd"])
     query = "SELECT user_id, spent_usd, calls FROM spend WHERE user_id = 'asker'"
@@ -141,7 +141,7 @@ async def test_sql_answers_in_every_form_what_is_committed_while_the_system_runs
 
 
 @pytest.mark.slow
-async def test_a_client_of_ones_own_opens_a_copy_in_two_lines(here: Path) -> None:
+async def test_a_users_own_client_opens_a_copy_in_two_lines(here: Path) -> None:
     file = here / "data" / "ledger.duckdb"
     assert (await run_cli("sql", "--snapshot", str(file), cwd=here)).code == 0
     with duckdb.connect(str(file), read_only=True) as connection:
@@ -175,7 +175,7 @@ async def test_a_heavy_query_is_cut_off(here: Path, query: str, limits: tuple[st
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the scheduler's idle class and /proc are Linux's")
-async def test_a_heavy_query_gives_way_and_offers_its_processor(here: Path) -> None:
+async def test_a_heavy_query_yields_its_processor(here: Path) -> None:
     query = "SELECT count(*) FROM range(1000000) AS a, range(1000000) AS b"
     command = await StayingCommand.start("sql", query, cwd=here, is_installed=True)
     status = Path(f"/proc/{command.process.pid}/status")
@@ -205,7 +205,7 @@ def shown_by_processes() -> dict[Path, bytes]:
 
 
 @pytest.mark.slow
-async def test_the_password_stands_in_its_files_alone(here: Path) -> None:
+async def test_the_password_is_only_in_its_files(here: Path) -> None:
     password = (here / "data" / "valkey" / "password").read_text().strip()
     assert [process for process, text in shown_by_processes().items() if password.encode() in text] == []
     rows = (await run_cli("sql", "SELECT * FROM events", "--format", "csv", cwd=here)).stdout

@@ -54,7 +54,9 @@ async def appended(running: RunningSystem) -> int:
         ("plan clear u1", "u1: plan starter with a cap of $300.00 -> the plan that tasks name"),
     ]),
 )  # fmt: skip
-async def test_much_money_without_a_terminal_wants_yes(running: RunningSystem, cli: Cli, line: str, shown: str) -> None:
+async def test_a_large_amount_without_a_terminal_needs_yes(
+    running: RunningSystem, cli: Cli, line: str, shown: str
+) -> None:
     for prepare in ("credit grant u1 200", "plan set u1 starter --cap 300"):
         assert (await cli(*prepare.split(), *REASON, "--yes")).code == 0
     before = await appended(running)
@@ -133,7 +135,7 @@ async def test_credits_and_plans_are_listed_and_taken_back(running: RunningSyste
 
 
 @pytest.mark.slow
-async def test_a_server_that_takes_no_writes_is_told_in_one_line(running: RunningSystem, cli: Cli) -> None:
+async def test_a_server_that_takes_no_writes_is_reported_in_one_line(running: RunningSystem, cli: Cli) -> None:
     """As a disk that cannot be written; a replica and a full memory are refused by what they say of themselves."""
     replicas: Any = await running.redis.config_get("min-replicas-to-write")
     await running.redis.config_set("min-replicas-to-write", 1)
@@ -145,7 +147,7 @@ async def test_a_server_that_takes_no_writes_is_told_in_one_line(running: Runnin
 
 
 @pytest.mark.slow
-async def test_a_large_correction_wants_yes(running: RunningSystem, cli: Cli) -> None:
+async def test_a_large_correction_needs_yes(running: RunningSystem, cli: Cli) -> None:
     await running.publish(
         "analysis", [{"task": "score_post", "user_id": "u1", "task_id": "t1", "prompt": "a post", "reply_to": REPLIES}]
     )

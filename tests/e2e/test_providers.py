@@ -53,7 +53,7 @@ async def up(*arguments: str, cwd: Path, env: dict[str, str]) -> AsyncGenerator[
 
 
 @pytest.mark.slow
-async def test_no_key_of_the_default_provider_is_wanted_where_no_route_names_it(
+async def test_the_default_providers_key_is_not_needed_if_no_route_names_it(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     assert await redis_client.ping()

@@ -158,7 +158,7 @@ async def test_faststreams_broker_publishes_and_is_replied_to(running: RunningSy
     assert (await running.answers([task["task_id"]]))[0].status is TaskStatus.DONE
 
 
-async def test_a_reply_to_that_is_no_stream_does_not_hold_up_the_task(running: RunningSystem) -> None:
+async def test_a_reply_to_that_is_not_a_stream_does_not_delay_the_task(running: RunningSystem) -> None:
     await running.redis.set("not-a-stream", "1")
     task = EARLY | {"task_id": new_id(), "reply_to": "not-a-stream"}
     await running.publish(STREAM, [task])
@@ -233,7 +233,7 @@ MALFORMED: Final[dict[str, tuple[dict[bytes, bytes], str]]] = {
 
 
 @pytest.mark.parametrize("case", first_quick(12, MALFORMED))
-async def test_a_malformed_task_is_dead_lettered_and_holds_up_nothing(running: RunningSystem, case: str) -> None:
+async def test_a_malformed_task_is_dead_lettered_and_delays_no_other(running: RunningSystem, case: str) -> None:
     fields, word = MALFORMED[case]
     requests, task_id = running.provider.requests, new_id()
     # Where the message has fields of its own, the task id can be read whatever is wrong with the others.

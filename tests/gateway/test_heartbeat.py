@@ -38,7 +38,7 @@ async def keep_showing(heartbeat: Heartbeat, clock: Clock) -> None:
         await heartbeat._show()
 
 
-async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
+async def test_silence_of_others_counts_only_while_the_own_heartbeat_is_kept() -> None:
     """G4: after an outage every sign has run out, those of gateways that work too; no call of theirs is taken over."""
     redis, clock = Signs(), Clock()
     heartbeat = Heartbeat(cast("Any", redis), "tollbook", "here", monotonic=clock)
@@ -64,7 +64,7 @@ async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
     assert not await heartbeat.is_alive("works")
 
 
-async def test_an_outage_that_just_outlasts_another_sign_is_seen_too() -> None:
+async def test_an_outage_that_just_outlasts_another_heartbeat_is_seen_too() -> None:
     """Signs of two gateways are not renewed at the same moment: the other's may run out first."""
     redis, clock = Signs(), Clock()
     heartbeat = Heartbeat(cast("Any", redis), "tollbook", "here", monotonic=clock)

@@ -66,7 +66,7 @@ async def rest_of(reader: asyncio.StreamReader) -> bytes:
     return found
 
 
-async def test_a_client_that_sends_half_a_body_and_goes_is_no_fault_of_the_gateway(served: Served) -> None:
+async def test_a_client_that_leaves_in_mid_body_is_not_an_internal_error(served: Served) -> None:
     whole = request_bytes(json.dumps(body_of()).encode())
     async with connected(served) as (_, writer):
         writer.write(whole[:-20])
@@ -175,7 +175,7 @@ async def test_a_head_without_end_is_refused(served: Served, number: int) -> Non
     assert not served.gateway.counts.requests
 
 
-async def test_long_headers_within_the_limit_are_taken(served: Served) -> None:
+async def test_long_headers_within_the_limit_are_accepted(served: Served) -> None:
     reply = await served.chat(headers={"x-own": "x" * 30_000})
 
     assert reply.status_code == 200

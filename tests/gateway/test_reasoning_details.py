@@ -44,7 +44,7 @@ def test_a_signature_that_comes_after_the_text_is_kept_with_what_it_signs() -> N
     assert unpacked(output[2]["encrypted_content"]) == [{**text, "signature": "c2ln"}]
 
 
-def test_words_alone_need_not_come_back() -> None:
+def test_unsigned_reasoning_need_not_come_back() -> None:
     assert packed([{"type": "reasoning.text", "text": "Hm.", "index": 0}]) == ""
 
 
@@ -60,9 +60,9 @@ def test_words_alone_need_not_come_back() -> None:
         "tollbook1." + base64.urlsafe_b64encode(json.dumps(["a"]).encode()).decode(),
     ],
 )
-def test_texts_of_others_are_left_alone(text: object) -> None:
+def test_texts_of_other_providers_are_unchanged(text: object) -> None:
     assert unpacked(text) is None
 
 
-def test_what_was_packed_is_unpacked() -> None:
+def test_packed_reasoning_can_be_unpacked() -> None:
     assert unpacked(packed([ENCRYPTED])) == [ENCRYPTED]

@@ -77,7 +77,7 @@ def contents_of(result: InferenceResult) -> dict[str, Any]:
 
 
 @given(streams())
-def test_one_segment_is_open_at_a_time_and_all_of_the_answer_is_told(
+def test_one_segment_is_open_at_a_time_and_the_whole_answer_is_sent(
     stream: tuple[InferenceResult, list[dict[str, Any]]],
 ) -> None:
     result, chunks = stream
@@ -194,7 +194,7 @@ def test_calls_without_an_id_get_one_of_the_answer() -> None:
     assert [segment.call_id for segment in segments.all] == ["call_s_0", "call_s_1"]
 
 
-def test_reasoning_under_two_names_is_told_once() -> None:
+def test_reasoning_under_two_names_is_sent_once() -> None:
     segments = Segments("s")
     segments.add({"choices": [{"index": 0, "delta": {"reasoning": "why", "reasoning_content": "why"}}]})
     assert [segment.text for segment in segments.all] == ["why"]

@@ -63,7 +63,7 @@ async def test_a_key_is_created_shown_once_and_in_force(served: Served) -> None:
     assert secret not in str(await served.calling.raw_events())
 
 
-async def test_what_no_key_can_have_is_said_and_makes_none(served: Served) -> None:
+async def test_an_impossible_key_is_refused_with_the_reason(served: Served) -> None:
     wrong = (
         {"user": "u1", "reason": ""},
         {"reason": "nobody's"},
@@ -125,7 +125,7 @@ async def test_credit_is_granted_once_however_often_the_form_is_sent(served: Ser
     assert "$7.50" in told
 
 
-async def test_a_large_amount_wants_a_tick(served: Served) -> None:
+async def test_a_large_amount_needs_a_tick(served: Served) -> None:
     action = "/ui/user/credit?id=u1"
     async with browser(served, await new_key(served)) as visitor:
         refused = await visitor.send("/ui/user?id=u1", action, amount="100.01", reason="x")

@@ -143,7 +143,7 @@ async def test_a_key_is_made_with_the_keyboard_alone(served: Served, chromium: B
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_text_stands_out_from_what_is_behind_it(served: Served, chromium: Browser, scheme: str) -> None:
+async def test_text_has_enough_contrast(served: Served, chromium: Browser, scheme: str) -> None:
     refused, problems = await fill(served), list[str]()
     page = await open_view(served, chromium, problems, viewport=DESKTOP, color_scheme=scheme)
     for path in (*ADMIN_PAGES, f"/ui/call?id={refused}", "/ui/user?id=u1&done=credit"):

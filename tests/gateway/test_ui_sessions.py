@@ -92,7 +92,7 @@ async def test_a_wrong_key_opens_nothing_and_is_not_repeated(served: Served) -> 
 
 
 @pytest.mark.slow
-async def test_a_key_of_nobody_opens_nothing(served: Served) -> None:
+async def test_an_unknown_key_opens_nothing(served: Served) -> None:
     key = await new_key(served, user_id=None, allows=frozenset({"user"}))
     async with browser(served) as visitor:
         reply = await visitor.sign_in(key)
@@ -171,7 +171,7 @@ async def test_a_link_works_once_and_opens_an_admins_session(served: Served, red
 
 
 @pytest.mark.slow
-async def test_a_link_that_is_none_opens_nothing(served: Served) -> None:
+async def test_a_wrong_link_opens_nothing(served: Served) -> None:
     async with browser(served) as visitor:
         for once in ("", "x", "x" * 5_000, "%00", "a b"):
             assert (await visitor.get(f"/ui?once={once}")).status_code == 401, once

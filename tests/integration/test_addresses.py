@@ -200,7 +200,7 @@ def cast_worker() -> Any:
 
 
 @pytest.mark.parametrize("form", REFUSED)
-def test_an_address_that_is_not_understood_whole_is_refused(form: str) -> None:
+def test_an_address_with_an_unknown_part_is_refused(form: str) -> None:
     url = form.format(port=6379)
     with pytest.raises(ValueError, match=r"^[^\n]+$") as refused:
         check_address(url)

@@ -146,7 +146,7 @@ async def test_pauses_double_up_to_five_minutes(redis_client: Redis) -> None:
     assert pauses.asked[:11] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
 
 
-async def test_what_was_not_taken_is_delivered_by_a_successor_and_first(redis_client: Redis) -> None:
+async def test_undelivered_alerts_are_delivered_first_by_the_next_process(redis_client: Redis) -> None:
     broken = Inbox(lambda _: "HTTP 500")
     async with delivering(redis_client, broken) as queue:
         await queue.put(alert(1))

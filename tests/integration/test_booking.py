@@ -185,7 +185,7 @@ async def test_what_was_only_assumed_meanwhile_is_corrected(running: RunningSyst
     assert await notes(running) == []
 
 
-async def test_an_assumption_in_a_note_leaves_what_the_provider_has_told(running: RunningSystem) -> None:
+async def test_an_assumed_cost_in_a_note_does_not_replace_a_reported_one(running: RunningSystem) -> None:
     """G1: all assume the first attempt; who settled was told the cost of the second. What that freed may be spent."""
     ended = ended_process(running)
     request = await hold(ended)
@@ -260,7 +260,7 @@ async def test_an_answer_becomes_the_result_although_its_cost_was_booked_before(
     assert (await record_of(running)).state == "settled"
 
 
-async def test_a_note_waits_for_the_newest_event_that_its_process_was_told_of(running: RunningSystem) -> None:
+async def test_a_note_waits_for_the_newest_event_that_its_process_has_seen(running: RunningSystem) -> None:
     """A hold of that number may be another run's, made since on the older ledger."""
     ended = ended_process(running)
     await leave_behind(ended, await hold(ended), seen=LOST)
@@ -367,7 +367,7 @@ async def test_a_correction_is_refused_on_a_ledger_that_went_back_and_not_noted(
     assert await notes(running) == []
 
 
-def test_a_note_says_what_a_settlement_does() -> None:
+def test_a_note_books_the_same_as_its_settlement() -> None:
     request = SettleRequest(
         call_id="a",
         user_id="u:v",

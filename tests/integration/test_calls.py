@@ -290,7 +290,7 @@ async def test_provider_that_cannot_be_reached_costs_nothing_and_has_no_fallback
 
 
 @pytest.mark.slow
-async def test_call_whose_model_has_no_fallback_is_tried_again_at_its_own_risk(calling: Calling) -> None:
+async def test_call_without_a_fallback_is_retried_even_if_it_may_have_been_charged(calling: Calling) -> None:
     call = calling.call()
     route = call.route.model_copy(update={"fallback": ()})
     calling.script("hang_charged", None)
@@ -441,7 +441,7 @@ async def test_call_over_the_cap_is_refused_with_the_numbers(calling: Calling) -
 
 
 @pytest.mark.slow
-async def test_call_that_only_a_hold_stands_in_the_way_of_waits_unless_it_is_final(calling: Calling) -> None:
+async def test_call_that_would_fit_without_open_holds_waits_unless_it_is_final(calling: Calling) -> None:
     # G9
     await calling.set_cap(2 * BOUND[SONNET] - 1)
     gate = asyncio.Event()

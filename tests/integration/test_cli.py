@@ -394,7 +394,7 @@ def test_commands_that_read_find_a_kept_demo_where_there_is_nothing_else(tmp_pat
     assert shell("tollbook spend", tmp_path).stderr == ""
 
 
-async def test_doctor_tells_of_a_fallback_that_is_the_routes_own_model(tmp_path: Path) -> None:
+async def test_doctor_names_a_fallback_that_is_the_routes_own_model(tmp_path: Path) -> None:
     routes = '{"score_post": {"model": "openai/gpt-4o-mini", "fallback": "gpt-4o-mini"}}'
     finished = await run_cli("doctor", "--json", cwd=tmp_path, env={"TOLLBOOK_ROUTES": routes})
     told = [finding for finding in finished.json() if "the fallback is the model itself" in finding["found"]]
@@ -462,7 +462,7 @@ ADDRESSES: Final[dict[str, str]] = {
 
 
 @pytest.mark.parametrize("url", first_quick(2, ADDRESSES))
-async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_path: Path) -> None:
+async def test_an_address_that_does_not_work_is_reported_in_one_line(url: str, tmp_path: Path) -> None:
     for arguments in (("result", "t1"), ("dead-letters", "list"), ("plan", "set", "u1", "growth", "--reason", "r")):
         finished = await run_cli(*arguments, cwd=tmp_path, env={"REDIS_URL": url})
         assert (finished.code, finished.stdout) == (1, "")
@@ -472,7 +472,7 @@ async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_p
 
 
 @pytest.mark.slow
-def test_a_file_that_is_no_projection_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_projection_is_reported_with_advice(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "tollbook.duckdb"
     path.touch()

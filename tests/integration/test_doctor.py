@@ -155,7 +155,7 @@ async def test_a_worker_that_holds_tasks_back_is_named(place: Place, tmp_path: P
     assert "holds tasks back: no projector runs" in failed["tasks"]
 
 
-async def test_what_is_no_longer_held_back_is_no_longer_shown(
+async def test_tasks_that_are_no_longer_held_back_are_no_longer_reported(
     redis_client: Redis, server_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = CommandPipeline(redis_client)
@@ -255,7 +255,7 @@ async def test_calls_that_were_stopped_and_charges_that_are_not_booked(place: Pl
 
 
 @pytest.mark.slow
-async def test_a_charge_that_only_a_file_tells_of_is_not_booked(place: Place) -> None:
+async def test_doctor_finds_an_unbooked_charge_that_only_a_file_has(place: Place) -> None:
     """A Redis that was restored has lost its notes."""
     request = ChargeRequest(
         call_id="usage 1", user_id="u1", period="2026-11", content_hash="c", cost_nanousd=5, assumed_nanousd=0,

@@ -186,7 +186,7 @@ class Later:
 
 
 @pytest.mark.slow
-async def test_cost_that_is_told_later_is_reconciled_once(calling: Calling) -> None:
+async def test_cost_that_is_reported_later_is_reconciled_once(calling: Calling) -> None:
     await open_hold(calling)
     await expire(calling)
     assert (await calling.spent(), await calling.assumed()) == (BOUND, BOUND)
@@ -199,7 +199,7 @@ async def test_cost_that_is_told_later_is_reconciled_once(calling: Calling) -> N
     assert (await calling.spent(), await calling.assumed()) == (PRICE, 0)
 
 
-async def test_late_answer_after_the_assumption_is_not_corrected_twice(calling: Calling) -> None:
+async def test_late_answer_after_an_assumed_charge_is_not_corrected_twice(calling: Calling) -> None:
     calling.script("slow")
     calling.provider.config = type(calling.provider.config)(api_key=API_KEY, slow_ms=300)
     hold = await calling.runtime.reservations.reserve(calling.call("t1"))

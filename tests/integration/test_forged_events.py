@@ -286,7 +286,7 @@ async def test_a_grant_over_a_key_of_another_type_is_found(gate: DirectGate, sto
     assert "credit-granted x has a record that the gate has not written" in str(await refusal_of(gate, store))
 
 
-async def test_an_event_put_in_the_place_of_the_newest_is_found(gate: DirectGate, store: Store) -> None:
+async def test_a_replaced_newest_event_is_found(gate: DirectGate, store: Store) -> None:
     await gate.reserve("c1", 1_000)
     newest = await gate.settle("c1", 300)
     await gate.redis.xdel(KEYS.ledger, str(newest))

@@ -93,7 +93,7 @@ async def test_the_window_of_another_time_zone_is_found(server_url: str, tmp_pat
 
 
 @pytest.mark.slow
-async def test_boundaries_count_from_the_policy_that_changes_them_on(server_url: str, tmp_path: Path) -> None:
+async def test_new_window_boundaries_count_from_their_policy_on(server_url: str, tmp_path: Path) -> None:
     """A window that runs goes on under its name, so the days of two time zones must be the same when one follows."""
     async with open_calling(server_url, tmp_path) as calling:
         noon = datetime.now(UTC).hour

@@ -92,7 +92,7 @@ async def attempts(calling: Calling, call_id: str = "t1") -> list[ModelCalled]:
 
 
 @pytest.mark.parametrize("name", one_of_each(outcome_of, SCENARIOS))
-async def test_scenario_comes_to_what_the_table_says(calling: Calling, name: str) -> None:
+async def test_scenario_has_the_outcome_of_the_table(calling: Calling, name: str) -> None:
     scenario = SCENARIOS[name]
     call = with_route(calling.call(), fallback=())
     calling.script(*[name] * 9)
@@ -250,7 +250,7 @@ def transport_of(reply: dict[str, Any], asked: list[dict[str, Any]]) -> httpx.Mo
 
 
 @pytest.mark.parametrize("reply", first_quick(3, REPLIES), ids=[reply["name"] for reply in REPLIES])
-async def test_reply_of_a_public_report_comes_to_the_right_value(calling: Calling, reply: dict[str, Any]) -> None:
+async def test_reply_of_a_public_bug_report_has_the_right_outcome(calling: Calling, reply: dict[str, Any]) -> None:
     asked: list[dict[str, Any]] = []
     right = dict(reply["right"])
     requests = right.pop("requests", None)

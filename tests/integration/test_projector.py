@@ -337,7 +337,7 @@ async def test_a_redis_restored_from_an_older_backup_stops_the_projector(gate: D
         assert isinstance(await failure_of(task), LedgerRewritten)
 
 
-async def test_projector_outlives_a_crash_of_redis(private_server: EmbeddedServer, store: Store) -> None:
+async def test_projector_survives_a_crash_of_redis(private_server: EmbeddedServer, store: Store) -> None:
     async with connect(private_server.url) as client:
         gate = DirectGate(client)
         await gate.create()

@@ -198,7 +198,7 @@ async def test_fault_is_classified(
         ("slow", "known", PRICE, True),
     ],
 )
-async def test_completion_whose_price_is_odd(fault: str, charge: str, cost: int | None, has_usage: bool) -> None:
+async def test_completion_with_an_odd_cost(fault: str, charge: str, cost: int | None, has_usage: bool) -> None:
     async with standin(fault, slow_ms=1) as (_, provider):
         attempt = await provider.complete(request())
     assert (attempt.outcome, attempt.charge, attempt.reported_cost_nanousd) == ("ok", charge, cost)
@@ -282,7 +282,7 @@ async def test_broken_request_is_classified_by_whether_it_can_have_been_sent(
     assert (attempt.outcome, attempt.charge, attempt.http_status) == (outcome, charge, None)
 
 
-async def test_error_that_is_a_bug_of_ours_is_not_swallowed() -> None:
+async def test_error_of_our_own_code_is_not_swallowed() -> None:
     with pytest.raises(ZeroDivisionError):
         await complete(ZeroDivisionError())
 
@@ -413,7 +413,7 @@ async def test_refusal_and_what_is_known_of_its_charge(status: int, body: bytes,
     assert (attempt.outcome, attempt.charge) == ("http_error", charge)
 
 
-async def test_request_bears_what_the_provider_needs() -> None:
+async def test_request_has_what_the_provider_needs() -> None:
     transport = Transport(httpx.Response(200, json=document()))
     async with client(transport=transport) as provider:
         await provider.complete(request(parameters={"temperature": 0.7}))
@@ -431,7 +431,7 @@ async def test_request_bears_what_the_provider_needs() -> None:
     }
 
 
-async def test_openrouter_is_told_of_the_application() -> None:
+async def test_openrouter_gets_the_name_of_the_application() -> None:
     transport = Transport(httpx.Response(200, json=document()))
     application = {"app_title": "My App", "app_url": "https://app.test/"}
     async with client(transport=transport, dialect="openrouter", **application) as provider:
@@ -483,7 +483,7 @@ async def test_generation_tells_its_cost() -> None:
         (httpx.Response(302), ProviderRefused),
     ],
 )
-async def test_generation_that_cannot_be_learnt(response: httpx.Response, error: type[Exception]) -> None:
+async def test_generation_that_cannot_be_read_is_an_error(response: httpx.Response, error: type[Exception]) -> None:
     async with client(transport=Transport(response)) as provider:
         with pytest.raises(error):
             await provider.generation("gen-1")

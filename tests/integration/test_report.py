@@ -129,7 +129,7 @@ def test_cap_use_is_that_of_the_view_and_narrowed_by_who_calls(reading: Reading)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ["' OR 1=1 --", "%", "not named or another"])
-def test_what_is_chosen_is_a_value_and_never_a_part_of_the_statement(reading: Reading, value: str) -> None:
+def test_a_selection_is_a_parameter_and_never_part_of_the_statement(reading: Reading, value: str) -> None:
     for name in ("period", "plan", "user", "campaign"):
         answers = ask(reading.connection, Selection(**{name: value}))
         assert (answers.totals["spent_usd"], answers.totals["calls"], answers.totals["denied"]) == (0, 0, 0)
@@ -167,7 +167,7 @@ def test_an_empty_selection_says_so_everywhere(reading: Reading) -> None:
 
 
 @pytest.mark.slow
-def test_bars_stand_on_one_another_and_corrections_hang_down(reading: Reading) -> None:
+def test_bars_are_stacked_and_corrections_are_below_zero(reading: Reading) -> None:
     answers = ask(reading.connection, Selection())
     figure = next(figure for figure in figures(answers) if figure.name == "spend")
     assert figure.chart is not None
@@ -261,7 +261,9 @@ def entries() -> list[list[Any]]:
 
 
 @pytest.mark.slow
-async def test_a_data_directory_at_rest_and_its_archive_alone_tell_the_same(tmp_path: Path, entries: list[Any]) -> None:
+async def test_a_data_directory_at_rest_and_its_archive_give_the_same_report(
+    tmp_path: Path, entries: list[Any]
+) -> None:
     make_data_dir(tmp_path / "data", entries)
     make_archive(tmp_path / "elsewhere", entries)
     seen: list[int] = []

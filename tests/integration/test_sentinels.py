@@ -41,7 +41,7 @@ async def problem_of(url: str) -> str:
         return reason_of(refused.value)
 
 
-def test_an_address_of_sentinels_is_read_whole() -> None:
+def test_an_address_of_sentinels_is_parsed() -> None:
     url = "redis+sentinel://me:se%2Fcret@a.example:1,[::1]:2,c/books/3?sentinel_password=hid%26den&client_name=x%20y"
     address = read_sentinel_address(check_address(url))
     assert address.sentinels == (("a.example", 1), ("::1", 2), ("c", 26379))
@@ -94,7 +94,9 @@ async def test_a_server_that_is_a_replica_is_not_taken_for_the_primary(group: Re
         ],
     ),
 )
-async def test_what_is_wrong_has_a_line(group: Replicated, given: str, instead: str, says: str) -> None:
+async def test_a_wrong_sentinel_address_is_reported_in_one_line(
+    group: Replicated, given: str, instead: str, says: str
+) -> None:
     assert says in await problem_of(group.url.replace(given, instead))
 
 

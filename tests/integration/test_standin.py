@@ -243,7 +243,7 @@ async def test_a_stream_is_charged_as_its_usage_says_once_that_was_sent() -> Non
         assert [entry.completion_tokens for entry in server.book.entries.values()] == [40]
 
 
-async def test_slow_answer_is_charged_though_nobody_waits_for_it() -> None:
+async def test_slow_answer_is_charged_even_if_its_client_has_left() -> None:
     async with standin(faults=FaultPlan(script=["slow"]), slow_ms=60_000) as (server, client):
         with pytest.raises(httpx.ReadTimeout):
             await client.post("/api/v1/chat/completions", json=body(), timeout=ONLY_READING)
@@ -330,7 +330,7 @@ async def test_models_lists_prices_where_it_is_told_to() -> None:
     }
 
 
-async def test_generation_tells_what_was_charged_and_nothing_of_what_was_not() -> None:
+async def test_generation_reports_charged_requests_only() -> None:
     async with standin(faults=FaultPlan(script=["overcharge", "http_500"])) as (_, client):
 
         async def known(response: httpx.Response) -> httpx.Response:

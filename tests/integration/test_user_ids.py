@@ -334,7 +334,7 @@ async def test_the_table_is_written_once_for_each_id(server_url: str, redis_clie
             await user_ids.keep("")
 
 
-def test_a_plain_id_is_never_weighed_on_a_hashed_ledger() -> None:
+def test_a_plain_id_is_never_used_on_a_hashed_ledger() -> None:
     in_force = PolicyInForce(1, default_policy({"user_ids": "hashed"}))
     with pytest.raises(LedgerUnavailable, match="try again"):
         in_force.budgets_at(0, {"user": ANN, "plan": "trial"})

@@ -32,7 +32,7 @@ async def test_a_system_is_ready_while_redis_answers(private_server: EmbeddedSer
         await wait_until_ready(url)
 
 
-async def test_a_loss_that_was_accepted_is_warned_of(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_an_accepted_risk_of_loss_is_a_warning(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     """The server of these tests does not sync every write."""
     async with running_system(tmp_path / "data", server_url, metrics_port=0) as running:
         document = await wait_for_problems(url_of(running.system.state))
@@ -43,7 +43,7 @@ async def test_a_loss_that_was_accepted_is_warned_of(redis_client: Redis, server
 
 
 @pytest.mark.slow
-async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_a_hanging_redis_is_reported_in_time(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with (
         faulty_proxy(server_url) as proxy,
         running_system(tmp_path / "data", proxy.url, metrics_port=0, stop_grace_s=0.0) as running,
@@ -85,7 +85,9 @@ async def test_a_route_without_a_price_is_not_ready(redis_client: Redis, server_
 
 
 @pytest.mark.slow
-async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_a_process_with_an_ended_background_task_is_not_alive(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
         url, state = url_of(running.system.state), running.system.state
         worker = build_worker(running.system.runtime, STREAMS, "worker-9")

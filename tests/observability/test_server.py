@@ -29,7 +29,7 @@ def settings_of(tmp_path: Path, **values: object) -> Settings:
     return Settings(_env_file=None, data_dir=tmp_path / "data", **values)  # pyright: ignore[reportCallIssue]
 
 
-async def test_nothing_but_loopback_is_listened_on_and_only_three_things_are_told(
+async def test_only_loopback_is_listened_on_and_only_three_paths_are_served(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:

@@ -424,7 +424,7 @@ BURYING: Final = (
 
 
 @everywhere("moment, letters, replies", [(row[0], row[1], row[1:]) for row in BURYING])
-async def test_a_malformed_task_is_buried_and_answered_though_its_worker_dies(
+async def test_a_malformed_task_is_dead_lettered_and_answered_although_its_worker_dies(
     running: RunningSystem,
     border_at: Callable[[Moment], Border],
     tmp_path: Path,

@@ -72,7 +72,7 @@ async def projectors(redis_client: Redis, server_url: str, tmp_path: Path) -> As
         ("elsewhere", "works on this ledger: stop it first, or start this one with --standby"),
     ],
 )
-async def test_a_second_projector_is_refused_and_told_why(projectors: Projectors, place: str, says: str) -> None:
+async def test_a_second_projector_is_refused_with_the_reason(projectors: Projectors, place: str, says: str) -> None:
     first = await projectors.start()
     refused = await run_cli(
         "projector",
@@ -168,7 +168,7 @@ async def test_a_standby_waits_out_an_outage_of_redis_and_takes_over_afterwards(
 
 
 @pytest.mark.slow
-async def test_a_projector_that_was_replaced_while_it_slept_stops_by_itself(projectors: Projectors) -> None:
+async def test_a_projector_that_was_replaced_while_paused_stops_by_itself(projectors: Projectors) -> None:
     first = await projectors.start()
     standby = await projectors.start("--standby", place="elsewhere", waits_for="projector.standing_by")
     first.process.send_signal(signal.SIGSTOP)

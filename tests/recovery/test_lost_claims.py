@@ -33,7 +33,7 @@ async def has_id_of_request(running: RunningSystem, task_id: str) -> bool:
     return record is not None and record.hold.generation_id is not None
 
 
-async def test_a_call_that_another_run_has_replaced_is_cut_off_and_its_cost_found_out(
+async def test_a_call_replaced_by_another_run_is_cancelled_and_its_cost_asked_for(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """G2, G3: its worker slept; the request would hang for as long as one may last."""

@@ -68,7 +68,7 @@ async def ledger_of(redis: Redis) -> Backup:
         pytest.param("archive", marks=pytest.mark.slow),
     ],
 )
-async def test_a_ledger_that_lacks_what_is_on_disk_is_refused_and_not_written_to(
+async def test_a_ledger_that_lacks_events_of_the_disk_is_refused_and_not_written_to(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, command: str, left: str
 ) -> None:
     data = tmp_path / "data"
@@ -89,7 +89,7 @@ async def test_a_ledger_that_lacks_what_is_on_disk_is_refused_and_not_written_to
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", ["DuckDB", "archive"])
-async def test_no_policy_is_put_in_force_before_the_projector_of_several_processes_has_looked(
+async def test_no_policy_is_put_in_force_before_the_projector_has_checked(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, left: str
 ) -> None:
     data = tmp_path / "data"
@@ -157,7 +157,7 @@ async def test_nobody_changes_a_plan_or_a_cost_on_a_ledger_that_went_back(
 
 
 @pytest.mark.slow
-async def test_a_worker_on_another_machine_waits_until_a_projector_has_looked(
+async def test_a_worker_on_another_machine_waits_until_a_projector_has_checked(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup
 ) -> None:
     """It has nothing to compare with; without a projector it has no baselines, and then the mark tells it."""

@@ -48,7 +48,7 @@ def ids(published: Iterable[dict[str, str]]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", first_quick(1, KINDS))
-async def test_a_write_is_believed_once_a_replica_has_it(kind: str, tmp_path: Path) -> None:
+async def test_a_write_counts_once_a_replica_has_it(kind: str, tmp_path: Path) -> None:
     async with replicated(tmp_path, kind=kind) as group, connect(group.primary.url) as redis:
         careful = CommandPipeline(redis, replication=Replication(1, mark=MARK))
         assert await careful.execute("SET", "a", "1") == b"OK"
@@ -109,7 +109,7 @@ def _gate_over(bench: GateBench, pipeline: CommandPipeline) -> Gate:
 
 
 @pytest.mark.slow
-async def test_replicas_sync_to_their_disks_where_that_is_asked_for(tmp_path: Path) -> None:
+async def test_replicas_sync_to_disk_if_the_setting_says_so(tmp_path: Path) -> None:
     async with replicated(tmp_path, kind=EMBEDDED) as group, connect(group.primary.url) as redis:
         pipeline = CommandPipeline(redis, replication=Replication(1, is_on_disk=True, mark=MARK))
         assert await pipeline.execute("SET", "a", "1") == b"OK"
@@ -236,7 +236,7 @@ async def held_back(running: RunningSystem) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_primary_that_dies_in_a_burst_takes_nothing_with_it(kind: str, tmp_path: Path) -> None:
+async def test_a_primary_that_dies_in_a_burst_loses_nothing(kind: str, tmp_path: Path) -> None:
     """A Sentinel promotes the replica; publishers, workers, projector and commands find it by themselves."""
     number = 200
     async with (

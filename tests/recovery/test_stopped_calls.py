@@ -147,9 +147,7 @@ async def test_an_event_of_another_program_stops_calls_until_it_is_removed_and_a
 
 
 @pytest.mark.slow
-async def test_every_view_tells_that_calls_are_stopped_and_why(
-    redis_client: Redis, server_url: str, tmp_path: Path
-) -> None:
+async def test_every_view_shows_why_calls_are_stopped(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with running_apart(tmp_path / "data", server_url) as apart:
         await go_back(apart, redis_client)
         await wait_for_end(apart.projector)
@@ -267,7 +265,7 @@ async def test_a_person_who_sets_the_file_aside_lets_calls_begin_on_the_older_le
 
 
 @pytest.mark.slow
-async def test_a_projector_that_slept_through_its_lease_says_nothing_of_calls(
+async def test_a_projector_that_lost_its_lease_while_paused_does_not_stop_calls(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """It has folded what the ledger lacks; the one that has taken over has not, and answers for the ledger."""
@@ -289,7 +287,7 @@ async def test_a_projector_that_slept_through_its_lease_says_nothing_of_calls(
 
 
 @pytest.mark.slow
-async def test_a_projector_is_listened_to_although_the_clock_of_redis_was_put_back(
+async def test_a_projector_is_accepted_after_the_clock_of_redis_was_set_back(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_apart(tmp_path / "data", server_url) as apart:
@@ -307,7 +305,7 @@ async def test_a_projector_is_listened_to_although_the_clock_of_redis_was_put_ba
 
 
 @pytest.mark.slow
-async def test_a_mark_is_kept_until_what_was_there_at_the_check_is_folded(
+async def test_a_stop_mark_is_kept_until_all_events_of_the_check_are_folded(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """The event that cannot be read stands behind all that the new projector has to fold first."""

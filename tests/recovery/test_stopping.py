@@ -231,7 +231,7 @@ async def ends_soon(command: StayingCommand) -> None:
 
 
 @pytest.mark.slow
-async def test_events_that_are_left_at_the_stop_are_told(private_server: EmbeddedServer, tmp_path: Path) -> None:
+async def test_events_left_unfolded_at_shutdown_are_logged(private_server: EmbeddedServer, tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with running_system(tmp_path / "system", private_server.url) as running:
             running.system.projection.projector.pause()

@@ -94,12 +94,12 @@ GOOD = json.loads(answer_text(REQUEST, ledger_id="l", partition=1, found=PAGE))
         {"balances": [[1, 2], 0]},
     ],
 )  # fmt: skip
-def test_what_is_not_quite_an_answer_is_refused(change: Mapping[str, Any]) -> None:
+def test_a_malformed_answer_is_refused(change: Mapping[str, Any]) -> None:
     with pytest.raises(MessageMalformed):
         read_answer(json.dumps({**GOOD, **change}).encode()).page(REQUEST.names, partition=1)
 
 
 @pytest.mark.parametrize("change", [{"v": 2}, {"number": "3"}, {"number": None}, {"ledger": 7}, {"ledger": None}])
-def test_what_names_no_request_or_ledger_is_no_answer(change: Mapping[str, Any]) -> None:
+def test_an_answer_without_request_or_ledger_is_refused(change: Mapping[str, Any]) -> None:
     with pytest.raises(MessageMalformed):
         read_answer(json.dumps({**GOOD, **change}).encode())

@@ -243,7 +243,7 @@ def test_a_price_per_image_is_part_of_the_bound() -> None:
         ("later \x1b[2J", "later \\x1b[2J"),
     ],
 )
-def test_people_read_where_a_price_comes_from(source: str, text: str) -> None:
+def test_the_source_of_a_price_is_readable(source: str, text: str) -> None:
     price = BoundPrice(
         model="m", prompt_tokens=1, completion_tokens=1, prompt_nanousd_per_mtok=1, completion_nanousd_per_mtok=1
     )

@@ -55,7 +55,7 @@ KINDS: Final[dict[str, Callable[[int], dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("kind", first_quick(2, KINDS))
-def test_many_parts_take_the_time_that_they_are_long(kind: str) -> None:
+def test_the_time_for_many_parts_grows_in_proportion_to_their_length(kind: str) -> None:
     events = [b"data: %s\n\n" % json.dumps(KINDS[kind](number)).encode() for number in range(PARTS)]
     began, body, segments = time.process_time(), Body(), Segments("s")
     for event in events:

@@ -123,7 +123,7 @@ def test_a_wav_has_at_most_the_seconds_that_its_bytes_can_have(
     assert seconds * 10 - 1 <= found <= seconds * 10 + 20
 
 
-def test_a_sound_by_the_second_needs_a_format_that_tells() -> None:
+def test_a_sound_priced_by_the_second_needs_a_known_format() -> None:
     """G8."""
     frame = b"\xff\xfb"
     for start in (frame, b"ID3"):

@@ -85,7 +85,7 @@ def test_tokens_of_media_are_read_in_every_providers_words(report: dict[str, Any
         {**openai(1_000, 90), "prompt_tokens_details": [{"modality": 7}, "AUDIO"]},
     ],
 )  # fmt: skip
-def test_a_usage_that_tells_of_no_media_is_a_plain_one(report: dict[str, Any]) -> None:
+def test_a_usage_without_media_is_a_plain_one(report: dict[str, Any]) -> None:
     assert read_usage(report).readings == (Usage(prompt_tokens=1_000, completion_tokens=90),)
 
 
@@ -98,7 +98,7 @@ def test_each_kind_is_charged_at_its_price_and_not_at_the_most_that_it_could_hav
     assert cost < limit.amount_nanousd
 
 
-def test_what_a_usage_does_not_tell_stays_at_the_most() -> None:
+def test_a_kind_that_the_usage_leaves_out_is_charged_at_its_bound() -> None:
     """G3: servers report zero for what they do not count."""
     limit = bound(message(IMAGE, AUDIO), 100, DEAR, limits=LIMITS)
     surcharges = {"image": 700 * (PICTURE - TEXT), "audio": 900 * (SOUND - TEXT)}
@@ -109,7 +109,7 @@ def test_what_a_usage_does_not_tell_stays_at_the_most() -> None:
     assert charged(told_sound, limit, DEAR).nanousd == text + 400 * (SOUND - TEXT) + surcharges["image"]
 
 
-def test_a_price_of_each_image_and_a_search_are_charged_all_the_same() -> None:
+def test_the_price_of_each_image_and_of_a_search_is_charged_too() -> None:
     price = replace(DEAR, image_nanousd=7_000, search_nanousd=9_000)
     limit = bound(
         message(IMAGE, IMAGE), 100, price, limits=LIMITS.model_copy(update={"web_search_tokens": 10}),
@@ -197,7 +197,7 @@ def test_no_usage_is_charged_less_than_its_true_cost(
         assert price.cost(usage) == true * 1_000
 
 
-def test_the_result_tells_them_and_the_ledger_has_the_counts_that_it_had() -> None:
+def test_the_result_has_media_tokens_and_the_ledger_only_plain_counts() -> None:
     told = MediaUsage(prompt_tokens=1_000, completion_tokens=90, prompt_audio_tokens=400)
     result = InferenceResult(task_id="t", status=TaskStatus.DONE, usage=told)
     assert InferenceResult.model_validate_json(result.model_dump_json()) == result
@@ -213,7 +213,7 @@ def test_the_result_tells_them_and_the_ledger_has_the_counts_that_it_had() -> No
     )
 
 
-def test_the_gateway_tells_them_in_openais_words() -> None:
+def test_the_gateway_reports_media_tokens_in_openais_form() -> None:
     told = MediaUsage(prompt_tokens=9, completion_tokens=9, prompt_audio_tokens=4, completion_image_tokens=5)
     usage = usage_document(InferenceResult(task_id="t", status=TaskStatus.DONE, usage=told))
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0, "audio_tokens": 4}

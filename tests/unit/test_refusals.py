@@ -53,7 +53,7 @@ def test_a_refusal_is_one_line_with_what_to_do(case: str) -> None:
     assert explain(ours).startswith("Redis at redis://h:1 ")
 
 
-def test_what_our_own_errors_say_stays() -> None:
+def test_messages_of_our_own_errors_are_unchanged() -> None:
     lost = TaskUnconfirmed("t1", "Redis did not answer (ConnectionError: Connection refused.)")
     lost.__cause__ = RedisConnectionError("Connection refused.")
     assert explain(lost).startswith("task t1 may or may not have been published (nothing listens there")

@@ -139,7 +139,7 @@ def test_ping_needs_nothing_else() -> None:
         ({"Top-P": "1", "Max-Tokens": "5"}, "unknown field 'Max-Tokens'; did you mean 'max_tokens'?"),
     ],
 )
-def test_what_is_no_task_says_which_field_and_quotes_no_prompt(change: dict[str, Any], problem: str) -> None:
+def test_a_malformed_task_names_the_field_and_quotes_no_prompt(change: dict[str, Any], problem: str) -> None:
     """G10."""
     fields = {**SCORE, "prompt": SECRET} | change
     given = {name: value for name, value in fields.items() if value is not None}
@@ -150,7 +150,7 @@ def test_what_is_no_task_says_which_field_and_quotes_no_prompt(change: dict[str,
 
 
 @pytest.mark.parametrize("data", ["", "x", "[1]", "null", "1", b"\xff"])
-def test_data_that_is_no_object_is_no_task(data: Any) -> None:
+def test_data_that_is_not_an_object_is_not_a_task(data: Any) -> None:
     with pytest.raises(InvalidTask):
         task_from_fields({"data": data})
 
@@ -244,7 +244,7 @@ def test_half_of_a_surrogate_pair_is_replaced() -> None:
 
 
 @given(st.dictionaries(st.sampled_from([*Task.model_fields, "data", "x"]), st.text(max_size=30), max_size=6))
-def test_any_fields_are_a_task_or_an_invalid_one(fields: dict[str, str]) -> None:
+def test_any_fields_are_a_task_or_are_invalid(fields: dict[str, str]) -> None:
     try:
         task = task_from_fields(fields)
     except InvalidTask:
@@ -323,7 +323,7 @@ def test_numbers_that_differ_are_tags_that_differ(value: float, text: str) -> No
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_no_number_is_no_tag(value: float) -> None:
+def test_a_tag_that_is_not_a_finite_number_is_refused(value: float) -> None:
     with pytest.raises(ValidationError, match="must have a text or a number under 'team', not"):
         Task.model_validate({**SCORE, "tags": {"team": value}})
 
