@@ -36,6 +36,11 @@ def _says_what_is_true(record: logging.LogRecord) -> bool:
     return True
 
 
+def _is_not_the_end_of_reading(record: logging.LogRecord) -> bool:
+    """Leave out that a batch was cancelled: the worker stops, and what waited for a slot stays pending for others."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 class _OwnConnection(RedisConnectionState):
     """A connection to a cluster over Tollbook's own client.
 
@@ -89,7 +94,8 @@ def build_app(
 
     With `reads_traces`, middlewares see the publishers' trace contexts in the headers of a batch.
     """
-    _log.addFilter(_says_what_is_true)  # Once, however often it is added.
+    for each in (_says_what_is_true, _is_not_the_end_of_reading):
+        _log.addFilter(each)  # Once, however often it is added.
     # Without a socket time-out, for the reason that ledger/server/connection.py gives. Its connections leave a server
     # that was demoted: reading from a group writes, and FastStream would try the same one again for ever.
     broker = (_ClusterBroker if is_cluster else RedisBroker)(

@@ -31,6 +31,9 @@ SERVER_FAULTS: Final[dict[str, dict[FaultKind, int]]] = {
     CLUSTER: {"kill": 3, "stop": 2, "move": 3},
     SENTINEL: {"kill": 3, "stop": 2},
 }
+# Seconds between two faults of servers with replicas. After each fault, calls wait until the replica is up to date
+# again; without a pause between faults, no call would be made.
+SERVER_PAUSES_S: Final = {CLUSTER: (2.0, 6.0), SENTINEL: (6.0, 12.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,7 @@ def draw(seed: int, *, chaos_s: float, tasks: int, store: str = ONE) -> Scenario
         chaos_s=chaos_s,
         caps_nanousd=caps,
         publications=tuple(sorted(publications, key=lambda publication: publication.at_s)),
-        process_faults=tuple(_process_faults(dice, chaos_s, SERVER_FAULTS[store])),
+        process_faults=tuple(_process_faults(dice, chaos_s, store)),
         fault_rates=_fault_rates(dice),
         latency_ms=dice.choice((5, 60, 250)),
         attempt_timeout_s=dice.choice(ATTEMPT_TIMEOUTS_S) if chaos_s > _LONG_S else ATTEMPT_TIMEOUTS_S[0],
@@ -224,8 +227,10 @@ def _malformed(dice: Random, task_id: str) -> dict[str, str]:
     )
 
 
-def _process_faults(dice: Random, chaos_s: float, server_faults: Mapping[FaultKind, int]) -> list[ProcessFault]:
-    process_faults: list[ProcessFault] = []
+def _process_faults(dice: Random, chaos_s: float, store: str) -> list[ProcessFault]:
+    has_replicas = store in SERVER_PAUSES_S
+    server_faults = {} if has_replicas else SERVER_FAULTS[store]
+    process_faults = _faults_of_servers(dice, chaos_s, store) if has_replicas else []
     at_s = 1.0
     while at_s < chaos_s:
         if dice.random() < 0.1:
@@ -235,6 +240,15 @@ def _process_faults(dice: Random, chaos_s: float, server_faults: Mapping[FaultKi
             process_faults.append(_process_fault(dice, at_s, server_faults))
         at_s += dice.uniform(0.3, 1.7)
     return process_faults
+
+
+def _faults_of_servers(dice: Random, chaos_s: float, store: str) -> list[ProcessFault]:
+    kinds, faults, at_s = SERVER_FAULTS[store], list[ProcessFault](), dice.uniform(1.0, 4.0)
+    while at_s < chaos_s:
+        kind = dice.choices(list(kinds), list(kinds.values()))[0]
+        faults.append(ProcessFault(at_s, "server", kind, dice.uniform(0.0, 2.0)))
+        at_s += faults[-1].for_s + dice.uniform(*SERVER_PAUSES_S[store])
+    return faults
 
 
 def _process_fault(dice: Random, at_s: float, server_faults: Mapping[FaultKind, int]) -> ProcessFault:

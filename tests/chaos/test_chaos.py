@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.run import run
 from tests.chaos.scenario import draw
 from tests.chaos.stores import BATCH, BATCHES, IN_SUITE, STORE_FAULTS
-from tests.deployments import ONE
+from tests.deployments import CLUSTER, ONE, SENTINEL
 
 _TASKS_PER_S = 100
 # With replicas that confirm each write: few enough that faults happen while tasks are published.
@@ -34,6 +34,14 @@ async def test_no_guarantee_breaks_while_processes_are_killed_and_stopped(reques
 async def test_no_guarantee_breaks_with_a_falsified_store(request: pytest.FixtureRequest) -> None:
     """G1, G3, G4, G8: a promoted replica that was cut off, a changed row; the long run makes all faults."""
     await play(seed_of(request), chaos_s=6, store_faults=IN_SUITE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("store", [CLUSTER, SENTINEL])
+async def test_no_guarantee_breaks_while_primaries_are_lost(store: str, request: pytest.FixtureRequest) -> None:
+    """G1 to G7, and G9, with a replica for each primary; on a cluster, partitions move as well."""
+    await play(seed_of(request), chaos_s=10, store=store)
 
 
 @pytest.mark.soak

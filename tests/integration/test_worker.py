@@ -172,9 +172,28 @@ async def test_a_worker_that_stops_begins_nothing_more(redis_client: Redis, serv
         assert (worker.in_flight, len(worker.claims), running.provider.requests) == (0, 0, 0)
 
 
+@pytest.mark.slow
+async def test_a_worker_that_stops_with_all_slots_taken_logs_no_error(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
+    """What was read and waits for a slot stays pending for others."""
+    tasks = [make_task(f"t{number}") for number in range(8)]
+    async with running_system(tmp_path / "data", server_url, workers=0) as running:
+        await running.provider.shut(USER)
+        await running.publish(STREAM, tasks)
+        async with worker_process(running, tmp_path, TOLLBOOK_CONCURRENCY="2") as worker:
+            await running.provider.wait_for_arrivals(2, user=USER)
+            worker.terminate()
+            await wait_until(lambda: "worker.stopping" in worker.stderr, what="a worker that stops")
+            await running.provider.open()
+            assert await worker.wait() == 0
+        assert "[error" not in worker.stderr
+        assert running.provider.arrived[USER] == 2
+
+
 @asynccontextmanager
-async def worker_process(running: RunningSystem, directory: Path) -> AsyncIterator[StayingCommand]:
-    """Run `tollbook worker` beside the system; yields it once it works."""
+async def worker_process(running: RunningSystem, directory: Path, **further: str) -> AsyncIterator[StayingCommand]:
+    """Run `tollbook worker` beside the system, with further settings; yields it once it works."""
     settings = running.system.runtime.settings
     command = await StayingCommand.start(
         "worker",
@@ -185,6 +204,7 @@ async def worker_process(running: RunningSystem, directory: Path) -> AsyncIterat
             "OPENROUTER_BASE_URL": running.provider.base_url,
             "TOLLBOOK_DIALECT": "openrouter",
             "TOLLBOOK_CLAIM_AFTER_S": str(settings.claim_after_s),
+            **further,
         },
     )
     try:
