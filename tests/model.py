@@ -93,7 +93,7 @@ class ModelCall:
     settled: dict[int, tuple[int, int]] = field(default_factory=dict)
     places: dict[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     """Period and budgets of each hold, in which it is settled and corrected."""
-    told: set[tuple[str, int]] = field(default_factory=set)
+    recorded_events: set[tuple[str, int]] = field(default_factory=set)
     extended: set[int] = field(default_factory=set)
     denial: Answer | None = None
     result: str = ""
@@ -227,7 +227,7 @@ class LedgerModel:
             return refusal
         caps = self._caps(call.user, call.period, budgets)
         obstacle = self._obstacle(names, caps, extension) if extends else None
-        self._tell(call, call_id, events, hold)
+        self._record_events(call, call_id, events, hold)
         call.spent, call.assumed = spent, assumed
         if obstacle is not None:
             return (*obstacle, extension, "cap") if obstacle[0] == "DENIED" else obstacle
@@ -267,7 +267,7 @@ class LedgerModel:
         if refusal := self._unknown_balance(budgets, baselines):
             return refusal
         assert call is not None
-        self._tell(call, call_id, events, hold)
+        self._record_events(call, call_id, events, hold)
         freed = cost - call.amount
         stamps: dict[str, Any] = {"hold": hold, "hold_nanousd": call.amount}
         if freed > 0:
@@ -306,7 +306,7 @@ class LedgerModel:
             return ("MISMATCH", true_budgets)
         if refusal := self._unknown_balance(budgets, baselines):
             return refusal
-        self._tell(call, call_id, events, hold)
+        self._record_events(call, call_id, events, hold)
         ends = (ends_call or result) and call.state == "closed" and call.hold == hold
         if ends:
             call.state, call.result = "settled", result or call.result
@@ -580,12 +580,12 @@ class LedgerModel:
             return ("MISMATCH", call.budgets)
         return None
 
-    def _tell(self, call: ModelCall, call_id: str, events: Sequence[tuple[str, int]], hold: int) -> None:
+    def _record_events(self, call: ModelCall, call_id: str, events: Sequence[tuple[str, int]], hold: int) -> None:
         period, budgets = call.places[hold]
         for kind, attempt in events:
-            if (kind, attempt) in call.told:
+            if (kind, attempt) in call.recorded_events:
                 continue
-            call.told.add((kind, attempt))
+            call.recorded_events.add((kind, attempt))
             self._append(kind, call, call_id, attempt, 0, self.budget(budgets[0]).committed, {}, period)
             if kind == "model-called":
                 call.recorded = max(call.recorded, attempt)

@@ -92,8 +92,8 @@ class TestServers:
     def _start_process(self, kind: str) -> str:
         fsync = cast("Fsync", os.environ.get(_FSYNC_VARIABLE, "everysec"))
         server = EmbeddedServer(self._new_directory(kind), fsync=fsync, binary=binary_of(kind))
-        run_apart(server.start())
-        self._stops.append(lambda: run_apart(server.stop()))
+        run_in_new_loop(server.start())
+        self._stops.append(lambda: run_in_new_loop(server.stop()))
         return server.url
 
     def _start_container(self) -> str:
@@ -155,7 +155,7 @@ async def drop_functions(client: Redis) -> None:
         await client.function_delete(as_map(library)[b"library_name"])
 
 
-def run_apart(work: Coroutine[Any, Any, object]) -> None:
+def run_in_new_loop(work: Coroutine[Any, Any, object]) -> None:
     """Run a coroutine to its end, for a fixture that is not async."""
     # In a loop of its own: unlike asyncio.run, this leaves the current loop of pytest-asyncio alone.
     loop = asyncio.new_event_loop()

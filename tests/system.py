@@ -285,7 +285,7 @@ async def run_installed(
     return Finished(process.returncode or 0, output.decode(), errors.decode())
 
 
-class StayingCommand:
+class BackgroundCommand:
     """A `tollbook` command that keeps running in a process of its own. Its output goes to files: no pipe fills up."""
 
     def __init__(self, process: asyncio.subprocess.Process | ForkedProcess, output: Path, errors: Path) -> None:

@@ -140,7 +140,7 @@ async def test_a_sum_that_the_gate_did_not_write_is_a_disagreement(redis_client:
 
 @pytest.mark.slow
 async def test_a_refusal_with_other_sums_is_a_disagreement(archiving: Archiving) -> None:
-    """The made ledger's refusals all tell of one nano-dollar settled and nothing held."""
+    """All refusals of the made ledger have one nano-dollar settled and nothing held."""
     reader = reader_of(archiving)
     denied = await reader.events(Selection(types=("budget-denied",)))
     found = {True: 0, False: 0}
@@ -163,11 +163,11 @@ async def test_only_the_partition_of_the_user_is_read(archiving: Archiving) -> N
     assert {tuple(both.partitions(user)) for user in users} == {(0,), (1,)}
     for user in users:
         assert list(both.partitions(user)) == [partition_of(user, 2)]
-        # An archive may lack the segments of a partition, and does not tell how many there are.
+        # An archive may lack the segments of a partition, and does not say how many partitions there are.
         assert list(alone.partitions(user)) == [0, 1]
 
 
-# --- Missing events are not passed over
+# --- Missing events are not skipped
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ async def test_events_sealed_and_trimmed_during_the_reading_are_read_once(redis_
     await seal_all(sealer)
     await archiving.fold()
     await sealer.trim()
-    # As if the reader had looked at the archive before the rest was sealed.
+    # As if the reader had read the archive before the rest was sealed.
     reader._segments = lambda partition: seen[partition]
     events = await reader.events(Selection())
     assert [event.seq for event in events] == list(range(1, archiving.store.position().seq + 1))
@@ -216,7 +216,7 @@ async def test_events_sealed_and_trimmed_during_the_reading_are_read_once(redis_
 
 @dataclass(frozen=True, slots=True)
 class LateSource(LedgerSource):
-    """At its first look at the archive, the newest segments are not there yet, while the stream is trimmed already."""
+    """The first read of the archive lacks the newest segments, but the stream is already trimmed."""
 
     looks: tuple[list[int], ...] = ()
 

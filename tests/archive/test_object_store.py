@@ -75,7 +75,7 @@ async def test_a_ledger_is_sealed_trimmed_and_replayed_from_an_object_store(
 async def test_a_request_that_fails_once_is_repeated(
     archiving: Archiving, bucket: ObjectStore, fault: str, ending: str
 ) -> None:
-    """A write whose answer is lost is repeated, and finds itself written."""
+    """A write whose answer is lost is repeated, and finds its own object."""
     bucket.server.fault = for_first(1, fault, method="PUT", ending=ending)
     assert await seal_all(archiving.sealer()) == 2
     for segment in Archive(bucket.storage()).segments(0):
@@ -105,7 +105,7 @@ async def test_a_store_that_is_down_postpones_sealing_until_the_next_pass(
 async def test_a_segment_that_was_begun_is_finished_as_it_was_begun(
     archiving: Archiving, bucket: ObjectStore, is_restarted: bool
 ) -> None:
-    """More has become due meanwhile: the same events must not stand under two names."""
+    """More events have become due meanwhile: the same events must not be sealed under two names."""
     sealer = archiving.sealer()
     bucket.server.fault = always("503 SlowDown", method="PUT", ending="json")
     with pytest.raises(ArchiveUnavailable):
@@ -193,9 +193,9 @@ async def test_an_audit_names_the_object_that_it_cannot_read(
         bucket.put(f"{SECOND}.parquet", half)
     reader = AuditReader(LedgerSource.of_archive(Archive(bucket.storage())))
     named = f"^{bucket.url}/{SECOND}.parquet: cannot be read "
-    with contextlib.closing(reader), pytest.raises(ArchiveDamaged, match=named) as told:
+    with contextlib.closing(reader), pytest.raises(ArchiveDamaged, match=named) as refused:
         await reader.events(Selection())
-    assert tempfile.gettempdir() not in str(told.value)
+    assert tempfile.gettempdir() not in str(refused.value)
 
 
 @pytest.mark.slow
@@ -285,10 +285,10 @@ def test_errors_of_a_store_have_our_own_words(bucket: ObjectStore, fault: str, s
     """G10: the store's own words may hold a key."""
     storage = bucket.storage()
     bucket.server.fault = lambda *_: fault
-    with pytest.raises((ArchiveRefused, ArchiveUnavailable)) as told:
+    with pytest.raises((ArchiveRefused, ArchiveUnavailable)) as refused:
         storage.names()
-    assert said in str(told.value)
-    assert KEY not in str(told.value)
+    assert said in str(refused.value)
+    assert KEY not in str(refused.value)
 
 
 def test_missing_credentials_are_reported_in_one_line(bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,9 +302,9 @@ def test_a_server_that_is_not_there_is_named_without_the_password_in_its_address
     bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://user:word-of-the-tests@127.0.0.1:1")
-    with pytest.raises(ArchiveUnavailable, match=r"127\.0\.0\.1 gave no answer") as told:
+    with pytest.raises(ArchiveUnavailable, match=r"127\.0\.0\.1 gave no answer") as refused:
         bucket.storage().names()
-    assert "word-of-the-tests" not in str(told.value)
+    assert "word-of-the-tests" not in str(refused.value)
 
 
 def test_no_log_has_a_key_or_a_signature(bucket: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
@@ -325,6 +325,6 @@ def test_without_the_extra_a_line_says_what_to_install(monkeypatch: pytest.Monke
     "address", ["s3://", "s3://B", "s3://key:secret@bucket/x", "s3://bucket/a b", "s3://bucket/x?y"]
 )
 def test_a_malformed_address_is_refused_without_being_shown(address: str) -> None:
-    with pytest.raises(ArchiveRefused, match="must be an address such as s3://bucket/prefix") as told:
+    with pytest.raises(ArchiveRefused, match="must be an address such as s3://bucket/prefix") as refused:
         open_storage(address)
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""`verify` on ledgers that the real gate wrote: nothing is found where nothing is wrong; and what its report says."""
+"""`verify` on ledgers that the real gate wrote: a correct ledger has no finding; and what its report says."""
 
 import json
 import shutil
@@ -148,7 +148,7 @@ async def test_a_certificate_also_covers_events_that_were_not_sealed(books: Gate
 async def test_events_sealed_during_the_verification_are_no_finding(
     redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment_events: int
 ) -> None:
-    """A projector that works beside the command: segments within what is read of the stream, and across its end."""
+    """A projector seals while the command runs: segments inside what was read of the stream, and across its end."""
     made = await gate_ledger(redis_client, tmp_path / "ledger", 1, 60)
     await made.run(60)
     read = StreamWalk.next_events

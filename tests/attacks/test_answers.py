@@ -1,4 +1,4 @@
-"""Answers that go where they must not: to another user, into Tollbook's own keys, under another task's id."""
+"""No answer goes to another user, into Tollbook's own keys, or under another task's id."""
 
 import asyncio
 from pathlib import Path
@@ -112,7 +112,7 @@ async def test_a_reply_is_never_written_into_a_key_of_tollbook(
         if reply_to == projector_lease("tollbook"):
             await redis_client.delete(reply_to)
         await redis_client.hset(STREAM_OWNERS, mapping={"scraping": "acme", "acme-tasks": "acme"})
-        # A worker that serves none of the streams that it might be made to write to.
+        # A worker that serves none of the streams that a task might name for its reply.
         runtime, stop = running.system.runtime, asyncio.Event()
         worker = build_worker(runtime, [STREAM], "worker-0")
         serving = asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=running.system.redis_url))

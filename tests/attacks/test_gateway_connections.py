@@ -64,7 +64,7 @@ async def test_more_connections_than_the_limit_are_closed_and_those_within_it_ar
 
         within[0][1].close()
         assert await read_end(within[0][0]) == b""
-        for _ in range(100):  # Until the server has heard of the end.
+        for _ in range(100):  # Until the server has noticed the end.
             reader, writer = await connect(port)
             writer.write(OK)
             if await reader.read(4) == b"HTTP":

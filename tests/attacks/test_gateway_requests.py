@@ -1,4 +1,4 @@
-"""What clients send to the gateway: nothing is paid and then lost, charged to others, or allowed to hold it up."""
+"""Hostile requests to the gateway: no answer is paid and lost, nothing is charged to others, nothing blocks it."""
 
 import asyncio
 import json
@@ -91,7 +91,7 @@ async def test_the_user_of_a_body_is_charged_in_every_api(served: Served, path: 
     body = json.dumps({**BODIES[path], "user": "u7"})
 
     assert await charged_user(served, await post(served, path, body, authorization=f"Bearer {SHARED}")) == "u7"
-    # A key that does not allow it passes over it.
+    # A key that does not allow the field ignores it.
     assert await charged_user(served, await post(served, path, body)) == "u1"
 
 
@@ -144,7 +144,7 @@ async def test_a_retry_count_that_is_not_a_number_is_ignored(served: Served, cou
 @pytest.mark.parametrize("path", first_quick(1, [*BODIES, "/v1/embeddings", "/v1/messages/count_tokens"]))
 @pytest.mark.parametrize("value", first_quick(1, ['{"a": 1}', "1", "[]", '"abcd"']))
 async def test_a_million_small_values_are_refused_at_once(served: Served, path: str, value: str) -> None:
-    """They were judged one by one for minutes, while the process did nothing else."""
+    """Validating them one by one took minutes, in which the process did nothing else."""
     name = "input" if path in ("/v1/responses", "/v1/embeddings") else "messages"
     body = f'{{"model": "{MODEL}", "max_tokens": 5, "{name}": [{",".join([value] * 1_000_000)}]}}'
 

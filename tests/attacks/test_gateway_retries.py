@@ -1,4 +1,4 @@
-"""Retries under an Idempotency-Key: what was paid is never bought again, and what came to nothing may still succeed."""
+"""Retries under an Idempotency-Key: a paid call is never paid again, and a call without an effect may still succeed."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
 from tests.servers import wait_until
-from tests.system import StayingCommand, run_cli
+from tests.system import BackgroundCommand, run_cli
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 from tollbook.ledger.projection.snapshot import take_snapshot
 from tollbook.ledger.projection.store import Store
@@ -83,7 +83,7 @@ def test_another_user_reads_nothing() -> None:
 
 
 def test_a_folder_that_exists_stays_as_it_is(tmp_path: Path) -> None:
-    """Its owner may share it on purpose; what is made in it is private all the same."""
+    """Its owner may share it on purpose; files that are made in it are still private."""
     folder = tmp_path / "data"
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
@@ -133,7 +133,7 @@ async def test_another_user_can_read_nothing_of_a_running_system(public: Path) -
             "TOLLBOOK_DATA_DIR": str(data),
             "TOLLBOOK_ALLOW_UNSYNCED": "1",
         }
-        command = await StayingCommand.start("up", cwd=public, env=env, is_installed=True)
+        command = await BackgroundCommand.start("up", cwd=public, env=env, is_installed=True)
         try:
             await wait_until(lambda: "Metrics:" in command.stdout, what="the start")
             pids = [command.process.pid, int((data / "valkey" / "valkey.pid").read_text())]
@@ -163,7 +163,7 @@ async def test_another_user_can_read_nothing_of_a_running_system(public: Path) -
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_file_of_another_user_is_not_trusted() -> None:
-    """Else whoever makes a folder `data` where others work is sent their prompts."""
+    """Otherwise a user who makes a folder `data` where others work would get their prompts."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "endpoint.json"
         write_private(path, "{}")

@@ -137,7 +137,7 @@ SCENARIOS: dict[str, list[Row]] = {
     ],
     "a call closed without a result is run again": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
-        ("settle", {"cost": 4, "final": False, "told": ATTEMPT}, ("OK", 4)),
+        ("settle", {"cost": 4, "final": False, "attempt_events": ATTEMPT}, ("OK", 4)),
         ("reserve", {"amount": 5}, ("OK", 2, 2, 5, 4 + 5, CAP)),
         ("settle", {"cost": 1}, ("SETTLED", 4, 0)),
         ("settle", {"cost": 1, "hold": 2}, ("OK", 4 + 1)),
@@ -214,7 +214,7 @@ SCENARIOS: dict[str, list[Row]] = {
         ("record", {"extension": 2, "further": [(DAY, 5)]}, ("WAIT", DAY, 0, 4, 5)),
         ("record", {"extension": 1, "further": [(DAY, 5)]}, ("OK", 5)),
     ],
-    "attempts are told without money": [
+    "attempts are recorded without money": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
         ("record", {"begun": 2, "spent": 1, "assumed": 0}, ("OK", 4)),
         ("record", {"begun": 3, "spent": 2, "assumed": 1}, ("OK", 4)),
@@ -226,7 +226,7 @@ SCENARIOS: dict[str, list[Row]] = {
         ("record", {"begun": 3, "spent": 2, "assumed": 2, "extension": 3}, ("OK", 7)),
         ("record", {"begun": 2, "spent": 0, "assumed": 0}, ("OK", 7)),
         ("reserve", {}, ("OPEN", 1, 7, "worker", 2, 3, 2, 2, (OWN,), PERIOD)),
-        # The last attempt is told with no next one: only what is spent says that it came later.
+        # The last attempt is recorded without a next one: only the spent amount shows that it came later.
         ("record", {"begun": 4, "spent": 6, "assumed": 2, "extension": 9}, ("WAIT", OWN, 0, 7, CAP)),
         ("record", {"begun": 3, "spent": 2, "assumed": 2, "extension": 3}, ("OK", 7)),
         ("reserve", {}, ("OPEN", 1, 7, "worker", 3, 3, 6, 2, (OWN,), PERIOD)),
@@ -273,13 +273,13 @@ SCENARIOS: dict[str, list[Row]] = {
     ],
     "a call that somebody else runs again is not over": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
-        ("settle", {"cost": 4, "final": False, "told": ATTEMPT}, ("OK", 4)),
+        ("settle", {"cost": 4, "final": False, "attempt_events": ATTEMPT}, ("OK", 4)),
         ("reserve", {"worker": "second"}, ("OK", 2, 2, 4, 8, CAP)),
         ("adjust", {"cost": 4, "ends": True}, ("OK", 0, False)),
     ],
     "a late answer does not end a call that somebody else runs again": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
-        ("settle", {"cost": 4, "final": False, "told": ATTEMPT}, ("OK", 4)),
+        ("settle", {"cost": 4, "final": False, "attempt_events": ATTEMPT}, ("OK", 4)),
         ("reserve", {"worker": "second"}, ("OK", 2, 2, 4, 8, CAP)),
         ("adjust", {"cost": 2, "result": '{"late":1}'}, ("OK", -2, False)),
         ("settle", {"hold": 2, "cost": 1, "attempt": 2}, ("OK", 3)),
@@ -381,13 +381,13 @@ def _request(call_id: str, amount: int) -> ReserveRequest:
     )  # fmt: skip
 
 
-# -- What stands on the stream
+# -- What is on the stream
 
 
 async def test_each_step_appends_its_events_in_order(bench: GateBench) -> None:
     await bench.reserve(amount=4)
     await bench.record(extension=2)
-    await bench.settle(cost=7, attempt=2, told=("model-called",))
+    await bench.settle(cost=7, attempt=2, attempt_events=("model-called",))
     await bench.adjust(cost=5)
     found = [(e["type"], e["seq"], e["attempt"], e["amount"], e["committed"]) for e in await bench.events()]
     assert found == [
@@ -447,7 +447,7 @@ async def test_a_call_is_found_again_in_the_next_period(bench: GateBench) -> Non
 
 
 async def test_a_late_correction_is_booked_in_the_period_of_its_hold(bench: GateBench) -> None:
-    """G1, G3: else the money that comes back would make room in a period in which it was never spent."""
+    """G1, G3: otherwise the money that comes back would make room in a period in which it was never spent."""
     december = Window("2026-12", 0, 2**52)
     own, decembers = BudgetCap(OWN, CAP), BudgetCap("user:u:2026-12", CAP)
     nothing = [Baseline(0, 0, Position())]
@@ -735,7 +735,7 @@ async def test_a_call_record_from_before_alerts_can_still_be_read(bench: GateBen
 
 @pytest.mark.parametrize("policy", ["no JSON", '{"content":{"budgets":[{"name":"x","alerts":["half"]}]}}', None])
 async def test_a_cost_is_booked_even_if_the_policy_was_broken_by_hand(bench: GateBench, policy: str | None) -> None:
-    """G3: it raises no alert; that it is broken is found by who reads it."""
+    """G3: it raises no alert; processes that read the policy find that it is broken."""
     await bench.reserve("a", 4)
     await bench.redis.hset(bench.keys.meta, "policy_version", "1")
     if policy is not None:

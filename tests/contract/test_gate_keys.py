@@ -1,4 +1,4 @@
-"""Keys of the gateway: made known and ended in one step with their event, each once."""
+"""Keys of the gateway: created and revoked in one step with their event, each once."""
 
 import json
 from collections.abc import AsyncIterator

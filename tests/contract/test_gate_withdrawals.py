@@ -51,9 +51,9 @@ async def test_released_money_is_available_to_waiting_calls(bench: GateBench) ->
         await subscriber.subscribe(bench.keys.waiters)
         assert await subscriber.get_message(timeout=5.0)
         assert await bench.release("a", 4, stands=(4, 4)) == "released"
-        told = await subscriber.get_message(timeout=5.0)
-    assert told
-    assert told["data"] == b"user:u:2026-11"
+        announced = await subscriber.get_message(timeout=5.0)
+    assert announced
+    assert announced["data"] == b"user:u:2026-11"
     assert isinstance(await bench.reserve("c", 3), Reserved)
 
 

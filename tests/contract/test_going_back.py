@@ -1,6 +1,6 @@
-"""A ledger that went back in time is noticed by the gate of whoever has seen more, before anything is written.
+"""A ledger that went back in time is noticed, before anything is written, by each process that has seen more.
 
-The ledger is taken back by putting older values of all its keys in their place, as a restored backup does.
+The tests restore older values of all the ledger's keys, as a restored backup does.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -88,7 +88,7 @@ async def test_a_loss_is_noticed_after_others_have_written_past_the_lost_event(
 
 
 async def test_a_loss_is_noticed_by_an_idle_process_that_had_just_checked(bench: GateBench) -> None:
-    """What the server keeps of the last look must not outlive the history that it was made in."""
+    """The events that the server remembers must be forgotten when its history is replaced."""
     await bench.reserve("kept", amount=1)
     before = await bench.everything()
     await bench.reserve("lost", amount=1)
@@ -104,7 +104,7 @@ async def test_a_loss_is_noticed_by_an_idle_process_that_had_just_checked(bench:
 
 
 async def test_a_loss_is_noticed_if_another_server_has_written_more_since(bench: GateBench) -> None:
-    """A history that grew elsewhere is looked at anew, though it is longer than the one this server knew."""
+    """A history that grew on another server is checked again, although it is longer than the one this server knew."""
     await bench.reserve("kept", amount=1)
     before = await bench.everything()
     for call in ("b", "c"):
@@ -173,7 +173,7 @@ async def test_a_repeat_learns_the_id_of_the_first_event(bench: GateBench, found
     """G3, G4: the reply to the first try was lost, and with it the event's id; the repeat must not stay without one."""
     await bench.reserve("kept", amount=1)
     before, own = await bench.everything(), bench.gate
-    # What the process did, heard of by nobody.
+    # The step of the process, whose reply was lost.
     bench.gate = another_process(bench)
     await bench.reserve("lost", amount=1)
     if found in ("a finished call", "its own settlement"):

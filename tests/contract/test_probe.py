@@ -1,4 +1,4 @@
-"""The probe sees whatever keeps a hold from being written or announced, and what a Redis user may not do is named."""
+"""The probe finds everything that keeps a hold from being written or announced; missing permissions are named."""
 
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -85,7 +85,7 @@ async def test_a_server_whose_disk_fails_says_so(server: EmbeddedServer) -> None
         await wait_until(lambda: has_failed(redis), what="the end of the snapshot")
         with pytest.raises(RedisCannotServe, match="it cannot write to its disk"):
             await probe(redis)
-        await redis.config_set("save", "")  # Or it would try again before it ends.
+        await redis.config_set("save", "")  # Otherwise the server would try again before it ends.
 
 
 async def has_failed(redis: Redis) -> bool:
@@ -97,7 +97,7 @@ def server_directory(config: Any) -> Path:
 
 
 NEEDED = rules_of(acl_line())
-# What is taken from the user of the documents, or changed -> how it is named.
+# What is taken from the documented user, or changed -> how it is named.
 LACKING = {
     "a command of the gate": ([*NEEDED, "-zadd"], "the command ZADD"),
     "a command of ours": ([*NEEDED, "-hgetall"], "the command HGETALL"),

@@ -1,4 +1,4 @@
-"""What every adapter of a provider does alike, asked over HTTP of a stand-in that speaks the provider's dialect.
+"""What every adapter of a provider must do, tested over HTTP with a stand-in that speaks the provider's dialect.
 
 A new dialect is added to `PROVIDERS`. What is special to one is tested in `tests/unit/test_bodies.py`.
 """
@@ -163,7 +163,7 @@ pytestmark = pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider:
 async def opened(
     provider: Provider, *script: str | None, **changes: Any
 ) -> AsyncIterator[tuple[StandIn, ProviderClient]]:
-    """Open a stand-in and a client that speaks to it; `script` says what becomes of the requests."""
+    """Open a stand-in and a client that speaks to it; `script` has the faults of the requests."""
     async with StandIn(StandInConfig(api_key=KEY, faults=FaultPlan(script=script))) as server:
         values: dict[str, Any] = {"api_key": SecretStr(KEY), "dialect": provider.dialect, "attempt_timeout_s": 5.0}
         async with ProviderClient(
@@ -223,7 +223,7 @@ async def test_a_streamed_reply_is_the_plain_one(provider: Provider, outcome: st
 @pytest.mark.parametrize("outcome", [None, *OUTCOMES])
 @pytest.mark.parametrize("streams", [False, True])
 async def test_a_reader_of_the_stream_gets_the_answer(provider: Provider, outcome: str | None, streams: bool) -> None:
-    """Whether the provider is asked for streams in any case, or only for the reader's sake."""
+    """Whether the provider is always asked for streams, or only if somebody reads along."""
     deltas: list[dict[str, Any]] = []
 
     async def take(delta: Delta) -> None:
@@ -248,7 +248,7 @@ async def test_a_reader_of_the_stream_gets_the_answer(provider: Provider, outcom
 
 @pytest.mark.parametrize("fault", STREAM_FAULTS)
 async def test_a_stream_that_breaks_off_keeps_its_first_parts(provider: Provider, fault: str) -> None:
-    """G3: it is never called free where what was sent is charged."""
+    """G3: a request that may have been charged is never called free."""
     said: list[str] = []
 
     async def take(delta: Delta) -> None:
@@ -422,7 +422,7 @@ def test_any_reply_is_read_and_never_called_free_without_reason(provider: Provid
     attempt = ADAPTERS[provider.dialect].read_reply(reply_of(body, status), chat_request())
     assert attempt.http_status == status
     if attempt.charge == "none":
-        # In a 200, an error is told by its name, or by a message in place of choices.
+        # In a 200, an error has its own member, or a message instead of choices.
         assert not 200 <= status < 300 or b"error" in body or re.search(rb'"message":\s*"[^"]', body)
     if attempt.charge == "known":
         assert attempt.usage is not None or attempt.reported_cost_nanousd is not None

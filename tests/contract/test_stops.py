@@ -1,4 +1,4 @@
-"""The mark that stops calls: what it stops and what not, and whose word on it counts (G8)."""
+"""The mark that stops calls: what it stops and what not, and which projector may set and lift it (G8)."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace

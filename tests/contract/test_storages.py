@@ -24,7 +24,7 @@ GENESIS = chain.genesis(LEDGER, 0)
 
 @dataclass(frozen=True)
 class Place:
-    """A storage, and how somebody who is not Tollbook gets at what is in it."""
+    """A storage, and a way to change its content past Tollbook."""
 
     storage: Storage
     bucket: ObjectStore | None
@@ -197,9 +197,9 @@ def test_what_is_missing_or_changed_is_named(place: Place, ending: str) -> None:
     place.put(name, place.storage.read(name)[:-40])
     assert place_of_damage(place) == place.storage.located(name)
     place.delete(name)
-    # A gap is told by the segment after it.
-    told = name if ending == "parquet" else f"{segments[2].stem}.json"
-    assert place_of_damage(place) == place.storage.located(told)
+    # A gap is reported at the segment after it.
+    named = name if ending == "parquet" else f"{segments[2].stem}.json"
+    assert place_of_damage(place) == place.storage.located(named)
 
 
 def place_of_damage(place: Place) -> str:

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from tests.quick import first_quick
 from tests.servers import wait_until
-from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli, run_installed
+from tests.system import STREAMS, BackgroundCommand, Finished, GatedStandIn, run_cli, run_installed
 from tollbook.cli.commands import COMMANDS, load_command
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.comparison import TABLES
@@ -43,8 +43,8 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
     assert names_in(directory) == ["data"], "nothing is left outside the data directory"
 
 
-async def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> StayingCommand:
-    command = await StayingCommand.start(*arguments, cwd=cwd, env=env, is_installed=True)
+async def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> BackgroundCommand:
+    command = await BackgroundCommand.start(*arguments, cwd=cwd, env=env, is_installed=True)
 
     def is_up() -> bool:
         assert command.process.returncode is None, command.stderr
@@ -177,7 +177,7 @@ async def test_a_heavy_query_is_cut_off(here: Path, query: str, limits: tuple[st
 @pytest.mark.skipif(sys.platform != "linux", reason="the scheduler's idle class and /proc are Linux's")
 async def test_a_heavy_query_yields_its_processor(here: Path) -> None:
     query = "SELECT count(*) FROM range(1000000) AS a, range(1000000) AS b"
-    command = await StayingCommand.start("sql", query, cwd=here, is_installed=True)
+    command = await BackgroundCommand.start("sql", query, cwd=here, is_installed=True)
     status = Path(f"/proc/{command.process.pid}/status")
 
     def gives_way() -> bool:
@@ -302,7 +302,7 @@ async def test_result_of_an_unknown_task_has_an_exit_code_of_its_own(here: Path)
 
 
 async def test_publish_with_wait_fails_where_the_task_was_refused(here: Path) -> None:
-    # 200,000 tokens of claude-sonnet-4 at $15 a million, and so much prompt that it passes the trial plan's $5.
+    # 200,000 tokens of claude-sonnet-4 at $15 a million, and a prompt so long that the call passes the trial plan's $5.
     finished = await run_cli(
         *PUBLISH,
         "-",
@@ -437,7 +437,7 @@ async def test_a_graceful_stop_finishes_and_settles_what_is_in_flight(server_url
         assert rows_at_rest(tmp_path)["spent"] * 10**9 == provider.book.totals()["u1"]
         assert "Traceback" not in command.stderr
 
-        # What came too late is the next one's.
+        # The task that came too late is left for the next worker.
         command = await started("up", cwd=tmp_path, env=variables | {"REDIS_URL": server_url})
         try:
             late = await run_cli("result", "late", "--wait", "50", "--json", cwd=tmp_path)

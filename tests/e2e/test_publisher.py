@@ -69,7 +69,7 @@ async def test_a_thousand_tasks_at_once_share_few_round_trips_and_one_subscripti
     ):
         proxy.sent.clear()
         ids = await asyncio.gather(*(publisher.publish("monitoring", "ping") for _ in range(1_000)))
-        # A batch of 512 commands is read in several chunks of the network's; a command of its own each would be 1,000.
+        # A batch of 512 commands arrives in several network chunks; one round trip per command would be 1,000.
         assert len(proxy.sent) < 100
         before = await subscribers(running.redis)
         late = asyncio.create_task(publisher.wait("never", timeout_s=PATIENCE_S))

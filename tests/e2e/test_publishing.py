@@ -1,4 +1,4 @@
-"""What publishers may send, in every spelling, and what becomes of messages that are no task."""
+"""What publishers may send, in every spelling, and how malformed messages end."""
 
 import json
 from collections.abc import AsyncIterator
@@ -265,7 +265,7 @@ async def test_a_malformed_task_is_answered_where_its_reply_stream_can_be_read(r
 async def test_the_same_task_id_with_other_content_is_a_conflict_and_not_a_second_charge(
     running: RunningSystem,
 ) -> None:
-    """G4: the first task's result stands; the second publisher hears of the conflict."""
+    """G4: the first task's result stands; the second publisher gets the conflict."""
     first = {"task": "score_post", "user_id": "u9", "prompt": "a post", "task_id": new_id()}
     await running.publish(STREAM, [first])
     result = await result_of(running, first["task_id"])
@@ -291,7 +291,7 @@ async def test_the_same_task_twice_is_executed_once_and_answered_twice(running: 
 
 
 async def test_a_repeat_whose_result_is_gone_is_answered_under_its_id_too(running: RunningSystem) -> None:
-    """G4: it expired, or Redis went back in time. Who waits for the key has an answer, and nothing is paid again."""
+    """G4: it expired, or Redis went back in time. A waiting publisher gets an answer; nothing is paid again."""
     task = {"task": "score_post", "task_id": new_id(), "user_id": "u42", "prompt": "a post", "reply_to": REPLIES}
     await running.publish("monitoring", [task])
     await result_of(running, task["task_id"])

@@ -49,7 +49,7 @@ def here(running: RunningSystem) -> Path:
 
 
 class Terminal:
-    """A terminal with a command in it: what the command wrote, and what it left the terminal like."""
+    """A terminal with a command in it: the command's output, and the state in which it left the terminal."""
 
     def __init__(self, master: int, slave: int) -> None:
         self.output = ""

@@ -1,4 +1,4 @@
-"""Bodies of requests: bounded together, and given up when nothing comes."""
+"""Bodies of requests: limited in sum, and timed out when nothing comes."""
 
 import asyncio
 from typing import Any

@@ -27,7 +27,7 @@ MODELS = [MODEL, "openai/text-embedding-3-small"]
 QUICK = settings(
     max_examples=60,
     deadline=None,
-    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # To shrink by HTTP takes minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # Shrinking over HTTP takes minutes.
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,  # All examples are sent to one gateway.
         HealthCheck.too_slow,

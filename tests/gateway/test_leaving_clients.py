@@ -1,4 +1,4 @@
-"""Clients that leave, stop reading, or send what has no end: nothing stays behind or grows without a limit."""
+"""Clients that leave, stop reading, or send without end: nothing stays behind or grows without a limit."""
 
 import asyncio
 import contextlib
@@ -100,7 +100,7 @@ async def test_a_client_that_never_reads_is_cut_off_at_the_limit(
 async def test_clients_that_leave_while_they_wait_for_holds_leave_nothing_behind(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
-    """Neither a hold nor a waiter; and nothing is bought for them once there is money again (G2)."""
+    """Neither a hold nor a waiting call is left, and no call is made for them once there is money again (G2)."""
     limits = httpx.Limits(max_connections=None)
     async with (
         open_served(server_url, tmp_path, attempt_timeout_s=30, gateway_wait_s=60) as served,
@@ -144,7 +144,7 @@ async def test_an_answer_that_was_delivered_is_not_joined(served: Served, is_str
 async def test_a_retry_with_the_clients_own_key_is_not_paid_twice_where_the_first_stream_left_early(
     served: Served,
 ) -> None:
-    """What the first request began goes on, since the second waits for it."""
+    """The call of the first request goes on, since the second request waits for it."""
     served.calling.provider.config = replace(served.calling.provider.config, slow_ms=300)
     served.calling.script("slow")
     headers = {"idempotency-key": "a"}

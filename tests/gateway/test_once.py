@@ -1,4 +1,4 @@
-"""Once: what is sent again is not paid again, whichever way a client sends it."""
+"""A repeated request is not paid again, whichever way a client repeats it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -131,7 +131,7 @@ async def test_a_named_stream_is_finished_although_its_client_left(
 
 @pytest.mark.slow
 async def test_a_retry_settles_a_hold_that_this_gateway_left_behind(served: Served) -> None:
-    """G2: no request of it makes that call any more, and it is no other gateway's."""
+    """G2: no request of this gateway makes that call any more, and no other gateway has it."""
     call_id = await hold_of_a_run_that_is_gone(served)
 
     reply = await served.chat("Hello", headers={"idempotency-key": "a"})
@@ -142,7 +142,7 @@ async def test_a_retry_settles_a_hold_that_this_gateway_left_behind(served: Serv
 
 
 async def test_a_failed_try_is_not_repeated_if_another_run_may_have_paid(served: Served) -> None:
-    """G4: a gateway was killed in mid-call, and who took the call over could not reach the provider."""
+    """G4: a gateway was killed in mid-call, and the one that took the call over could not reach the provider."""
     call_id = await hold_of_a_run_that_is_gone(served)
     served.calling.script("http_500", "http_500")
 

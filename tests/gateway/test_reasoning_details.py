@@ -21,11 +21,11 @@ def test_encrypted_reasoning_goes_through_a_client_of_responses_and_back() -> No
     events = Events(response_id="resp_1", created_s=0, body={"model": "m", "input": "hi"})
     deltas: list[dict[str, Any]] = [{"reasoning_details": [ENCRYPTED]}, {"content": "Sunny."}]
     parts = [part for delta in deltas for part in events.delta({"choices": [{"index": 0, "delta": delta}]})]
-    told = events_in([*events.begin(), *parts, *events.end(DONE)])
-    output = told[-1]["response"]["output"]
+    sent = events_in([*events.begin(), *parts, *events.end(DONE)])
+    output = sent[-1]["response"]["output"]
     assert [item["type"] for item in output] == ["reasoning", "message"]
     assert output[0]["summary"] == []
-    assert not [event for event in told if event["type"].startswith("response.reasoning_summary")]
+    assert not [event for event in sent if event["type"].startswith("response.reasoning_summary")]
     messages = chat_fields({"model": "m", "input": [*output, {"role": "user", "content": "and Rome?"}]})["messages"]
     assert messages[0] == {"role": "assistant", "reasoning_details": [ENCRYPTED], "content": "Sunny."}
 

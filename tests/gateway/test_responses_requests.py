@@ -281,7 +281,7 @@ def test_items_become_messages(items: list[dict[str, Any]], messages: list[dict[
         ({"tools": [], "tool_choice": "auto", "parallel_tool_calls": True}, {}),
         ({"prompt_cache_key": "k"}, {"prompt_cache_key": "k"}),
         ({"prompt_cache_key": "k" * 65}, {}),
-        # What SDKs and agents send unasked, or what says what is so anyway.
+        # Fields that SDKs and agents always send, or that only state the default.
         (
             {
                 "store": True,
@@ -402,7 +402,7 @@ def test_a_tool_that_is_listed_twice_is_sent_once() -> None:
 
 
 def test_items_of_a_result_stand_in_for_references() -> None:
-    """Vercel's SDK sends no item again that may be stored."""
+    """Vercel's SDK does not repeat an item that may be stored."""
     body = {"model": "m", "input": "hi", "tools": [FUNCTION]}
     result = InferenceResult.model_validate(
         {"task_id": "t", "status": "done", "content": "Looking.", "reasoning": "Hm.", "tool_calls": [CHAT_CALL]}

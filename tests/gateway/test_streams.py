@@ -202,7 +202,7 @@ async def test_a_gateway_that_stops_ends_its_streams_with_an_error(
 async def test_a_stream_that_cannot_be_written_on_ends_with_an_error(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault of ours must not look like the end of an answer either."""
+    """An internal error must not look like the end of an answer either."""
 
     def fail(_self: object, _chunk: object) -> bytes:
         raise TypeError("a delta of another form")
@@ -216,7 +216,7 @@ async def test_a_stream_that_cannot_be_written_on_ends_with_an_error(
 
 
 async def test_slow_readers_slow_the_provider_down(served: Served) -> None:
-    """What nobody reads takes no memory: the provider's own connection fills up instead."""
+    """Unread data takes no memory in the gateway: the provider's connection fills up instead."""
     body = {**MODEL_BODY, "messages": [{"role": "user", "content": "Hello [[completion_tokens=20000]]"}]}
     body["max_tokens"] = 30_000
     async with served.client.stream("POST", "/v1/chat/completions", json=body) as reply:

@@ -1,4 +1,4 @@
-"""What pages read from is bounded: a query that takes too long is cut off, and too many at a time are sent away."""
+"""Reads of pages are limited: a query that takes too long is cancelled, and too many at a time are refused."""
 
 import asyncio
 from pathlib import Path

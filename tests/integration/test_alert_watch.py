@@ -93,17 +93,17 @@ async def test_a_condition_raises_one_alert_until_it_has_ended(
     await world.watch(redis).look()
     vars(world).update(changes)
     await world.watch(redis).look()
-    assert [told for told, _ in await raised(redis)] == [kind]
+    assert [each_kind for each_kind, _ in await raised(redis)] == [kind]
 
 
 async def test_further_dead_letters_are_reported_at_most_once_an_hour(redis: Redis) -> None:
     world = World()
     watch = world.watch(redis)
-    for letters, later_ms, told in ((1, 0, 1), (2, HOUR_MS - 1, 0), (2, 1, 1), (2, 2 * HOUR_MS, 0), (5, 0, 1)):
+    for letters, later_ms, number in ((1, 0, 1), (2, HOUR_MS - 1, 0), (2, 1, 1), (2, 2 * HOUR_MS, 0), (5, 0, 1)):
         world.facts = replace(QUIET, dead_letters=letters)
         world.now_ms += later_ms
         await watch.look()
-        assert len(await raised(redis)) == told, letters
+        assert len(await raised(redis)) == number, letters
 
 
 def test_a_condition_that_cannot_be_read_neither_raises_nor_ends_an_alert() -> None:

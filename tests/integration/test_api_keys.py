@@ -129,7 +129,7 @@ async def test_an_expired_key_is_refused_at_once_by_the_clock_of_redis(
     now_ms = await keys.now_ms()
     secret, _ = await created(changes, expires_ms=now_ms + 600_000)
     assert await keys.find(secret)
-    clock.now_s += 1.0  # It is kept still; its end is told from when it was read.
+    clock.now_s += 1.0  # It is still cached; its end counts from when it was read.
     assert await keys.find(secret)
     clock.now_s += 599.5
     assert await keys.find(secret), "read anew, its end is ten minutes away again by the clock of Redis"

@@ -24,7 +24,7 @@ from tollbook.schemas.identifiers import EntryId
 
 KEYS = (Keys("t", 0), Keys("t", 1))
 HERE, ELSEWHERE = Position(EntryId(7, 1), 7), Position(EntryId(9, 0), 9)
-# More than a float can tell apart.
+# More digits than a float has.
 SETTLED, HELD = 2**63 - 1, 2**53 + 1
 
 
@@ -125,9 +125,9 @@ async def test_an_error_of_the_projector_reaches_the_asking_process(
 ) -> None:
     projection.problem = problem
     async with answering(redis_client, projection), asking(redis_client) as asked:
-        with pytest.raises(LedgerError, match=str(problem)) as told:
+        with pytest.raises(LedgerError, match=str(problem)) as refused:
             await asked.reader(0)(["user:u1"])
-        assert type(told.value) is kind
+        assert type(refused.value) is kind
         projection.problem = None
         assert (await asked.reader(0)(["user:u1"])).balances
 
@@ -165,7 +165,7 @@ async def test_a_malformed_request_does_not_stop_the_answers(redis_client: Redis
 
 
 async def test_a_wrong_or_malformed_answer_is_ignored(redis_client: Redis, projection: Projection) -> None:
-    """What is no answer, answers nothing that was asked, or has not what was asked for is not taken for one."""
+    """Malformed answers, answers to no request, and answers without the requested budgets are ignored."""
     async with asking(redis_client) as asked, redis_client.pubsub() as requests:
         await requests.subscribe(KEYS[0].baseline_requests)
         reading = asyncio.ensure_future(asked.reader(0)(["user:u1"]))

@@ -101,7 +101,7 @@ async def test_concurrent_misses_are_one_query(baselines: Baselines, reader: Rea
 
 
 async def test_a_request_during_a_read_gets_the_next_read(baselines: Baselines, reader: Reader) -> None:
-    """A read under way may be older than the answer STALE that made somebody ask."""
+    """A read under way may be older than the STALE reply that caused the request."""
     reader.may_answer.clear()
     first = asyncio.create_task(baselines.get(["a"], is_fresh=True))
     await reader.is_asked.wait()

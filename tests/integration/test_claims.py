@@ -157,7 +157,7 @@ async def test_all_of_a_silent_workers_tasks_are_taken_at_once(
 
 
 class Steps:
-    """Clock and sleep of a worker's claims: the test says when the next scan begins, and how late it is."""
+    """Clock and sleep of a worker's claims: the test decides when the next scan begins, and how late it is."""
 
     def __init__(self) -> None:
         self._now_s = 0.0

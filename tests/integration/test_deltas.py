@@ -1,6 +1,6 @@
-"""Calls that somebody reads along with: deltas while the answer comes, one attempt from the first on, exact books.
+"""Calls with a reader: deltas while the answer comes, no second attempt after the first delta, exact books.
 
-After every test the ledger is held against the stand-in's own book, and every hold is settled.
+After every test the ledger is compared with the stand-in's own book, and every hold is settled.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 
 class Reader:
-    """Reads along. `first` is set with the first delta; while `is_busy`, a delta waits for ever."""
+    """A reader of deltas. `first` is set with the first delta; while `is_busy`, it takes no further delta."""
 
     def __init__(self, *, is_busy: bool = False) -> None:
         self.deltas: list[Delta] = []

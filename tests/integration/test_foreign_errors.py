@@ -69,7 +69,7 @@ def settings_for(redis_url: str | None, data_dir: Path) -> Settings:
 
 @asynccontextmanager
 async def speaker_of_http() -> AsyncGenerator[str]:
-    """Serve what is no Redis."""
+    """Run a server that is not Redis."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

@@ -1,4 +1,4 @@
-"""A DuckLake of copies: every sealed event once, and the archive as it was whatever becomes of the lake (G7)."""
+"""A DuckLake of copies: every sealed event once, and the archive unchanged whatever the lake does (G7)."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The ledger as callers use it: STALE, lost connections, lost libraries and a turn of the period are dealt with."""
+"""The ledger as callers use it: it handles STALE, lost connections, lost libraries and a new period."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -202,7 +202,7 @@ async def test_a_projection_behind_the_watermark_fails_closed(bench: Bench) -> N
 
 
 async def test_without_a_projection_no_new_hold_is_made(bench: Bench) -> None:
-    """G8; and it is said at once, since waiting for Redis would not help."""
+    """G8: it fails at once, since waiting for Redis would not help."""
     bench.projection.is_down = True
     with pytest.raises(BaselineUnavailable, match="DuckDB is down"):
         await bench.ledger.reserve(lambda _: _reserve(), 0)
@@ -287,7 +287,7 @@ async def test_an_extension_whose_answer_was_lost_is_not_made_twice(bench: Bench
 
 
 async def test_retries_of_a_reservation_end(bench: Bench) -> None:
-    """Pauses double up to the longest, until their sum is the patience; jitter is 1 here."""
+    """Pauses double up to the longest, until their sum is the limit; jitter is 1 here."""
     await bench.ledger.balance(user_id="u", period="2026-11", budgets=BUDGETS)
     await bench.proxy.stop()
     with pytest.raises(LedgerUnavailable):
@@ -296,7 +296,7 @@ async def test_retries_of_a_reservation_end(bench: Bench) -> None:
 
 
 async def test_retries_of_a_settlement_last_longer(bench: Bench) -> None:
-    """G3: the money is spent, so it is worth waiting to say so."""
+    """G3: the money is spent, so recording it is worth a longer wait."""
     await bench.ledger.reserve(lambda _: _reserve(), 0)
     await bench.proxy.stop()
     bench.pauses.at, bench.pauses.end = 5.0, bench.proxy.start

@@ -1,6 +1,6 @@
 """What a reply means: outcome, cost and reasons of every scenario and of reported replies, over the real gate.
 
-After every test the ledger is held against the stand-in's book, and nothing that was said is in an event or a log line.
+After every test the ledger is compared with the stand-in's book, and no prompt or answer is in an event or a log line.
 """
 
 import asyncio
@@ -115,7 +115,7 @@ async def test_scenario_has_the_outcome_of_the_table(calling: Calling, name: str
     assert all((event.usage_doubt is not None) == is_doubted for event in called)
     # G3: at least the true cost, and exactly that where the report is consistent.
     assert cost == book if scenario.booked in ("reported", "priced", "nothing") else cost >= book
-    # G4: what was paid for is not bought again.
+    # G4: a paid call is not paid again.
     may_repeat = scenario.is_asked_again or name == "proxy_page"
     assert calling.provider.requests == (len(called) if may_repeat else 1)
     assert (len(called) > 1) == may_repeat

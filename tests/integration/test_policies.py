@@ -207,16 +207,16 @@ async def test_a_worker_follows_streams_and_their_concurrency(server_url: str, t
     async with open_calling(server_url, tmp_path) as calling:
         runtime, pipeline = calling.runtime, calling.runtime.handle.pipeline
         worker = build_worker(runtime, tuple(runtime.rules.streams), "w1")
-        told = build_worker(runtime, ("generation",), "w2")
+        limited = build_worker(runtime, ("generation",), "w2")
         following = PolicyFollowing(runtime, worker, takes_all=True)
         await following.look()
         assert not following.added.is_set()
         streams = {"shop": {"concurrency": 3}, "generation": {"concurrency": 2}}
         await put_in_force(calling, default_policy({"streams": streams}))
-        for each, takes_all in ((worker, True), (told, False)):
+        for each, takes_all in ((worker, True), (limited, False)):
             await PolicyFollowing(runtime, each, takes_all=takes_all).look()
             assert (each.concurrency["generation"], each.concurrency["shop"]) == (2, 3)
-        assert ("shop" in worker.claims.streams, told.claims.streams) == (True, ("generation",))
+        assert ("shop" in worker.claims.streams, limited.claims.streams) == (True, ("generation",))
         assert await pipeline.execute("XLEN", "shop") == 0, "the stream has its group"
 
         # A stream that another Tollbook serves is left to it; what this one serves, it serves on.

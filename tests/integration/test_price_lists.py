@@ -1,4 +1,4 @@
-"""Lists of prices from the provider: kept on disk, dated, never overwritten; and what calls make of them."""
+"""Lists of prices from the provider: kept on disk, dated, never overwritten; and how calls use them."""
 
 import json
 import os

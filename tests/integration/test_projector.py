@@ -145,7 +145,7 @@ async def test_events_gather_between_folds_until_somebody_waits_for_them(store: 
 
 
 async def test_a_start_on_what_is_folded_already_wakes_those_who_wait(store: Store, gate: DirectGate) -> None:
-    """Whoever asked before the position was read from DuckDB must not wait for an event that may never come."""
+    """A caller that asked before the position was read from DuckDB must not wait for an event that may never come."""
     last = await gate.reserve("c1", 5)
     async with projecting(store, gate) as (projector, _):
         await projector.wait_for(0, last)

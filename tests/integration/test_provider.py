@@ -1,6 +1,6 @@
 """The provider's client against the stand-in over a real socket, and over transports that fail as no server can.
 
-What is asked of each failure: what is known of the money (G3), and who may be asked next.
+Each failure must say what is known about the charge (G3), and which model may be asked next.
 """
 
 import asyncio
@@ -180,7 +180,7 @@ async def test_fault_is_classified(
         if charge == "none":
             # G3: "none" is a promise.
             assert server.book.totals() == {}
-        # The headers name the generation where they have arrived, whatever became of the body.
+        # If the headers have arrived, they name the generation, even if the body broke.
         has_headers = attempt.http_status is not None
         assert (attempt.generation_id is not None) == has_headers
         # The connection pool is sound afterwards.
@@ -397,7 +397,7 @@ async def test_pause_over_a_socket() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "charge"),
     [
-        # A bare 5xx comes from something in between, which cannot know what became of the request.
+        # A bare 5xx comes from a proxy in between, which cannot know how the request ended.
         (500, b"<html>oops</html>", "unknown"),
         (502, b"", "unknown"),
         (503, b'{"detail": "x"}', "unknown"),

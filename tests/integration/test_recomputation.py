@@ -1,4 +1,4 @@
-"""DuckDB is checked, not believed: what a hand changed in the file is found; a file of the fold alone never is."""
+"""DuckDB is checked and not trusted: changes by hand in the file are found; an unchanged file has no finding."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reconciling: assumptions become the provider's true costs, and what cannot be learnt stays and is named (G3)."""
+"""Reconciling: assumed charges become the provider's true costs; those that it cannot tell stay and are named (G3)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -219,7 +219,7 @@ async def test_answer_that_came_late_and_told_no_cost_is_asked_about(calling: Ca
         await wait_until(lambda: calling.provider.requests == 1)
         await expire(calling, "t1")
         gate.set()
-        # It comes to what was assumed already, and is told all the same: generation, result.
+        # The cost is the assumed one, but the answer is still recorded: generation, result.
         result = await running
     assert await calling.runtime.handle.results.get("t1") == result
     outcome = await reconciled(calling)
@@ -229,7 +229,7 @@ async def test_answer_that_came_late_and_told_no_cost_is_asked_about(calling: Ca
 
 @pytest.mark.parametrize("is_told", ["before", "meanwhile"])
 async def test_late_assumed_cost_does_not_replace_a_reported_one(calling: Calling, is_told: str) -> None:
-    """G1: what that has freed is spent by others. The answer is the task's all the same."""
+    """G1: other calls have spent the freed money. The answer is still the task's."""
     await calling.set_cap(BOUND + PRICE)
     calling.script("missing_usage")
     gate = asyncio.Event()

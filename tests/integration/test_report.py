@@ -245,7 +245,7 @@ def test_the_charts_library_is_made_once_and_kept(tmp_path: Path, monkeypatch: p
     (kept,) = (tmp_path / "cache" / "tollbook").iterdir()
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_: pytest.fail("it is kept"))
     assert render_page(answers, reading.freshness) == page
-    # What could end the element is not taken, wherever it comes from.
+    # Text that could end the element is refused, wherever it comes from.
     kept.write_text("</script>", encoding="utf-8")
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_: "made anew")
     assert "<script>made anew</script>" in render_page(answers, reading.freshness)
@@ -306,7 +306,7 @@ async def test_beside_a_ledger_that_answers_it_says_how_far_behind_it_is(
     for entry_id, row in entries:
         pipe.execute_command("XADD", keys.ledger, entry_id, *row)
     await pipe.execute()
-    # What is archived and trimmed is on the ledger all the same.
+    # Events that are archived and trimmed still belong to the ledger.
     await redis_client.execute_command("XTRIM", keys.ledger, "MAXLEN", "=", 100)
     await redis_client.execute_command("HSET", keys.meta, "removed", len(entries) - 100)
 

@@ -30,7 +30,7 @@ CALL: Final = {"id": "c1", "type": "function", "function": {"name": "weather", "
 IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 VISION: Final = {"model": "anthropic/claude-sonnet-4"}
 
-# Task -> what of it is sent, by field.
+# Task -> the fields that are sent.
 SENT: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "an assistant's tool call without content": (
         {"messages": [HELLO, {"role": "assistant", "content": None, "tool_calls": [CALL]},

@@ -1,4 +1,4 @@
-"""Waiting for results: whoever waits is woken by the announcement, however many come, go and give up meanwhile."""
+"""Waiting for results: the announcement wakes every waiting reader, however many come, go and give up meanwhile."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ async def passes(draw: random.Random) -> None:
 async def test_no_waiting_reader_misses_an_announcement(
     redis_client: Redis, server_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    # Nobody looks again by himself: one announcement that is missed fails the test.
+    # No reader polls: one missed announcement fails the test.
     monkeypatch.setattr(module, "_READ_AGAIN_S", 3_600)
     draw, tasks = random.Random(seed), [f"t{number}" for number in range(100)]
     async with connect(server_url) as client:

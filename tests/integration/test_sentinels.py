@@ -1,4 +1,4 @@
-"""An address by way of Sentinels: the clients that are made of it, and what is said where it leads nowhere."""
+"""An address of Sentinels: the clients that are made of it, and the messages if it leads nowhere."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_an_address_of_sentinels_is_parsed() -> None:
 
 async def test_every_client_finds_the_primary(group: Replicated) -> None:
     assert await port_seen_by(group.url) == port_of(group.primary)
-    # A Sentinel that is down is passed over.
+    # A Sentinel that is down is skipped.
     assert await port_seen_by(group.url.replace("127.0.0.1:", "127.0.0.1:1,127.0.0.1:", 1)) == port_of(group.primary)
     async with connect(group.url.replace(f"/{SERVICE}", f"/{SERVICE}/4")) as redis:
         assert b" db=4 " in cast("Any", await redis.execute_command("CLIENT", "INFO"))
@@ -70,7 +70,7 @@ async def test_every_client_finds_the_primary(group: Replicated) -> None:
 
 @pytest.mark.slow
 async def test_a_server_that_is_a_replica_is_not_taken_for_the_primary(group: Replicated) -> None:
-    """The Sentinel has not heard of what was done by hand, and names the demoted server."""
+    """The Sentinel does not know of the failover by hand yet, and names the demoted server."""
     (replica,) = group.replicas
     async with connect(replica.url) as promoted:
         await promoted.execute_command("REPLICAOF", "NO", "ONE")

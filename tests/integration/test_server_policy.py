@@ -1,4 +1,4 @@
-"""A server that may lose what it was told takes no calls, at start and while it runs (G8)."""
+"""A server that may lose acknowledged writes takes no calls, at start and while it runs (G8)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -141,7 +141,7 @@ async def test_a_server_that_does_not_answer_keeps_its_verdict(redis: Redis, pri
 
 
 class OddServer:
-    """Answers nobody foresaw, until it is told to answer as the real one does."""
+    """A server with unexpected answers, until the test lets it answer as a real one."""
 
     def __init__(self, redis: Redis) -> None:
         self.is_odd = True

@@ -364,10 +364,10 @@ async def test_book_counts_every_charge_of_a_burst() -> None:
     rates = {"http_503": 0.2, "zero_cost": 0.1, "overcharge": 0.1}
     async with standin(faults=FaultPlan(rates=rates, seed=7)) as (server, client):
         responses = await asyncio.gather(*(ask(client, body(user=f"u{n % 3}")) for n in range(90)))
-        told = sum(
+        booked = sum(
             (usage_of(response)["cost"] for response in responses if response.status_code == 200), start=Decimal(0)
         )
-        assert usd_from_nanousd(sum(server.book.totals().values())) == told
+        assert usd_from_nanousd(sum(server.book.totals().values())) == booked
         assert server.requests == 90
 
 

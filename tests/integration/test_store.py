@@ -1,4 +1,4 @@
-"""The DuckDB file: one writer, consistent readers, and what becomes of a file that cannot be used."""
+"""The DuckDB file: one writer, consistent readers, and how an unusable file is handled."""
 
 import re
 import subprocess

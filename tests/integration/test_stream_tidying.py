@@ -1,4 +1,4 @@
-"""Tidying on real servers: finished tasks go, and nothing that any consumer group has not read and acknowledged."""
+"""Tidying on real servers: only tasks that every consumer group has read and acknowledged are removed."""
 
 import asyncio
 import random

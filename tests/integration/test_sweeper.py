@@ -41,7 +41,7 @@ RESERVED: Final = payload_json(
 
 @pytest.fixture
 async def running(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[RunningSystem]:
-    """A system without workers: nobody but the test sweeps."""
+    """A system without workers: only the test sweeps."""
     async with running_system(tmp_path / "data", server_url, workers=0) as system:
         yield system
 
@@ -120,7 +120,7 @@ async def settlements(running: RunningSystem) -> list[tuple[str, int, int, str, 
 
 
 async def test_an_overdue_hold_is_charged_in_full_and_marked(running: RunningSystem) -> None:
-    """G2, G3: a request may have been sent, so what was held is taken for spent until better is known."""
+    """G2, G3: a request may have been sent, so the whole hold counts as spent until the cost is known."""
     await reserve(running, "dead", lease_ms=1)
     await overdue(running, 1)
     assert await make_sweeper(running).sweep() == 1
@@ -215,7 +215,7 @@ async def test_a_settled_call_is_no_longer_swept(running: RunningSystem) -> None
 
 
 async def test_a_settlement_after_the_sweep_adds_nothing(running: RunningSystem) -> None:
-    """G2: the late worker hears at what cost the hold was settled, and corrects it by an event of its own."""
+    """G2: the late worker learns at what cost the hold was settled, and corrects it with an event of its own."""
     await reserve(running, "late", lease_ms=1)
     request = settle_request("late", await found(running, "late"), cost=AMOUNT // 2)
     await overdue(running, 1)
@@ -229,7 +229,7 @@ async def test_a_settlement_after_the_sweep_adds_nothing(running: RunningSystem)
 async def test_money_that_a_dead_call_held_serves_others_within_the_sweepers_interval(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
-    """A worker sweeps by itself; a phantom hold does not stay."""
+    """A worker sweeps by itself, so the hold of a dead call does not stay."""
     async with running_system(tmp_path / "data", server_url) as running:
         await reserve(running, "dead", lease_ms=1)
 

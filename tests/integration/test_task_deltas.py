@@ -1,4 +1,4 @@
-"""Answers that are read while they come: the worker's deltas, and what a publisher makes of them."""
+"""Answers that are read while they come: the worker's deltas, and how a publisher reads them."""
 
 import asyncio
 import json

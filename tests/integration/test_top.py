@@ -137,12 +137,12 @@ async def check_lag(running: RunningSystem, gatherer: Gatherer) -> None:
 
 
 async def check_a_projector_that_is_away(running: RunningSystem, gatherer: Gatherer) -> None:
-    told = Problem("person", "no projector runs, so calls wait: start `tollbook up` or `tollbook projector`")
+    wanted = Problem("person", "no projector runs, so calls wait: start `tollbook up` or `tollbook projector`")
 
     async def is_told() -> bool:
         # Again and again, since the projector takes its lease anew every few seconds.
         await running.redis.delete(projector_lease("tollbook"))
-        return told in (await gatherer.gather()).problems
+        return wanted in (await gatherer.gather()).problems
 
     await wait_until(is_told, what="the missing projector")
 

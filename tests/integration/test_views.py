@@ -306,7 +306,7 @@ def test_a_token_price_is_what_was_really_paid(tmp_path: Path) -> None:
     book.called(on(1), "u", "c1", LARGE, 1, charge_nanousd=3 * USD, usage={"prompt_tokens": 1_000})
     book.append(on(2), "cost-adjusted", "u", "c1", -USD, {"hold": 1, "basis": "reported", "reason": "r", "author": "a"})
     book.called(on(1), "u", "c2", LARGE, 1, charge_nanousd=USD, usage={"completion_tokens": 500})
-    # Which of two attempts was corrected nobody knows; an assumption is no price; no tokens, no price for them.
+    # Unknown: which of two attempts was corrected. An assumed cost is not a price; without tokens there is no price.
     for _ in range(2):
         book.called(on(1), "u", "c3", LARGE, 1, charge_nanousd=9 * USD, **tokens(1, 1))
     book.append(on(2), "cost-adjusted", "u", "c3", -USD, {"hold": 1, "basis": "reported", "reason": "r", "author": "a"})
@@ -322,7 +322,7 @@ def test_a_token_price_is_what_was_really_paid(tmp_path: Path) -> None:
 def test_no_view_divides_by_zero(tmp_path: Path) -> None:
     book = Book()
     book.reserve(on(1), "u", "c", USD)
-    book.fall_back(on(1), "u", "c", reason="timeout")  # Its attempt stands on the ledger before it; here there is none.
+    book.fall_back(on(1), "u", "c", reason="timeout")  # Its attempt is on the ledger before it; here there is none.
     book.settle(on(1), "u", "c", 0, USD, basis="released")
     assert answers(tmp_path, book, "fallback_rates", "model", "attempts", "fallback_percent") == [(LARGE, 0, None)]
     # Nothing more is folded into the same file.

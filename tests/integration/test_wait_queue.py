@@ -106,7 +106,7 @@ async def test_a_call_that_left_the_queue_is_skipped(bench: GateBench) -> None:
 
 
 async def test_a_turn_that_is_no_longer_taken_goes_to_the_next(bench: GateBench) -> None:
-    """Else a hold that was queue would help nobody until the next look."""
+    """Otherwise the money of a departed first call would help no other until the next retry."""
     queue = BudgetWaitQueue(bench.redis, [])
     turns, tasks = await _queued(queue, "first", "second")
     queue.next(OWN)

@@ -1,4 +1,4 @@
-"""The numbers on the page are those of the books, and say nothing of anybody."""
+"""The metrics equal the ledger's numbers, and name no user."""
 
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,8 @@ async def test_the_metrics_equal_what_sql_shows(redis_client: Redis, server_url:
 
 def assert_is_private_and_bounded(page: Samples) -> None:
     """G10: no text of a task, and no label that grows with users, tasks or what publishers make up."""
-    for told in (SECRET, USER, "poor-user", "campaign-of-theirs", "good-0", 'gpt-4o"', "stand-in]"):
-        assert told not in page.text, told
+    for private in (SECRET, USER, "poor-user", "campaign-of-theirs", "good-0", 'gpt-4o"', "stand-in]"):
+        assert private not in page.text, private
     known = {metric.name: set(metric.labels) for metric in METRICS}
     for name, labels in page.values:
         base = name

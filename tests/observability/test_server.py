@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from tests.observability.pages import scrape
 from tests.servers import PATIENCE_S, wait_until
-from tests.system import StayingCommand, run_cli, running_system
+from tests.system import BackgroundCommand, run_cli, running_system
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import Settings
 from tollbook.observability.address import announced_address, remove_abandoned
@@ -63,7 +63,7 @@ async def test_a_process_is_found_by_its_file_and_leaves_nothing_behind_when_it_
             "OPENROUTER_BASE_URL": running.provider.base_url,
             "TOLLBOOK_METRICS_PORT": "0",
         }
-        command = await StayingCommand.start("worker", cwd=tmp_path, env=environment)
+        command = await BackgroundCommand.start("worker", cwd=tmp_path, env=environment)
         try:
             [address] = await wait_until(lambda: targets(data_dir, "worker"), what="the worker's address")
             remove_abandoned(data_dir)

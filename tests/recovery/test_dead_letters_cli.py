@@ -85,7 +85,7 @@ async def test_malformed_tasks_are_listed_shown_retried_and_dropped(running: Run
         (latin.id, "invalid_task", "latin"),
         (nobodys.id, "invalid_task", "nobodys"),
     ]
-    # G10: prompts are shown only to who asks for one letter.
+    # G10: a prompt is shown only with a single letter.
     assert "prompt" not in listed.stdout
     table = await cli("dead-letters", "list", "--count", "1")
     assert latin.id in table.stdout

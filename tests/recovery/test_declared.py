@@ -1,4 +1,4 @@
-"""`verify` finds what no `tollbook recover` wrote: a loss that was none (G7), an event entered again in vain (G2)."""
+"""`verify` finds forged recoveries: a declared loss that did not happen (G7), a charge entered twice (G2)."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""The address moves to a promoted replica while the demoted primary lives on: nobody stays with the demoted one."""
+"""The address moves to a promoted replica while the demoted primary lives on: no connection stays with it."""
 
 from pathlib import Path
 from typing import Any

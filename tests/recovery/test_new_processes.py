@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from tests.recovery.test_going_back import Backup, put_back, take_backup
 from tests.servers import wait_until
-from tests.system import REPLIES, RunningSystem, StayingCommand, run_cli, running_system
+from tests.system import REPLIES, BackgroundCommand, RunningSystem, run_cli, running_system
 from tollbook.ledger.keys import Keys
 
 KEYS = Keys("tollbook", 0)
@@ -52,7 +52,7 @@ def here(server_url: str, data_dir: Path) -> dict[str, str]:
 
 
 async def ledger_of(redis: Redis) -> Backup:
-    """The partition as it is, but for what the projector says of calls."""
+    """The keys of the partition, without the projector's mark that stops calls."""
     found = {key: value for key, value in (await take_backup(redis)).items() if key.startswith(KEYS.prefix.encode())}
     found.pop(KEYS.meta.encode(), None)
     return found
@@ -99,7 +99,7 @@ async def test_no_policy_is_put_in_force_before_the_projector_has_checked(
         shutil.rmtree(data / "archive")
     (tmp_path / "tollbook.toml").write_text('[plans.trial]\ncap_usd = "7"\n')
     before = await ledger_of(redis_client)
-    command = await StayingCommand.start("up", "--workers", "1", cwd=tmp_path, env=here(server_url, data))
+    command = await BackgroundCommand.start("up", "--workers", "1", cwd=tmp_path, env=here(server_url, data))
     try:
 
         async def is_stopped() -> bool:
@@ -162,7 +162,7 @@ async def test_a_worker_on_another_machine_waits_until_a_projector_has_checked(
 ) -> None:
     """It has nothing to compare with; without a projector it has no baselines, and then the mark tells it."""
     await redis_client.xadd("analysis", TASK | {"task_id": "new"})
-    worker = await StayingCommand.start("worker", cwd=tmp_path, env=here(server_url, tmp_path / "elsewhere"))
+    worker = await BackgroundCommand.start("worker", cwd=tmp_path, env=here(server_url, tmp_path / "elsewhere"))
     try:
         await wait_until(lambda: "no projector runs" in worker.stderr, what="the worker's wait")
         await run_cli("projector", cwd=tmp_path, env=here(server_url, tmp_path / "data"))

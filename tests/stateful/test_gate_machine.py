@@ -42,7 +42,7 @@ def _run(url: str, *, examples: int, steps: int, is_repeatable: bool) -> Counter
 
 
 def test_every_answer_equals_the_models_in_a_few_runs(every_server_url: str) -> None:
-    """What one runs while working; the long runs below see every answer."""
+    """The quick run; the long runs below see every answer."""
     assert _run(every_server_url, examples=8, steps=50, is_repeatable=True)
 
 
@@ -56,6 +56,6 @@ def test_every_answer_equals_the_models(every_server_url: str, request: pytest.F
 
 @pytest.mark.slow
 def test_every_answer_equals_the_models_in_long_runs(server_url: str) -> None:
-    """Other lives in each run; the repeatable run above sees to it that every answer is provoked."""
+    """Different in each run; the repeatable run above makes sure that every answer is provoked."""
     seen = _run(server_url, examples=100, steps=200, is_repeatable=False)
     assert sum(seen.values()) > 1_000

@@ -1,4 +1,4 @@
-"""Requests for baselines and answers, as text and back: exact, bounded, and nothing else is taken for one."""
+"""Requests for baselines and answers, as text and back: exact, bounded, and anything else is refused."""
 
 import json
 from collections.abc import Mapping
@@ -65,10 +65,10 @@ def test_an_answer_has_what_was_asked_for_and_no_more() -> None:
 )
 def test_an_error_comes_as_that_error(problem: LedgerError, kind: type[LedgerError]) -> None:
     text = answer_text(REQUEST, ledger_id="l", partition=1, found=problem)
-    with pytest.raises(LedgerError) as told:
+    with pytest.raises(LedgerError) as refused:
         read_answer(text.encode()).page(REQUEST.names, partition=1)
-    assert type(told.value) is kind
-    assert str(told.value) == str(problem)[:1_000]
+    assert type(refused.value) is kind
+    assert str(refused.value) == str(problem)[:1_000]
 
 
 def test_the_largest_messages_are_within_their_limits() -> None:

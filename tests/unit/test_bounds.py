@@ -174,8 +174,15 @@ def prompt_tokens(*messages: Message, **parameters: Any) -> int:
 
 
 def test_numbers_and_cache_marks_add_no_tokens() -> None:
-    told = {"temperature": 0.2, "top_p": 1.0, "seed": 7, "logprobs": True, "logit_bias": {"1": 5}, "top_k": 40}
-    assert prompt_tokens(*HI, **told, prompt_cache_key="k") == prompt_tokens(*HI)
+    free_parameters = {
+        "temperature": 0.2,
+        "top_p": 1.0,
+        "seed": 7,
+        "logprobs": True,
+        "logit_bias": {"1": 5},
+        "top_k": 40,
+    }
+    assert prompt_tokens(*HI, **free_parameters, prompt_cache_key="k") == prompt_tokens(*HI)
 
 
 json_values = st.recursive(
@@ -234,7 +241,7 @@ def test_an_image_counts_with_the_most_that_the_model_makes_of_one() -> None:
 
 
 def test_a_prediction_counts_as_completion_too() -> None:
-    """G1: what of it the answer does not use is billed so."""
+    """G1: the part that the answer does not use is billed as completion."""
     parameters = {"prediction": {"type": "content", "content": "x" * 500}}
     found = bound(HI, 100, PRICE, parameters=parameters)
     assert found.completion_tokens > 600

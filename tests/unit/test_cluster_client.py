@@ -1,4 +1,4 @@
-"""A client on a cluster: it follows what a node refuses unread, and sends nothing a second time."""
+"""A client on a cluster: it follows redirects, and sends no executed command a second time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Stands in for uv: tells its version and writes down how it was called.
+# Stands in for uv: prints its version and records how it was called.
 UV = """#!/bin/sh
 [ "$1" = --version ] && exec echo "uv {version}"
 echo "$@" >> "{calls}"

@@ -1,4 +1,4 @@
-"""Task entries: what is made is what a worker reads, and what a worker refuses is not made."""
+"""Task entries: a worker reads each one as it was made, and an entry that a worker would refuse is not made."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""A new type of event is known wherever an event must be: what would stop the projector is found here first."""
+"""A new type of event is handled wherever it must be: a gap that would stop the projector is found here first."""
 
 from typing import Final, get_args
 
@@ -24,7 +24,7 @@ def test_the_fold_lists_the_required_fields_of_every_event(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_an_event_has_a_call_or_is_left_out_of_the_calls(kind: str) -> None:
-    # What is not listed in SQL would become a call of its own in the view, or a life without a hold.
+    # A type that is not listed in SQL would appear as a call of its own, or as a call without a hold.
     lines = packaged_text("tollbook.ledger.projection.sql", "schema.sql").splitlines()
     (left_out,) = (line for line in lines if line.startswith("WHERE type NOT IN"))
     assert (f"'{kind}'" in left_out) == (kind in WITHOUT_CALL), "name it in WITHOUT_CALL too, if it has no call"

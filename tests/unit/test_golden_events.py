@@ -34,7 +34,7 @@ SINCE: Final = {
     "key-created": 2,
     "key-revoked": 2,
 }
-# What the gate puts in front of a payload; the rest of it is written by Python.
+# The fields that the gate puts in front of a payload; Python writes the rest.
 STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "budget-reserved": ("hold", "cap_nanousd", "deadline_ms", "assigned_plan", "content_hash", "budgets"),
     "budget-denied": (
@@ -100,7 +100,7 @@ def test_a_stored_event_of_this_version_is_written_back_to_the_same_bytes(path: 
     fields, event = _read(path)["fields"], _event(path)
     assert list(fields) == list(ENVELOPE_FIELDS)
     if event.v < EVENT_VERSION:
-        return  # It was lifted on reading; nothing writes the old version any more.
+        return  # It was upcast on reading; nothing writes the old version any more.
     assert json.loads(payload_json(event.payload)) == json.loads(fields["payload"])
     stamps = STAMPS.get(event.type, ())
     written = event.payload.model_dump_json(exclude={"type", *stamps}, exclude_none=True, exclude_defaults=True)

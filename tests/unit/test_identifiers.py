@@ -63,7 +63,7 @@ def test_an_id_is_any_printable_word(value: str) -> None:
     [
         "", "a" * (MAX_ID_CHARACTERS + 1), " ", " a", "a ", "a\n", "a\tb", 'a"b', "a\\b", "a\x00", "a\x7f", "a\x85",
         "a\u00a0b", "a\u2028b", "a\u200bb", "a\ud800", "a\ufeff", "a\u200db", "a\u202eb", "a\u00adb",
-        # Python calls these printable, and nobody sees them.
+        # Python calls these printable, but they are invisible.
         "a\u034f", "\u3164", "\uffa0", "a\u115f", "a\ufe0f", "a\U000e0101", "a\u180b", "a\u17b4", "\u2800",
         # Composed, they are what is refused: U+2000 is a space of another name.
         "a\u2000b",
@@ -166,7 +166,7 @@ def test_values_of_several_attributes_are_one_value() -> None:
 
 @given(st.lists(st.text(), min_size=2, max_size=3), st.lists(st.text(), min_size=2, max_size=3))
 def test_other_values_are_another_value(one: list[str], other: list[str]) -> None:
-    """G1: two balances that became one would refuse, one that became two would be spent twice."""
+    """G1: two balances joined into one would refuse calls; one split into two could be spent twice."""
     assert (budget_value(one) == budget_value(other)) == (one == other)
 
 

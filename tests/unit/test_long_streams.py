@@ -1,4 +1,4 @@
-"""Streams of very many parts: each takes the time that it is long, since the event loop serves all calls at once."""
+"""Streams of very many parts: the time is linear in their length, since the event loop serves all calls."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from tollbook.gateway.segments import Segments
 from tollbook.inference.providers.bodies import Body
 
 PARTS: Final = 10_000
-# It takes less than a second; where each part looked through those before it, more than half a minute.
+# It takes less than a second. If each part scanned all parts before it, it would take more than half a minute.
 MOST_S: Final = 8.0
 
 

@@ -1,6 +1,6 @@
 """The table of outcomes: each of its rows is a scenario that is played against the whole system.
 
-`tests/integration/test_outcomes.py` plays every scenario; here the table is held to them.
+`tests/integration/test_outcomes.py` plays every scenario; here the table is compared with them.
 """
 
 import re

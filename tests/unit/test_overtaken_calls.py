@@ -1,4 +1,4 @@
-"""Which calls are cut off whose claims were lost, by what the ledger keeps of them."""
+"""Which calls with a lost claim are cancelled, depending on their state on the ledger."""
 
 import asyncio
 from collections.abc import Callable

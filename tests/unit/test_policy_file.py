@@ -571,12 +571,12 @@ words = st.sampled_from(
 def test_any_text_is_a_policy_or_refused_in_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
-    told: tuple[str, ...] = ()
+    mistakes: tuple[str, ...] = ()
     try:
         read_policy_file(path)
     except SettingsError as exc:
-        told = exc.problems
-    for problem in told:
+        mistakes = exc.problems
+    for problem in mistakes:
         number = re.match(re.escape(str(path)) + r":(\d+): ", problem)
         assert number is not None, problem
         assert 1 <= int(number[1]) <= max(1, len(lines))

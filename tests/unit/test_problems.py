@@ -109,7 +109,7 @@ def test_wrong_values_are_reported_in_plain_words_with_their_field(model: type[B
 def check_refusal_of(value: Any, model: type[BaseModel], name: str) -> None:
     error = refusal(model, {**VALID.get(model, {}), name: value})
     if error is None:
-        # Nothing refuses what is ignored or has no limit.
+        # Fields that are ignored or have no limit refuse nothing.
         assert name in {"traceparent", "tracestate", "metadata", "usage", "stop", "content"} or not isinstance(
             value, bytes | type(object())
         )

@@ -1,4 +1,4 @@
-"""What a provider wants back of reasoning: which pieces are one detail, and what a result and a log have of it."""
+"""Reasoning that a provider wants back: which pieces are one detail, and what results and logs have of it."""
 
 import json
 from typing import Any

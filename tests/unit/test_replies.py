@@ -152,9 +152,9 @@ def test_usage_is_read_in_every_place(
 
 
 @pytest.mark.parametrize("status", [200, 502])
-@pytest.mark.parametrize("told", [{"usage": {"cost": 0.5}}, {"metadata": {"usage": {"cost": 0.5}}}, {"cost": 0.5}])
-def test_error_that_reports_a_cost_was_charged(status: int, told: dict[str, Any]) -> None:
-    attempt = read({"error": {"code": 502, "message": "x", **told}}, status, is_insured=True)
+@pytest.mark.parametrize("reported", [{"usage": {"cost": 0.5}}, {"metadata": {"usage": {"cost": 0.5}}}, {"cost": 0.5}])
+def test_error_that_reports_a_cost_was_charged(status: int, reported: dict[str, Any]) -> None:
+    attempt = read({"error": {"code": 502, "message": "x", **reported}}, status, is_insured=True)
     assert (attempt.charge, attempt.reported_cost_nanousd) == ("known", 500_000_000)
 
 
@@ -205,7 +205,7 @@ def error(code: object, message: str = PROMPT, **metadata: object) -> dict[str, 
         (504, error(504), "unknown", True, True),
         (524, error(524), "unknown", True, True),
         (529, error(529), "none", True, True),
-        # An intermediary's own page says nothing of what became of the request.
+        # The error page of a proxy does not say how the request ended.
         (502, b"<html>bad gateway</html>", "unknown", True, True),
         (500, b"", "unknown", True, True),
         (520, b"", "unknown", True, True),
@@ -265,7 +265,7 @@ def test_error_inside_a_200(body: Any, is_insured: bool, charge: str, is_retryab
         (b"{}", "unknown"),
         (document(choices=None, usage=None), "unknown"),
         (document(choices=[{"message": {"content": ""}, "finish_reason": None}], usage=None), "unknown"),
-        # An empty reply that is free is asked for again: nothing is bought twice.
+        # After a free empty reply the model is asked again: nothing is paid twice.
         (document(choices=[{"message": {"content": ""}, "finish_reason": "stop"}], usage={"cost": 0}), "known"),
     ],
 )
@@ -676,7 +676,7 @@ def test_objects_of_which_the_last_was_cut_off_are_a_lost_connection(lines: tupl
 @pytest.mark.parametrize("sign", [b" ", b":\n", b": alive\n\n", b":"], ids=["space", "empty", "comment", "no end"])
 @pytest.mark.parametrize("pieces", first_quick(1, [200_000, 1]))
 def test_many_keep_alive_lines_are_parsed_once(sign: bytes, pieces: int) -> None:
-    """It would take minutes, were all of it looked at again with each piece."""
+    """It would take minutes if all of it were parsed again with each piece."""
     body, size = Body(), 200_000 // pieces
     for _ in range(pieces):
         body.feed(sign * size)

@@ -1,4 +1,4 @@
-"""Settings: read once, refused whole where anything is wrong, and silent about secrets."""
+"""Settings: read once, refused if any value is wrong, and never showing secrets."""
 
 import os
 import re
@@ -393,7 +393,7 @@ def test_settings_can_be_made_by_field_name() -> None:
 
 @pytest.mark.parametrize("claim_after_s", [1.0, 2.0, 30.0, 86_400.0])
 def test_a_silent_connection_is_given_up_while_claims_can_still_be_renewed(claim_after_s: float) -> None:
-    """With time for three looks: others take a worker for dead at 0.8 of the claim time."""
+    """With time for three checks: others take a worker for dead at 0.8 of the claim time."""
     timeout_s = answer_timeout_s(Settings(claim_after_s=claim_after_s))
     assert 0.5 <= timeout_s <= 30
     assert timeout_s + 0.3 * claim_after_s <= 0.8 * claim_after_s

@@ -1,4 +1,4 @@
-"""The tests that one runs while working touch every guarantee; the long ones are marked, and CI runs them too."""
+"""The quick tests cover every guarantee; the long ones are marked, and CI runs them too."""
 
 import ast
 from pathlib import Path

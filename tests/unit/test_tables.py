@@ -52,7 +52,7 @@ def test_at_every_width_no_line_is_too_wide_and_nothing_is_cut(width: int) -> No
     details = [f"{IDS[0]}: timed out after 30 seconds, the provider was asked again"]
     rows = [Row(row, details, "bold", has_rule=True) for row in ROWS]
     lines = shown(COLUMNS, rows, width)
-    # Names of columns stand beside each value where there is room for nothing else.
+    # In a very narrow table, the column's name is beside each value.
     assert max(map(cell_len, lines)) <= max(width, 14)
     assert [line for line in lines if line != line.rstrip()] == []
     text = "".join("".join(lines).split())

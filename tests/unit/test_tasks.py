@@ -219,7 +219,7 @@ TALK = {
         (SCORE, "deaf017ccbd8f8d48de3a50ef6496338"),
         (FULL, "a403772097cd2ad2c6216ecd1b977317"),
         (TALK, "ffda1cc790fc4b6ab697db18202a2418"),
-        # A null, and what an SDK says that is so anyway, make no other task.
+        # A null, and values of an SDK that only state the default, do not make another task.
         ({**SCORE, "stop": None, "n": 1, "tags": {}, "tools": []}, "deaf017ccbd8f8d48de3a50ef6496338"),
     ],
 )
@@ -235,10 +235,10 @@ def test_half_of_a_surrogate_pair_is_replaced() -> None:
     task = task_from_fields({"data": f'{{{fields}, "metadata": {{{broken}: {broken}}}}}'})
     assert (task.prompt, task.system, task.stop) == ("a\ufffdb", "\U0001f600", ("a\ufffdb",))
     assert task.metadata == {"a\ufffdb": "a\ufffdb"}
-    told = task_from_fields(
+    parsed = task_from_fields(
         {"task": "score_post", "user_id": "u42", "messages": f'[{{"role": "user", "content": {broken}}}]'}
     )
-    assert [message.text for message in told.chat()] == ["a\ufffdb"]
+    assert [message.text for message in parsed.chat()] == ["a\ufffdb"]
     with pytest.raises(InvalidTask, match="'user_id' must"):
         task_from_fields({"data": '{"task": "score_post", "user_id": "a\\ud800", "prompt": "x"}'})
 
@@ -318,7 +318,7 @@ def test_any_other_stream_is_one_for_replies(name: str) -> None:
     ],
 )
 def test_numbers_that_differ_are_tags_that_differ(value: float, text: str) -> None:
-    """Else two cost centers would share a balance."""
+    """Otherwise two cost centers would share a balance."""
     assert Task.model_validate({**SCORE, "tags": {"cost_center": value}}).tags == {"cost_center": text}
 
 

@@ -1,4 +1,4 @@
-"""What lasts is warned of once a minute, however many tasks it holds back."""
+"""A lasting problem is logged once a minute, however many tasks it holds back."""
 
 from structlog.testing import capture_logs
 

@@ -135,10 +135,10 @@ def test_the_other_order_is_by_the_part_of_the_cap() -> None:
 
 @pytest.mark.parametrize("figures", [FIGURES, replace(FIGURES, redis=None, rates=None, spend=None)])
 def test_at_every_size_no_line_is_too_wide(figures: Figures) -> None:
-    told = replace(figures, problems=(Problem("person", "x " * 300), Problem("notice", "y" * 500)) * 5)
+    crowded = replace(figures, problems=(Problem("person", "x " * 300), Problem("notice", "y" * 500)) * 5)
     for width in (1, 2, 7, 20, 40, 79, 80, 99, 100, 120, 300):
         for height in (1, 2, 5, 12, 24, 40, 100):
-            lines = draw(told, width=width, height=height, keys="q quit  s order")
+            lines = draw(crowded, width=width, height=height, keys="q quit  s order")
             assert len(lines) == height
             assert max(cell_len(line.plain) for line in lines) <= width
 

@@ -1,7 +1,7 @@
 """Usage in every provider's dialect: a drawn usage, reported their way, is priced at least at its true cost.
 
-Where the report is consistent it is priced at exactly that. Prices are drawn too: no reading is the dearer one by
-itself.
+Where the report is consistent it is priced at exactly that. Prices are drawn too, so that no
+reading is always the dearer one.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a reply says of tokens and money: counts and amounts, or nothing; never a guess."""
+"""What a reply says about tokens and money: counts and amounts, or nothing; never a guess."""
 
 from decimal import Decimal
 from typing import Any
