@@ -16,10 +16,11 @@ from tollbook.consumers.alerts.deliveries import Deliveries
 from tollbook.consumers.alerts.feeding import AlertFeed
 from tollbook.consumers.alerts.queue import AlertQueue
 from tollbook.consumers.alerts.receivers import receivers_of
+from tollbook.inference.environment import read_variable
 from tollbook.inference.providers.transport import tls_context
 from tollbook.inference.routing import unpriced_routes
 from tollbook.inference.runtime import LedgerHandle
-from tollbook.inference.settings import Settings, read_variable
+from tollbook.inference.settings import Settings
 from tollbook.inference.stated_policy import policy_of
 from tollbook.ledger.clock import now_ms
 from tollbook.ledger.errors import BaselineUnavailable, LedgerError

@@ -231,16 +231,16 @@ async def _run_worker(
 
 
 async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: bool = False) -> None:
-    """Fold and serve DuckDB until `stop`. Errors: what stops the fold, and those of `open_system`."""
+    """Fold and serve DuckDB until `stop`; where Redis does not answer, from when it does.
+
+    Errors: what stops the fold, and those of `open_system` but for LedgerUnavailable.
+    """
     async with AsyncExitStack() as stack:
         state = await stack.enter_async_context(observe_process(settings, "projector"))
-        if is_standby:
-            state.waiting_for = "it is on standby, and folds once the current projector has ended"
         try:
             async with ending_at(stop):
                 redis_url = await stack.enter_async_context(open_redis_url(settings))
-                opening = _open_projection(settings, redis_url, state, part="projector", is_standby=is_standby)
-                handle, projection = await stack.enter_async_context(opening)
+                handle, projection = await _enter_projection(stack, settings, redis_url, state, is_standby=is_standby)
         except StoppedWhileOpening:
             return
         _log.info("projector.started", redis_url=hide_password(redis_url))
@@ -263,6 +263,23 @@ async def run_projector(settings: Settings, stop: asyncio.Event, *, is_standby: 
         finally:
             folding.cancel()
             await asyncio.gather(folding, return_exceptions=True)
+
+
+async def _enter_projection(
+    stack: AsyncExitStack, settings: Settings, redis_url: str, state: ProcessState, *, is_standby: bool
+) -> tuple[LedgerHandle, ProjectionService]:
+    """Open ledger and projection on the stack, as soon as Redis answers."""
+    not_ready = ThrottledWarning("projector.not_ready", now_ms)
+    while True:
+        if is_standby:
+            state.waiting_for = "it is on standby, and folds once the current projector has ended"
+        opening = _open_projection(settings, redis_url, state, part="projector", is_standby=is_standby)
+        try:
+            return await stack.enter_async_context(opening)
+        except LedgerUnavailable as exc:
+            state.waiting_for = str(exc)
+            not_ready.warn(exc)
+            await asyncio.sleep(_SERVER_PAUSE_S)
 
 
 async def run_remote_worker(settings: Settings, streams: Sequence[str], stop: asyncio.Event, *, redis_url: str) -> None:

@@ -82,7 +82,7 @@ async def _deliver(settings: "Settings") -> dict[str, str | None]:
     import httpx
 
     from tollbook.consumers.alerts.receivers import NotDelivered, receivers_of
-    from tollbook.inference.settings import read_variable
+    from tollbook.inference.environment import read_variable
     from tollbook.inference.stated_policy import policy_of
     from tollbook.ledger.clock import now_ms
     from tollbook.schemas.alerts import Alert

@@ -1,4 +1,4 @@
-"""What consumes streams: workers read the task streams, the projector's service reads the ledger.
+"""Consumers of streams: workers read the task streams, the projector's service reads the ledger.
 
-A FastStream app reads the task streams; every task becomes one call of `inference`.
+A FastStream app reads the task streams. Every task becomes one call of `inference`.
 """

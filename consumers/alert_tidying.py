@@ -1,6 +1,7 @@
-"""The record of raised alerts is kept as long as one could be raised again, so that it does not grow for ever.
+"""Removing old entries from the record of raised alerts, so that the record does not grow for ever.
 
-An alert belongs to a window. Once no cost can be booked in the window any more, its entry is of no use.
+An alert belongs to a window. Its entry keeps the alert from being raised twice, so it is needed until no cost can be
+booked in the window any more.
 """
 
 import asyncio
@@ -18,13 +19,16 @@ from tollbook.ledger.gate.gate import Gate
 _EVERY_S: Final = 3600.0
 _PAGE: Final = 1_000
 # A month may begin on its 28th, in any time zone.
-_AFTER: Final = timedelta(days=30)
+_MARGIN: Final = timedelta(days=30)
 _WEEK: Final = re.compile(r"(\d{4})-W(\d\d)")
 _log = structlog.get_logger(__name__)
 
 
 class AlertTidying:
-    """Forgets alerts of windows that were over `keep_s` seconds ago: so long, a call of theirs can be corrected."""
+    """Forgets alerts of windows that ended more than `keep_s` seconds ago.
+
+    Until then, the cost of a call in the window can still be corrected.
+    """
 
     def __init__(
         self, gates: Sequence[Gate], *, keep_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -56,7 +60,7 @@ class AlertTidying:
 
 
 def is_over(budget: str, moment: datetime) -> bool:
-    """Whether a budget's window was surely over at a moment, in any time zone; that of a total never is."""
+    """Whether a budget's window was over at a moment in every time zone. The window of a total never ends."""
     label = budget.rsplit(":", 1)[1]
     try:
         if week := _WEEK.fullmatch(label):
@@ -65,4 +69,4 @@ def is_over(budget: str, moment: datetime) -> bool:
             begins = date.fromisoformat(label if len(label) > len("2026-11") else f"{label}-01")
     except ValueError:
         return False
-    return datetime.combine(begins, time.min, UTC) + timedelta(days=31) + _AFTER < moment
+    return datetime.combine(begins, time.min, UTC) + timedelta(days=31) + _MARGIN < moment

@@ -1,6 +1,6 @@
-"""Answers that need no call: to a ping, to a message that is no task, to an id that was used for another task.
+"""Answers that need no call: to a ping, to a malformed message, to a task whose id was used for another task.
 
-Invariant (G4): the first answer under a task's id stands, to the letter.
+Invariant (G4): the first answer under a task id is never changed.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from tollbook.schemas.identifiers import task_id_from_entry
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.tasks import PING, Task
 
-# How long the result of a malformed message without an id of its own is kept. A flood of such messages, whose publisher
-# looks for no result, must not fill the memory for a week.
+# How long the result of a malformed message without a task id is kept. Its publisher cannot look for the result, and a
+# flood of such messages must not fill the memory for a week.
 _UNNAMED_TTL_S: Final = 3_600
 
 
 class Answers:
-    """Stores such answers, and puts what cannot be executed on the dead-letter stream.
+    """Stores such answers, and puts tasks that cannot be executed on the dead-letter stream.
 
     Errors of every method: LedgerUnavailable.
     """
@@ -35,7 +35,7 @@ class Answers:
         self._now_ms = now_ms
 
     async def ping(self, task_id: str, task: Task) -> InferenceResult:
-        """Answer a ping. Errors: IdempotencyConflict where the id is another task's."""
+        """Answer a ping. Errors: IdempotencyConflict if another task has used the id."""
         result = InferenceResult(
             task_id=task_id,
             status=TaskStatus.DONE,
@@ -53,7 +53,7 @@ class Answers:
         return stored
 
     async def malformed(self, delivery: Delivery, problem: str) -> tuple[InferenceResult, str | None]:
-        """Refuse a message that is no task; return the answer and where it goes, as far as that can be read."""
+        """Refuse a malformed message; return the answer and its reply stream, or None if that cannot be read."""
         known = salvage(delivery)
         user_id = None if known.user_id is None else self._user_ids.on_ledger(known.user_id)  # G10
         await self._dead_letters.put(
@@ -69,15 +69,15 @@ class Answers:
         )
         is_named = known.task_id != task_id_from_entry(delivery.stream, delivery.entry_id)
         if not await self._results.put(result, max_ttl_s=None if is_named else _UNNAMED_TTL_S):  # G4
-            # A redelivery repeats the first answer; a well-formed task that was published under this id keeps its own.
+            # A redelivery repeats the first answer. A well-formed task that had this id before keeps its result.
             stored = await self._results.get_of(known.task_id, user_id) or result
             result = stored if stored.status is TaskStatus.INVALID and stored.error == problem else result
         return result, known.reply_to
 
     async def conflict(self, delivery: Delivery, task_id: str, task: Task, problem: str) -> InferenceResult:
-        """Refuse a task whose id was used for another one.
+        """Refuse a task whose id was used for another task.
 
-        That one's result stays under its key; only the reply stream reports the conflict.
+        The result of the other task stays under its key. Only the reply stream reports the conflict.
         """
         await self._dead_letters.put(
             delivery, reason="idempotency_conflict", error=problem, task_id=task_id, user_id=task.user_id

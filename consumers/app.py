@@ -1,6 +1,6 @@
 """The FastStream app: reads the task streams in small batches and hands every entry to the worker.
 
-The worker acknowledges (AckPolicy.MANUAL). Messages are taken raw, so that one that cannot be read is dead-lettered
+The worker acknowledges (AckPolicy.MANUAL). Messages are not parsed here, so that a malformed message is dead-lettered
 instead of staying pending for ever.
 """
 
@@ -24,28 +24,28 @@ from tollbook.ledger.server.connection import connect, connection_class, server_
 _BATCH: Final = 16
 _POLL_MS: Final = 500
 _STOP_S: Final = 0.5
-# FastStream logs every message at debug level; what goes wrong it logs as an error.
+# FastStream logs every message at debug level, and faults as errors.
 _log = logging.getLogger("tollbook.faststream")
 
 
-def _says_what_is_true(record: logging.LogRecord) -> bool:
-    """Say in our words that a group is gone: FastStream asks for a restart, and the worker makes the group anew."""
+def _reword_group_warning(record: logging.LogRecord) -> bool:
+    """Replace FastStream's message that a group is gone: it asks for a restart, but the worker creates the group."""
     if "restart the application to recreate the group" in record.getMessage():
-        record.msg, record.args, record.exc_info = "a consumer group is gone, and is made anew", (), None
+        record.msg, record.args, record.exc_info = "a consumer group is gone; the worker creates it again", (), None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
 
 
-def _is_not_the_end_of_reading(record: logging.LogRecord) -> bool:
-    """Leave out that a batch was cancelled: the worker stops, and what waited for a slot stays pending for others."""
+def _is_no_cancelled_batch(record: logging.LogRecord) -> bool:
+    """Whether to log a record: a batch is cancelled when the worker stops, and its waiting tasks stay pending."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 class _OwnConnection(RedisConnectionState):
     """A connection to a cluster over Tollbook's own client.
 
-    FastStream's `RedisClusterBroker` (0.7.8, read in November 2026) brings redis-py's client of clusters, with a socket
-    time-out and commands that are sent again.
+    FastStream's `RedisClusterBroker` (0.7.8, read in November 2026) uses redis-py's cluster client, which has a socket
+    timeout and retries commands.
     """
 
     __slots__ = ("_redis_url",)
@@ -70,7 +70,7 @@ class _ClusterBroker(RedisBroker):
 
 
 class TaskApp(FastStream):
-    """A FastStream app; `ended` is set when it ends by itself, as it does when its consumer group vanishes."""
+    """A FastStream app; `ended` is set when the app ends by itself, for example when its consumer group vanishes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -90,21 +90,21 @@ def build_app(
     reads_traces: bool = False,
     is_cluster: bool = False,
 ) -> TaskApp:
-    """Return the app that feeds `worker`; its consumer groups must exist already, made at 0.
+    """Return the app that feeds `worker`; the consumer groups must exist already, created at id 0.
 
     With `reads_traces`, middlewares see the publishers' trace contexts in the headers of a batch.
     """
-    for each in (_says_what_is_true, _is_not_the_end_of_reading):
-        _log.addFilter(each)  # Once, however often it is added.
-    # Without a socket time-out, for the reason that ledger/server/connection.py gives. Its connections leave a server
-    # that was demoted: reading from a group writes, and FastStream would try the same one again for ever.
+    for log_filter in (_reword_group_warning, _is_no_cancelled_batch):
+        _log.addFilter(log_filter)  # Adding the same filter again has no effect.
+    # No socket timeout, for the reason in ledger/server/connection.py. The connections leave a demoted server: reading
+    # from a group is a write, and FastStream would retry on the same server for ever.
     broker = (_ClusterBroker if is_cluster else RedisBroker)(
         server_url(redis_url),
         apply_types=False,
         logger=_log,
         log_level=logging.DEBUG,
         socket_timeout=None,
-        # What a batch still waits for when reading ends are slots; its tasks stay pending.
+        # When reading ends, a batch may still wait for slots; its tasks stay pending.
         graceful_timeout=_STOP_S,
         connection_class=cast("Any", connection_class(redis_url)),
         middlewares=middlewares,
@@ -131,14 +131,14 @@ async def _parse(message: Any) -> RedisBatchStreamMessage:
         message_id=entry_id,
         correlation_id=entry_id,
         group=GROUP,
-        consumer=FAKE_CONSUMER,  # Acknowledging is not done through FastStream's message.
+        consumer=FAKE_CONSUMER,  # The worker acknowledges, not FastStream's message.
     )
 
 
 async def _parse_traced(message: Any) -> RedisBatchStreamMessage:
     parsed = await _parse(message)
     traces = {delivery.entry_id: trace_of(delivery) for delivery in _deliveries(message)}
-    # FastStream goes by correlation ids, one link each.
+    # FastStream makes one link per correlation id.
     parsed.batch_headers = [{"correlation_id": entry_id, **trace} for entry_id, trace in traces.items() if trace]
     return parsed
 

@@ -1,4 +1,4 @@
-"""What was trimmed off the stream is folded from the archive, before the stream is followed."""
+"""Folding the events that were trimmed off the stream, from the archive, before the stream is followed."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,23 +12,23 @@ from tollbook.ledger.projection.store import Store
 
 
 async def fold_archived(store: Store, archive: Archive, handle: LedgerHandle) -> None:
-    """Fold the archive's events that the file lacks.
+    """Fold the archived events that the projection's file does not have.
 
-    While everything is on the stream, an archive that is down can wait.
+    An unreachable archive is an error only if events are missing from the stream.
 
     Errors: ArchiveUnavailable; ArchiveDamaged; LedgerGap; LedgerUnavailable; as `fold_archive`.
     """
     for keys in handle.keys:
         try:
-            await to_its_end(asyncio.to_thread(fold_archive, store, archive, keys.partition))
+            await finish_shielded(asyncio.to_thread(fold_archive, store, archive, keys.partition))
         except ArchiveUnavailable:
             removed: bytes | None = await handle.pipeline.execute("HGET", keys.meta, "removed")
             if store.position(keys.partition).seq < int(removed or 0):
                 raise
 
 
-async def to_its_end(work: Coroutine[Any, Any, Any]) -> None:
-    """Wait for a thread that works on the file also where this task is cancelled: the file is closed next."""
+async def finish_shielded(work: Coroutine[Any, Any, Any]) -> None:
+    """Wait for work in a thread, even if this task is cancelled: the file that the thread uses is closed next."""
     working = asyncio.ensure_future(work)
     try:
         await asyncio.shield(working)

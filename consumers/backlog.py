@@ -1,8 +1,8 @@
-"""What waits on a task stream, and what was dropped from it before anybody read it.
+"""The backlog of a task stream, and how many of its tasks were dropped unread.
 
-A publisher that adds with MAXLEN drops the oldest entries, read or not. Redis tells of it only until the group reads
-on: then it counts what was dropped as read. So one process of a ledger, its projector's, looks again and again and
-keeps the count.
+A publisher that adds with MAXLEN drops the oldest entries, read or not. Redis shows this only until the group reads
+the next entry: then it counts the dropped entries as read. So the projector of a ledger polls the streams and keeps the
+count.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """One task stream. `read` is how far the group is, counted in entries; `dropped`, what it can no longer read."""
+    """One task stream, in entries: unread, read by the group, and dropped before the group read them."""
 
     unread: int
     read: int
@@ -32,7 +32,7 @@ class Backlog:
 
 
 async def read_backlog(pipeline: CommandPipeline, stream: str) -> Backlog:
-    """Return what waits on a stream. Errors: LedgerUnavailable."""
+    """Return the backlog of a stream. Errors: LedgerUnavailable."""
     try:
         info, groups = await asyncio.gather(
             pipeline.execute("XINFO", "STREAM", stream), pipeline.execute("XINFO", "GROUPS", stream)
@@ -49,23 +49,23 @@ async def read_backlog(pipeline: CommandPipeline, stream: str) -> Backlog:
     is_at_start = group[b"last-delivered-id"] == b"0-0"
     if not is_at_start and group[b"entries-read"] is None:
         return Backlog(int(group.get(b"lag") or 0), 0, 0)
-    # What was taken off the front and not read; an entry that a person deleted in the middle counts as well.
+    # Entries taken off the front unread. An entry that a person deleted in the middle counts as well.
     dropped = max(0, added - length - read)
     return Backlog(max(0, added - read - dropped), read, dropped)
 
 
 class DroppedTasks:
-    """Counts the tasks that were dropped unread, for as long as it runs; one process of a ledger does."""
+    """Counts the tasks that were dropped unread. Only one process per ledger runs this."""
 
     def __init__(self, pipeline: CommandPipeline, namespace: str, streams: Callable[[], Iterable[str]]) -> None:
-        """`streams` returns those of the policy in force; a later one may add some."""
+        """`streams` returns the task streams of the policy in force; a later policy may add streams."""
         self._pipeline = pipeline
         self._key = dropped_tasks(namespace)
         self._streams = streams
         self._seen: dict[str, Backlog] = {}
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Count until cancelled."""
         while True:
             try:
                 await self.look()
@@ -74,10 +74,10 @@ class DroppedTasks:
             await asyncio.sleep(_EVERY_S)
 
     async def look(self) -> None:
-        """Add what was dropped since the last look."""
+        """Add the tasks that were dropped since the last look."""
         for stream in self._streams():
             backlog, before = await read_backlog(self._pipeline, stream), self._seen.get(stream)
-            # At the same place of the group, what was dropped before is dropped still.
+            # While the group has read nothing more, Redis still reports what was counted before.
             known = before.dropped if before is not None and before.read == backlog.read else 0
             self._seen[stream] = backlog
             if before is None and backlog.dropped and await self._is_counted(stream, backlog):
@@ -89,6 +89,6 @@ class DroppedTasks:
                 _log.error("tasks.dropped_unread", stream=stream, number=number, total=total)
 
     async def _is_counted(self, stream: str, backlog: Backlog) -> bool:
-        """Whether an earlier process has counted the very same."""
+        """Whether an earlier process has counted this state."""
         noted: bytes | None = await self._pipeline.execute("HGET", self._key, f"{stream} at")
         return noted == f"{backlog.read} {backlog.dropped}".encode()

@@ -1,8 +1,8 @@
 """Stopping and resuming calls everywhere, as the projector of a ledger (G8).
 
-Owns the names under which a projector does it: its lease, and the id of its data directory. Invariant: it acts only
-while it has the lease, and resumes calls only once everything is folded that was on the ledger when it looked. It
-never opens, folds or repairs anything.
+Owns how a projector identifies itself to the gate: by its lease and the id of its data directory. Invariant: calls are
+stopped and resumed only while the projector has the lease, and resumed only once the projector has folded everything
+that was on the ledger when it looked. This module never opens, folds or repairs anything.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ _STOP_TRIES: Final = 10
 _STOP_PAUSE_S: Final = 0.5
 _RESUME_S: Final = 1.0
 _ID_FILE: Final = "projection.id"
-# What ends a projector and is no matter of the ledger: another one works, or this machine has no room or no answer.
+# These end a projector but are no fault of the ledger: another projector runs, or this machine has no disk space, no
+# memory or no connection.
 _OPERATIONAL: Final = (
     ProjectorRunning,
     ProjectorFenced,
@@ -64,9 +65,9 @@ class CallStops:
         await self._apply(lambda switch: switch.claim())
 
     async def stop(self, problem: Exception, store: Store | None, *, is_alone: bool = False) -> None:
-        """Let no call begin anywhere while nothing is folded for this reason, if a person must look at it (G8).
+        """Stop all calls if the problem is one that a person must look at (G8).
 
-        `is_alone` as in `Lease.take`: a projector that has lost the lease stops nothing.
+        `is_alone` as in `Lease.take`. A projector that has lost the lease stops nothing.
         """
         if isinstance(problem, _OPERATIONAL):
             return
@@ -74,7 +75,7 @@ class CallStops:
         positions = await asyncio.to_thread(_positions, store)
         for _ in range(_STOP_TRIES):
             try:
-                await load_library(self._handle.redis)  # Redis may have been put back without it.
+                await load_library(self._handle.redis)  # Redis may have been restored without the library.
                 await self._apply(
                     lambda switch: switch.stop(reason, positions.get(switch.keys.partition, Position()).entry),  # G8
                     is_alone=is_alone,
@@ -91,9 +92,9 @@ class CallStops:
                 return
 
     async def resume_forever(self, open_projector: Callable[[], Projector]) -> None:
-        """Let calls begin again that were stopped, once all is folded that was there when this was looked at.
+        """Resume stopped calls, once everything is folded that was on the ledger when the stop was seen.
 
-        `open_projector` returns the fold that runs now, or raises BaselineUnavailable.
+        `open_projector` returns the projector that runs now, or raises BaselineUnavailable.
 
         Errors: ProjectorRunning; ProjectorFenced.
         """
@@ -105,7 +106,7 @@ class CallStops:
             except (ProjectorRunning, ProjectorFenced):
                 raise
             except (LedgerError, RedisError) as exc:
-                # What is wrong with the fold ends the fold. Until that is mended, calls stay stopped.
+                # A fault of the fold ends the fold. Until it is repaired, calls stay stopped.
                 if problem != (problem := str(exc)):
                     _log.warning("calls.not_resumed", problem=problem)
             await asyncio.sleep(_RESUME_S)
@@ -125,7 +126,7 @@ class CallStops:
     async def _apply(self, step: Callable[[CallSwitch], Awaitable[object]], *, is_alone: bool = False) -> None:
         """Apply a step in every partition, as the owner of the lease; `is_alone` as in `Lease.take`.
 
-        Errors: ProjectorRunning and ProjectorFenced where another has the lease; as `CallSwitch`.
+        Errors: ProjectorRunning and ProjectorFenced if another projector has the lease; as `CallSwitch`.
         """
         handle, lease = self._handle, self._lease
         await lease.take(is_alone=is_alone)
@@ -144,13 +145,14 @@ class CallStops:
             try:
                 await step(switch())
             except ProjectorFenced as exc:
-                # Another has the lease now, then this raises; or the clock of Redis was put back since the last lease.
+                # Either another projector has the lease, then `take` raises, or the clock of Redis was set back since
+                # the last lease.
                 await lease.take(is_alone=is_alone, min_epoch=exc.epoch + 1)
                 await step(switch())
 
 
 def _positions(store: Store | None) -> Mapping[int, Position]:
-    """Return what is folded; nothing where the file cannot be read."""
+    """Return the folded position of each partition; none if the file cannot be read."""
     try:
         return store.baselines(()).positions if store is not None else {}
     except LedgerError:

@@ -1,8 +1,8 @@
 """Claims on task entries: renewed while a task is worked on, taken over from workers whose heartbeat has stopped.
 
-An entry stays pending in its consumer group from delivery to acknowledgement. Renewal resets its idle time only where
-this worker still owns it, in one step on the server: a process that was stopped for a while must not take back what
-others have claimed since.
+An entry stays pending in its consumer group from delivery to acknowledgement. Renewal resets the idle time of an entry
+only if this worker still owns it, in one step on the server: a process that was paused must not take back entries that
+other workers have claimed since.
 """
 
 import asyncio
@@ -22,12 +22,13 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.refusals import reason_of
 
 _PAGE: Final = 100
-# Parts of `claim_after_s`: a worker that is silent for the first is found within the second; together less than one.
+# Fractions of `claim_after_s`, together less than 1: a worker counts as silent after the first, and a scan finds it
+# within the second.
 _SILENT_PART: Final = 0.8
 _SCAN_PART: Final = 0.1
 # Scans from one renewal to the next: four renewals must fail before a live worker is taken for dead.
 _SCANS_PER_RENEWAL: Final = 2
-# A consumer that has asked for nothing for so long is not reading.
+# A multiple of `claim_after_s`: a consumer that has sent no command for this long is not reading.
 _GONE_PART: Final = 4.0
 _RENEWALS_PER_TIDYING: Final = 5
 _log = structlog.get_logger(__name__)
@@ -71,14 +72,14 @@ class Claims:
         return len(self._held)
 
     def add(self, delivery: Delivery) -> bool:
-        """Keep a delivery claimed from now on; return False where this worker has it in hand already."""
+        """Renew the claim on a delivery from now on; return False if this worker already works on it."""
         if delivery.key in self._held:
             return False
         self._held[delivery.key] = delivery
         return True
 
     def drop(self, delivery: Delivery) -> None:
-        """No longer renew a claim."""
+        """Stop renewing a claim."""
         self._held.pop(delivery.key, None)
 
     def holds(self, delivery: Delivery) -> bool:
@@ -86,11 +87,11 @@ class Claims:
         return delivery.key in self._held
 
     async def ensure_groups(self) -> None:
-        """Create the consumer groups at the streams' beginning: what was published before the first start counts."""
+        """Create the consumer groups at the streams' beginning, so that earlier tasks are read, too."""
         await self._ensure_groups(self.streams)
 
     async def add_streams(self, streams: Iterable[str]) -> None:
-        """Take care of further streams, with their groups. Errors: LedgerUnavailable."""
+        """Add streams, and create their groups. Errors: LedgerUnavailable."""
         new = tuple(streams)
         await self._ensure_groups(new)
         self.streams += new
@@ -109,9 +110,9 @@ class Claims:
         self.drop(delivery)
 
     async def give_back(self, delivery: Delivery) -> None:
-        """Leave a task pending, and do not count this delivery; it comes back when its claim has run out."""
+        """Leave a task pending without counting this delivery; it is delivered again when its claim has run out."""
         if not self.holds(delivery):
-            return  # Others have taken it over, and must not lose it again.
+            return  # Another worker has taken it over and must not lose it.
         await self._pipeline.execute(
             "XCLAIM", delivery.stream, GROUP, self._consumer, 0, delivery.entry_id,
             "RETRYCOUNT", max(0, delivery.deliveries - 1), "JUSTID",
@@ -128,9 +129,9 @@ class Claims:
         await self._pipeline.execute("SET", key, "1", "PX", self._silent_ms)
 
     async def resign(self) -> None:
-        """Show the other workers that this one has stopped, so that they need not wait for its silence.
+        """Show the other workers that this one has stopped, so that they need not wait until its heartbeat runs out.
 
-        Its consumers are removed, but for those that have something pending: who takes that over removes them.
+        Its consumers are removed unless they have pending entries: the worker that takes those over removes them.
         """
         for stream in self.streams:
             with contextlib.suppress(ResponseError):
@@ -138,7 +139,10 @@ class Claims:
         await self._pipeline.execute("DEL", worker_key(self._namespace, self._consumer))
 
     async def run(self, accept: Callable[[Delivery], None], on_lost: Callable[[Delivery], None] = _ignore) -> None:
-        """Renew claims and take over abandoned entries until cancelled; `on_lost` is told of those that others took."""
+        """Renew claims and take over abandoned entries until cancelled.
+
+        `accept` gets each entry taken over; `on_lost` gets each delivery that another worker has claimed.
+        """
         clock = self._monotonic or asyncio.get_running_loop().time
         renewed_at, scans_to_skip, scans_to_renewal = clock(), 0, 0
         renewals_to_tidying = _RENEWALS_PER_TIDYING
@@ -154,7 +158,7 @@ class Claims:
                         renewals_to_tidying = _RENEWALS_PER_TIDYING
                         await self.remove_gone()
                 if is_late:
-                    # Redis was away, or the machine slept: the others get time for a heartbeat, as this one did.
+                    # Redis was away, or the machine slept. The other workers need time for a heartbeat, too.
                     scans_to_skip = _SCANS_PER_RENEWAL + 1
                 scans_to_renewal -= 1
                 if scans_to_skip:
@@ -162,7 +166,7 @@ class Claims:
                 else:
                     await self._scan(accept)
             except (LedgerUnavailable, ResponseError) as exc:
-                # A group that vanished (DEL, FLUSHALL) is an error reply; it is made anew while this goes on.
+                # A group that vanished (DEL, FLUSHALL) gives an error reply; `serve_worker` creates it again.
                 _log.warning("claims.renewal_missed", problem=str(exc))
             await self._sleep(_SCAN_PART * self._claim_after_s)
 
@@ -178,7 +182,7 @@ class Claims:
                     await self._remove(stream, name)
 
     async def _remove(self, stream: str, name: str) -> None:
-        # What is pending is looked at once more in the step that removes: with its consumer it would be forgotten.
+        # The function checks again that nothing is pending: removing a consumer forgets its pending entries.
         if await self._pipeline.execute("FCALL", function("remove_consumer"), 1, stream, GROUP, name):  # G3
             _log.info("consumer.removed", stream=stream, consumer=name)
 
@@ -187,11 +191,11 @@ class Claims:
             async for delivery in self.abandoned(stream):
                 accept(delivery)
 
-        # All streams at once, which is one round trip where there is nothing to take.
+        # All streams at once: one round trip if there is nothing to take over.
         await asyncio.gather(*map(scan, self.streams))
 
     async def renew(self, on_lost: Callable[[Delivery], None] = _ignore) -> None:
-        """Renew the claim on everything in hand; entries that others own by now are dropped, and `on_lost` is told."""
+        """Renew all claims; drop the deliveries that other workers have claimed, and call `on_lost` with each."""
         for stream in self.streams:
             mine = [entry_id for (name, entry_id) in self._held if name == stream]
             for start in range(0, len(mine), _PAGE):
@@ -206,7 +210,7 @@ class Claims:
                     *page,  # G4
                 )
                 for entry_id in lost:
-                    # One that was acknowledged while this was on its way is not in hand any more: nothing was lost.
+                    # A delivery that was acknowledged during this command is no longer held: it was not lost.
                     delivery = self._held.pop((stream, entry_id.decode()), None)
                     if delivery is not None:
                         self.lost += 1
@@ -214,7 +218,7 @@ class Claims:
                         on_lost(delivery)
 
     async def abandoned(self, stream: str) -> AsyncIterator[Delivery]:
-        """Claim entries whose worker is silent, page by page, and yield them with the number of their deliveries."""
+        """Claim the entries of silent workers, page by page, and yield them as deliveries."""
         start = b"-"
         while True:
             pending: list[Any] = await self._pipeline.execute(

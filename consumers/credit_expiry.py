@@ -1,7 +1,7 @@
-"""Expiry of credits: takes back what is left of each budget's credit that is due, by an event.
+"""Expiry of credits: an event takes back the unspent rest of each credit that is due.
 
-Which credits are due is read from the projection; the gate says by its own clock whether one is, and how much of it is
-left. A second projector, or a repeat, changes nothing.
+The projection shows which credits are due. The gate decides by its own clock whether a credit has expired, and how
+much of it is left. A repeat, or a second projector, changes nothing.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class CreditExpiry:
         self._gates = gates
         self._policies = policies
         self._store = store
-        self._told = set[str]()
+        self._reported = set[str]()
 
     async def run(self) -> None:
         """Look for due credits until cancelled."""
@@ -54,7 +54,7 @@ class CreditExpiry:
             await asyncio.sleep(_EVERY_S)
 
     async def expire_due(self) -> int:
-        """Expire what is due, the earliest first; return how many. Errors: LedgerUnavailable; Stale; PolicyChanged."""
+        """Expire the due credits, earliest first; return how many. Errors: LedgerUnavailable; Stale; PolicyChanged."""
         now_ms = await self._gates[0].now_ms()
         due = await asyncio.to_thread(self._store().query, _DUE, [now_ms])
         if due and await self._policies.refresh():
@@ -85,9 +85,9 @@ class CreditExpiry:
         except CreditNotDue:
             return False
         except IdempotencyConflict as exc:
-            # Under the id of the expiry stands something else. The other credits expire all the same.
-            if request.command_id not in self._told:
-                self._told.add(request.command_id)
+            # The id of this expiry was used for another command. The other credits still expire.
+            if request.command_id not in self._reported:
+                self._reported.add(request.command_id)
                 _log.error("credit.not_expired", credit=row["credit"], problem=str(exc))
             return False
         if change.is_new:

@@ -1,7 +1,7 @@
-"""The dead-letter stream: tasks that cannot be executed, whole, with the reason.
+"""The dead-letter stream: tasks that cannot be executed, unchanged, with the reason.
 
-Invariant: whatever a publisher sends, there are at most so many letters, and none is older than so long. The oldest are
-dropped in the step that appends, and counted; the log has a few lines a minute, and numbers.
+Invariant: the number of letters and their age are limited, whatever publishers send. The step that appends a letter
+drops the oldest ones beyond the limits, and counts them. The log has a few lines per minute, and the numbers.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.identifiers import is_hashed_id
 
 Reason = Literal["invalid_task", "idempotency_conflict", "attempts_exhausted"]
-# Of a task id, so that with its ending it is no longer than an id may be.
+# Characters kept of a task id, so that the id with its `~retry-` ending is not too long.
 _ID_KEPT: Final = 150
 _PAGE: Final = 1_000
 _MINUTE_MS: Final = 60_000
@@ -47,7 +47,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterLimits:
-    """How many letters there are at most, and how long each is kept."""
+    """The maximum number of letters, and how long each is kept."""
 
     max_letters: int = 10_000
     keep_s: float = 30 * 86_400.0
@@ -55,7 +55,7 @@ class DeadLetterLimits:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which dead letters; what is None does not matter. `since_ms`: dead-lettered at that moment or later."""
+    """A filter on dead letters; None matches every value. `since_ms`: dead-lettered at that moment or later."""
 
     stream: str | None = None
     reason: str | None = None
@@ -63,7 +63,7 @@ class Selection:
     since_ms: int | None = None
 
     def has(self, letter: DeadLetter) -> bool:
-        """Whether a letter is one of them."""
+        """Whether a letter matches."""
         return (
             self.stream in (None, letter.stream)
             and self.reason in (None, letter.reason)
@@ -99,9 +99,9 @@ class DeadLetters:
         self._limits = limits or DeadLetterLimits()
         self._now_ms = now_ms
         self._put = FloodWarning("task.dead_lettered", now_ms)
-        # One line a minute, which has the numbers of the minute before.
+        # Logged once a minute, with the number of that minute.
         self._dropped = 0
-        self._told_dropped_ms = 0
+        self._dropped_logged_ms = 0
 
     async def put(
         self, delivery: Delivery, *, reason: Reason, error: str, task_id: str, user_id: str | None = None
@@ -118,20 +118,20 @@ class DeadLetters:
         self._put.warn(reason, letter=letter_id, task_id=task_id, stream=delivery.stream, entry_id=delivery.entry_id)
 
     async def tidy(self) -> None:
-        """Drop the letters beyond the limits, and write what the log still lacks. For a quiet stream, now and then."""
+        """Drop the letters beyond the limits, and log the pending numbers. Needed for a stream that gets no letters."""
         await self._append()
         self.flush()
 
     def flush(self, *, is_last: bool = False) -> None:
-        """Write the numbers that the log still lacks, of the last minute; with `is_last`, of this one too."""
+        """Log the numbers of the last minute; with `is_last`, those of the current minute too."""
         self._put.flush(is_last=is_last)
         now_ms = self._now_ms()
-        if self._dropped and (is_last or now_ms - self._told_dropped_ms >= _MINUTE_MS):
+        if self._dropped and (is_last or now_ms - self._dropped_logged_ms >= _MINUTE_MS):
             limits = self._limits
             _log.warning(
                 "dead_letters.dropped", times=self._dropped, max_letters=limits.max_letters, keep_s=limits.keep_s
             )
-            self._dropped, self._told_dropped_ms = 0, now_ms
+            self._dropped, self._dropped_logged_ms = 0, now_ms
 
     async def _append(self, *fields: str | int) -> str:
         command = (
@@ -143,7 +143,7 @@ class DeadLetters:
         except ResponseError as exc:
             if "Function not found" not in str(exc):
                 raise
-            # The server was emptied or replaced. Where all tasks are malformed, no call would load the library.
+            # The server was emptied or replaced. If all tasks are malformed, no call loads the library.
             await self._pipeline.execute_on_primaries("FUNCTION", "LOAD", "REPLACE", library_code())
             letter_id, dropped = await self._pipeline.execute(*command)
         self._dropped += dropped
@@ -172,31 +172,30 @@ class DeadLetters:
 
     async def plain_ids(self, user_ids: Iterable[str]) -> dict[str, str]:
         """Return the plain id of each user whose hash the table beside the ledger has."""
-        # Here: a worker does not need it, and `tollbook dead-letters` only where there are hashes.
         wanted = [each for each in user_ids if is_hashed_id(each)]
         if not wanted:
             return {}
+        # Imported here: a worker does not need it, and `tollbook dead-letters` needs it only for hashed ids.
         from tollbook.inference.user_ids import read_plain
 
         return await read_plain(self._pipeline, Keys(self._namespace), wanted)
 
     async def count(self) -> int:
-        """Return how many there are."""
+        """Return how many letters there are."""
         return int(await self._pipeline.execute("XLEN", self.key))
 
     async def dropped(self) -> int:
-        """Return how many were dropped because there were too many, or they were too old."""
+        """Return how many letters were dropped because there were too many, or they were too old."""
         return int(await self._pipeline.execute("GET", self._dropped_key) or 0)
 
     async def retry(self, letter: DeadLetter, *, unchanged: bool = False) -> Retried:
         """Put the task on its stream again, then drop the letter.
 
-        It has a result under its task id, which stands (G4). So it runs under a new id, always the same one for this
-        letter: a retry that is repeated after a crash runs the task once. With `unchanged` the entry goes back byte
-        for byte.
+        The task already has a result under its task id, and that result stays (G4). So the task runs under a new id,
+        which is always the same for this letter: if the retry is repeated after a crash, the task runs once. With
+        `unchanged` the entry goes back byte for byte.
 
-        Errors: InvalidTask where the task cannot be read, so that it would only be dead-lettered again;
-            PolicyUnreadable.
+        Errors: InvalidTask if the task cannot be read, since it would only be dead-lettered again; PolicyUnreadable.
         """
         fields, task_id = letter.fields, letter.task_id
         if not unchanged:

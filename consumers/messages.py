@@ -1,6 +1,7 @@
-"""From a stream entry to a task: every spelling a publisher may use, and nothing lost that cannot be read.
+"""Reading a task from a stream entry, in every form that a publisher may use.
 
-Plain fields, one field `data` with JSON, FastStream's binary envelope (`__data__`).
+The forms are: plain fields; one field `data` with JSON; FastStream's binary envelope (`__data__`). An entry that cannot
+be read is kept whole.
 """
 
 import base64
@@ -23,13 +24,13 @@ from tollbook.schemas.tasks import (
 
 _ENVELOPE: Final = b"__data__"
 _SALVAGED: Final = ("task_id", "user_id", "reply_to", "traceparent", "tracestate")
-# What FastStream puts beside the body, and a plain publisher among the fields.
+# FastStream puts these beside the body; a plain publisher puts them among the fields.
 _HEADERS: Final = ("reply_to", "traceparent", "tracestate")
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One delivery of one stream entry to this worker. `deliveries` counts them, this one included."""
+    """One delivery of a stream entry to this worker. `deliveries` counts the entry's deliveries, including this one."""
 
     stream: str
     entry_id: str
@@ -38,18 +39,18 @@ class Delivery:
 
     @property
     def is_claimed(self) -> bool:
-        """Whether another worker had it before and gave no sign of life."""
+        """Whether the entry was delivered before, to a worker that fell silent."""
         return self.deliveries > 1
 
     @property
     def key(self) -> tuple[str, str]:
-        """What identifies this entry."""
+        """Stream and id of the entry, which identify it."""
         return self.stream, self.entry_id
 
 
 @dataclass(frozen=True, slots=True)
 class Salvage:
-    """What can be read of a message that is not a task: enough to answer its publisher."""
+    """The readable part of a malformed message: enough to answer its publisher."""
 
     task_id: str
     user_id: str | None = None
@@ -57,13 +58,16 @@ class Salvage:
 
 
 def read_task(delivery: Delivery, tag_names: Collection[str] = ()) -> tuple[str, Task]:
-    """Return the task id and the task; fields of `tag_names` are tags. Errors: InvalidTask, which quotes no prompt."""
+    """Return the task id and the task; fields named in `tag_names` are tags.
+
+    Errors: InvalidTask; its message never quotes a prompt.
+    """
     task = task_from_fields(_open(delivery), tag_names)
     return task.task_id or task_id_from_entry(delivery.stream, delivery.entry_id), task
 
 
 def salvage(delivery: Delivery) -> Salvage:
-    """Read ids of a malformed message where that is possible; the entry's own id stands in for the task's."""
+    """Read the ids of a malformed message as far as possible; without a task id, the entry id takes its place."""
     fields = _readable(delivery)
     return Salvage(
         task_id=_id(fields.get("task_id"), check_task_id) or task_id_from_entry(delivery.stream, delivery.entry_id),
@@ -73,7 +77,7 @@ def salvage(delivery: Delivery) -> Salvage:
 
 
 def trace_of(delivery: Delivery) -> dict[str, str]:
-    """Return the publisher's W3C trace context, as its headers; empty where there is none that is well formed."""
+    """Return the publisher's W3C trace context as headers; empty if it is missing or malformed."""
     fields = _readable(delivery)
     parent = traceparent_or_none(fields.get("traceparent"))
     if parent is None:
@@ -95,7 +99,7 @@ def _readable(delivery: Delivery) -> Mapping[str, Any]:
 
 
 def fields_as_json(fields: Mapping[bytes, bytes]) -> str:
-    """Return an entry's fields as JSON, nothing lost: what is not UTF-8 stands as {"base64": ...}."""
+    """Return an entry's fields as JSON without loss: bytes that are not UTF-8 become {"base64": ...}."""
     return json.dumps({_name(name): _value(value) for name, value in fields.items()})
 
 
@@ -121,7 +125,7 @@ def _open(delivery: Delivery) -> dict[str, Any]:
 
 
 def _open_envelope(envelope: bytes) -> dict[str, Any]:
-    # Here, since `tollbook dead-letters` reads messages too, and FastStream takes long to load.
+    # Imported here: `tollbook dead-letters` reads messages too, and FastStream is slow to import.
     from faststream.redis.parser import BinaryMessageFormatV1
 
     try:
@@ -141,7 +145,7 @@ def _open_envelope(envelope: bytes) -> dict[str, Any]:
 
 def _id(value: object, check: Callable[[str], str] = check_id) -> str | None:
     text = id_text(value)
-    if not isinstance(text, str) or "\ufffd" in text:  # What was not UTF-8, here or on the way, may be any id.
+    if not isinstance(text, str) or "\ufffd" in text:  # A replaced byte: the id was not UTF-8, so it is unknown.
         return None
     try:
         return check(text)

@@ -1,4 +1,4 @@
-"""The steps of a task, for whoever traces them; those of its call are in `inference/calls/steps.py`."""
+"""The steps of a task that an observer can trace. The steps of its call are in `inference/calls/steps.py`."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,15 +13,15 @@ class TaskObserver(CallObserver, Protocol):
     """Follows tasks. It must neither raise nor wait."""
 
     def working(self, delivery: Delivery) -> AbstractContextManager[Callable[[InferenceResult], None]]:
-        """A delivery is worked on, until it is acknowledged or left pending; the outcome is its result."""
+        """Follow the work on a delivery until it is acknowledged or left pending; the function takes its result."""
         ...
 
     def acknowledging(self) -> AbstractContextManager[object]:
-        """A task that has its result is being acknowledged."""
+        """Follow the acknowledgement of a task whose result is stored."""
         ...
 
 
 class UnobservedTasks(Unobserved):
-    """Follows nothing; the observer where nobody traces."""
+    """Follows nothing: the observer when tracing is off."""
 
     working = acknowledging = Unobserved.unobserved

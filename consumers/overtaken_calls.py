@@ -1,9 +1,9 @@
-"""Calls under way whose tasks other workers have taken over: those that nobody waits for any more are cut off.
+"""Cutting off running calls whose tasks other workers have taken over, once their answers are of no use.
 
-A lost claim alone does not tell: who took a task over may wait for the call of the one that it was taken from. The
-ledger tells: once another run has money of its own, or the call is over, an answer would be of no use.
-Invariants: a call whose answer may still be the task's is not cut off (G4); nor is one whose cost could not be found
-out afterwards, since its answer is the only thing that tells it (G3).
+A lost claim alone is no reason: the other worker may wait for the running call. The ledger decides: once another run
+has a hold of its own, or the call is settled, the answer is of no use.
+Invariants: a call whose answer may still become the task's result is not cut off (G4). A call whose cost only its
+answer can tell is not cut off either (G3).
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from tollbook.ledger.gate.call_record import CallRecord
 
 _LOOK_AGAIN_S: Final = 1.0
 RecordOf = Callable[[str, str], Awaitable[CallRecord | None]]
-"""Returns what the ledger keeps of a user's call."""
+"""Returns the ledger's record of a call, by user id and call id."""
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Running:
-    """A call under way, and the task that waits for it."""
+    """A running call, and the asyncio task that waits for it."""
 
     call_id: str
     user_id: str
@@ -47,9 +47,10 @@ class OvertakenCalls:
     def running(
         self, delivery: Delivery, call_id: str, *, user_id: str, hold: int, can_be_cut_off: Callable[[], bool]
     ) -> Generator[None]:
-        """While this is open, the current task is cancelled if the call, under its hold of this number, is overtaken.
+        """Register a call: until the context ends, the current task is cancelled if the call is overtaken.
 
-        `can_be_cut_off`: whether a request is in flight whose cost can be found out without its answer.
+        `hold` is the number of the call's hold. `can_be_cut_off` says whether a request is in flight whose cost can be
+        found out without its answer.
         """
         task = asyncio.current_task()
         assert task is not None, "a call is made in a task"
@@ -62,7 +63,7 @@ class OvertakenCalls:
                 del self._running[delivery.key]
 
     def watch(self, delivery: Delivery) -> None:
-        """Look after a call whose claim was lost, until it ends or nobody waits for it any more."""
+        """Watch a call whose claim was lost, until it ends or is cut off."""
         running = self._running.get(delivery.key)
         if running is None:
             return
@@ -71,7 +72,7 @@ class OvertakenCalls:
         watch.add_done_callback(self._watches.discard)
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop all watches."""
         for watch in self._watches:
             watch.cancel()
 
@@ -87,7 +88,7 @@ class OvertakenCalls:
             await asyncio.wait({running.task}, timeout=_LOOK_AGAIN_S)
 
     async def _is_overtaken(self, running: _Running) -> bool:
-        """Whether an answer is of no use: the call is over, or another run has money of its own."""
+        """Whether the answer is of no use: the call is settled, or another run has a hold of its own."""
         try:
             record = await self._record_of(running.user_id, running.call_id)
         except LedgerError as exc:

@@ -1,7 +1,7 @@
-"""A worker follows the policy: streams that a later one adds are read within seconds, and so is their concurrency.
+"""Following the policy: a worker reads new streams, and uses new concurrency settings, within seconds of a change.
 
-Calls hear of a change with their next reservation; a stream that nobody reads has none. So each worker looks at the
-policy again and again. A stream that the policy has no more is read on until the worker ends: its tasks are answered.
+Calls see a new policy at their next reservation, but a stream that nobody reads has no calls. So each worker polls the
+policy. A stream that was removed from the policy is still read until the worker ends, so that its tasks are answered.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ _log = structlog.get_logger(__name__)
 
 
 class PolicyFollowing:
-    """Brings a worker's streams and their concurrency up to the ledger's policy; `added` is set when there are more.
+    """Updates a worker's streams and their concurrency from the ledger's policy; `added` is set when streams are added.
 
-    A worker that was told its streams (not `takes_all`) keeps to them.
+    Without `takes_all`, the worker keeps the streams that it was started with.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class PolicyFollowing:
             try:
                 await self.look()
             except (LedgerError, SettingsError, RedisError) as exc:
-                # Another Tollbook has the stream, or the Redis user may not read it: the other streams are read on.
+                # Another Tollbook has the stream, or the Redis user may not read it. The other streams are still read.
                 self._warning.warn(exc)
             await self._sleep(_EVERY_S)
 
     async def look(self) -> None:
-        """Follow the policy as it is now. Errors: LedgerUnavailable; StreamTaken; PermissionsMissing; SettingsError."""
+        """Apply the policy in force. Errors: LedgerUnavailable; StreamTaken; PermissionsMissing; SettingsError."""
         runtime, worker = self._runtime, self._worker
         await runtime.policies.refresh()
-        # Another Tollbook may have come to this database since.
+        # Another Tollbook may have started to use this database since.
         worker.replies.share_database_with(await read_owners(runtime.handle.pipeline))
         policy = runtime.rules
         if policy is self._followed:

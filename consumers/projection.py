@@ -1,10 +1,10 @@
-"""The projector's service: lease, DuckDB file, answers and fold; reopened when the file is lost.
+"""The projector's service: lease, DuckDB file, baseline answers and fold; reopens the file when it is lost.
 
 DuckDB is derived data. A file that is deleted, truncated, damaged or changed by hand is set aside and rebuilt from
-the ledger; until it has caught up, calls whose baseline it does not have yet fail closed (G8). With a full disk it
-waits for room, without memory for more memory. What a person must decide (another ledger, a ledger older than the
-fold, an unreadable event) ends the projection and stops calls wherever workers run. Of events, it has those of
-sealing and of expired credits written.
+the ledger; until the new file has caught up, calls whose baseline is missing fail closed (G8). If the disk or the
+memory is full, the service waits. A problem that a person must decide (another ledger, a ledger older than the fold,
+an unreadable event) ends the projection and stops the calls of all workers. The only events that the service causes
+are those of sealing and of expired credits.
 """
 
 import asyncio
@@ -27,7 +27,6 @@ from tollbook.consumers.published_copy import published_copy
 from tollbook.consumers.sealers import build_sealers
 from tollbook.consumers.standby import Standby
 from tollbook.inference.archive_place import archive_of
-from tollbook.inference.current_policy import CurrentPolicy
 from tollbook.inference.process_name import process_name
 from tollbook.inference.runtime import LedgerHandle, build_gates
 from tollbook.inference.settings import Settings
@@ -46,7 +45,7 @@ from tollbook.schemas.identifiers import EntryId
 _FIRST_PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 30.0
 _CATCH_UP_LIMIT_S: Final = 10.0
-# A projection that was open for this long was in order.
+# A projection that stayed open for this long counts as healthy.
 _STABLE_S: Final = 10.0
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +82,7 @@ class ProjectionService:
         self._copy = published_copy(settings, self._positions)
         self._opened: Projection | None = None
         self._refusal: LedgerRefused | None = None
-        # Why it is not open now; readiness shows it.
+        # Why the file is not open now; the readiness check shows it.
         self._problem: StoreFailed | LedgerUnavailable | None = None
         self._parts = AsyncExitStack()
         place = f"{socket.gethostname()}:{self._path.resolve()}"
@@ -116,27 +115,28 @@ class ProjectionService:
         return await self._current().read(names)
 
     async def start(self, *, is_standby: bool = False, on_waiting: Callable[[str], None] = lambda _: None) -> None:
-        """Take the lease and open the projection; `is_standby` waits for the lease, and follows with a file of its own.
+        """Take the lease and open the projection; with `is_standby`, wait for the lease and fold into an own file.
 
-        Without memory for DuckDB it waits: a process that ends would only be started again. `on_waiting` is told why.
+        If DuckDB lacks memory, `start` waits, since a process that ends would only be restarted; `on_waiting` gets the
+        reason.
 
         Errors: ProjectorRunning; StoreLocked; LedgerMismatch; WrongPartitions; StoreFailed; LedgerUnavailable;
-            LedgerReplaced, LedgerAhead or LedgerRewritten where the file is not of the ledger as it is now;
+            LedgerReplaced, LedgerAhead or LedgerRewritten if the file does not fit the ledger as it is now;
             ArchiveRefused.
         """
-        await self._look_at_archive()
+        await self._check_archive_access()
         if is_standby:
             await Standby(self._settings, self._handle, self._lease, self._archive, self._now).wait()
         try:
             await self._open_with_memory(on_waiting)
-            # Until it stops, also while the file is being reopened: whoever asks is then told why there is no answer.
+            # Answers run until `stop`, also while the file is being reopened: askers are then told the reason.
             await self._answers.start()
         except BaseException:
             await self.stop()
             raise
 
-    async def _look_at_archive(self) -> None:
-        """Find out before anything else what a person must correct. Errors: ArchiveRefused."""
+    async def _check_archive_access(self) -> None:
+        """Check first for wrong settings of the archive. Errors: ArchiveRefused."""
         try:
             await asyncio.to_thread(self._archive.check_access)
         except (ArchiveUnavailable, OSError) as exc:
@@ -154,7 +154,10 @@ class ProjectionService:
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     async def run(self) -> None:
-        """Fold until cancelled. Errors: what a person must decide; ProjectorRunning when another has taken over."""
+        """Fold until cancelled.
+
+        Errors: a LedgerRefused that a person must decide; ProjectorRunning if another projector has taken over.
+        """
         parts = [
             self._fold_forever(),
             self._lease.keep(),
@@ -184,11 +187,11 @@ class ProjectionService:
         await AlertTidying(gates, keep_s=self._settings.idempotency_ttl_s).run()
 
     async def _expire_credits(self) -> None:
-        policies = await CurrentPolicy.of_ledger(self._handle.pipeline, self._handle.keys)
-        await CreditExpiry(build_gates(self._handle, self._settings), policies, lambda: self.store).run()
+        gates = build_gates(self._handle, self._settings)
+        await CreditExpiry(gates, self._handle.policies, lambda: self.store).run()
 
     async def catch_up(self) -> None:
-        """Fold what the last calls wrote, so that DuckDB shows it after the stop; the next start folds what is left."""
+        """Fold the last events, so that DuckDB shows them after the stop; the next start folds the rest."""
         try:
             async with asyncio.timeout(_CATCH_UP_LIMIT_S):
                 await self.projector.catch_up()
@@ -202,7 +205,7 @@ class ProjectionService:
         await self._lease.release()
 
     def _positions(self) -> dict[int, Position]:
-        """Return up to where each partition is folded. Errors: BaselineUnavailable. Blocks."""
+        """Return the folded position of each partition. Errors: BaselineUnavailable. Blocks."""
         return {keys.partition: self.store.position(keys.partition) for keys in self._handle.keys}
 
     def _current(self) -> Projection:
@@ -216,7 +219,7 @@ class ProjectionService:
         while True:
             opened, opened_at = self._current(), time.monotonic()
             problem = await self._fold_until_lost(opened)
-            # A file that folds but cannot be read, or is lost again at once, is no better than one that cannot fold.
+            # A file that folds but cannot be read, or is lost again at once, is treated like one that cannot fold.
             is_stuck = not opened.projector.has_folded or time.monotonic() - opened_at < _STABLE_S
             _log.error("projection.lost", problem=str(problem))
             self._problem = problem
@@ -227,7 +230,7 @@ class ProjectionService:
             await self._reopen(pause_s)
 
     async def _fold_until_lost(self, opened: Projection) -> StoreFailed:
-        """Fold until the file fails; return what is wrong with it. Errors: whatever else stops the fold."""
+        """Fold until the file fails; return the failure. Errors: any other exception that stops the fold."""
         folding = asyncio.create_task(opened.projector.run())
         watching = asyncio.create_task(watch_file(opened.store, self._path))
         checking = asyncio.create_task(check_forever(opened.store, every_s=self._check_every_s))
@@ -282,12 +285,12 @@ class ProjectionService:
         self._opened, self._problem = Projection(store, projector), None
 
     async def _check(self, store: Store, projector: Projector) -> None:
-        """See that file, archive and ledger agree, before anything is served or written, and take the lease.
+        """Check that file, archive and ledger agree, before anything is served or written, and take the lease.
 
         Errors: ProjectorRunning; ArchiveDamaged; LedgerGap; as `Projector.check`.
         """
         await fold_archived(store, self._archive, self._handle)
-        # Only one process can open the file, so the lease of a projector that died here need not be waited for.
+        # Only one process can open the file, so there is no need to wait for the lease of a projector that died here.
         await self._lease.take(is_alone=True)
         await projector.check()
         await self._calls.claim()

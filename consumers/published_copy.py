@@ -1,7 +1,7 @@
-"""The copy of the projection that analysts elsewhere read: published to an object store at intervals.
+"""Publishing a copy of the projection to an object store at intervals, for analysts elsewhere.
 
-It is a whole DuckDB file of one moment, which takes the place of the one before in a single step. It is no backup and
-no part of the ledger: a fault here never stops a call, and the next interval tries again.
+The copy is a snapshot: a complete DuckDB file, which replaces the previous copy in one step. It is no backup and no
+part of the ledger: a fault here never stops a call, and is retried at the next interval.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 
 class PublishedCopy:
-    """Publishes the projection at `path`; `positions` returns up to where its partitions are folded."""
+    """Publishes the projection at `path`; `positions` returns the folded position of each partition."""
 
     def __init__(
         self,
@@ -45,12 +45,12 @@ class PublishedCopy:
                 await self.publish()
             except (LedgerError, OSError) as exc:
                 _log.warning("copy.postponed", problem=str(exc))
-            except Exception:  # noqa: BLE001 - whatever it is, the projector goes on: else calls would stop.
+            except Exception:  # noqa: BLE001 - a fault of the copy must not end the projector, which would stop calls.
                 _log.exception("copy.failed")
             await asyncio.sleep(self._every_s)
 
     async def publish(self) -> bool:
-        """Publish a copy, unless the last one has the same events; return whether one was published.
+        """Publish a copy, unless the last copy has the same events; return whether a copy was published.
 
         Errors: LedgerUnavailable; ArchiveUnavailable; ArchiveRefused; OSError.
         """
@@ -69,7 +69,7 @@ class PublishedCopy:
 
 
 def published_copy(settings: Settings, positions: Callable[[], dict[int, Position]]) -> PublishedCopy | None:
-    """Return what publishes the settings' copy, None where none is wanted. Errors: ArchiveRefused."""
+    """Return the publisher of the copy, or None if the settings want no copy. Errors: ArchiveRefused."""
     if settings.publish_url is None:
         return None
     folder, _, name = settings.publish_url.rpartition("/")

@@ -1,7 +1,7 @@
-"""The sealers of a ledger's partitions, as the settings want them.
+"""Building the sealers of a ledger's partitions from the settings.
 
-Owns which settings limit sealing, and up to where a partition is folded when it seals. It never seals by itself;
-see `ledger/archive/sealing.py`.
+Owns which settings limit sealing, and how a sealer finds the folded position of its partition. It never seals by
+itself; see `ledger/archive/sealing.py`.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from tollbook.ledger.projection.store import Store
 
 
 def build_sealers(settings: Settings, handle: LedgerHandle, store: Callable[[], Store]) -> list[Sealer]:
-    """Return one sealer a partition. `store` returns the file that is open now, or raises BaselineUnavailable."""
+    """Return one sealer per partition. `store` returns the file that is open now, or raises BaselineUnavailable."""
     archive = archive_of(settings)
     limits = SealingSettings(
         segment_events=settings.segment_events,

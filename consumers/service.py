@@ -1,7 +1,7 @@
-"""Serving a worker: its streams are taken, read and kept alive until it is told to stop.
+"""Serving a worker: its streams are registered and read until `stop`, and its claims are renewed meanwhile.
 
-What is pending belongs to a live consumer (see claims.py), so the claims run as long as the worker works; where one of
-its background tasks ends, which is a fault, the worker stops.
+Pending entries must belong to a live consumer (see claims.py), so the claims are renewed as long as the worker works.
+A background task ends only by a fault; then the worker stops.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from tollbook.ledger.server.servers import cluster_of
 from tollbook.ledger.stream_owners import own_streams
 
 _RECONNECT_S: Final = 0.5
-# Of TOLLBOOK_STOP_GRACE_S, for what comes after the tasks in flight.
+# The part of TOLLBOOK_STOP_GRACE_S for settling calls that were cut off, and for closing.
 _MAX_SETTLING_S: Final = 3.0
-# A worker that does not say that it has stopped is found silent a little later.
+# Without its resignation, a stopped worker is seen as silent a little later.
 _RESIGN_S: Final = 1.0
-# Tasks of one process that may wait for money; beyond, they are left on their streams.
+# How many tasks of one process may wait for money. Further tasks are left on their streams.
 _MAX_PARKED: Final = 20_000
 _log = structlog.get_logger(__name__)
 
 
 class ServiceObserver(Protocol):
-    """Watches what serves a worker."""
+    """Observes the serving of a worker."""
 
     @property
     def middlewares(self) -> Sequence[Any]:
@@ -56,7 +56,7 @@ class ServiceObserver(Protocol):
         ...
 
     def working(self, worker: Worker, tasks: dict[str, asyncio.Task[None]]) -> AbstractContextManager[None]:
-        """A worker is served, with these tasks in the background."""
+        """Observe a worker while it is served, with its background tasks by name."""
         ...
 
 
@@ -71,7 +71,7 @@ class _Unobserved:
 def build_worker(
     runtime: InferenceRuntime, streams: Sequence[str], name: str, *, observer: TaskObserver | None = None
 ) -> Worker:
-    """Put a worker together for the given streams; `observer` follows its tasks."""
+    """Return a worker for the given streams; `observer` follows its tasks."""
     settings, handle = runtime.settings, runtime.handle
     claims = Claims(
         handle.pipeline,
@@ -122,13 +122,13 @@ async def serve_worker(
     observer: ServiceObserver | None = None,
     takes_all: bool = False,
 ) -> None:
-    """Feed a worker until `stop`; then finish what is in flight within the grace period.
+    """Feed a worker until `stop`; then finish the tasks in flight within the grace period.
 
-    If it `takes_all`, streams that later policies add are read too. Errors: StreamTaken.
+    With `takes_all`, streams that later policies add are read too. Errors: StreamTaken.
     """
     observer = observer or _Unobserved()
     claims, warning = worker.claims, ThrottledWarning("worker.not_connected", now_ms)
-    # Before the claims run: they take over what is pending, whosever it is.
+    # Before the claims run, since they take over pending entries of any ledger's stream.
     while not await _prepare_streams(runtime, worker, warning, is_first=True):
         await pause(stop, _RECONNECT_S)
         if stop.is_set():
@@ -145,7 +145,7 @@ async def serve_worker(
         "tidying": asyncio.create_task(_tidying(runtime, worker).run()),
     }
     for task in tasks.values():
-        # They end only by a fault: a worker that renews no claims must not go on.
+        # A task ends only by a fault, and a worker that renews no claims must not go on.
         task.add_done_callback(lambda _: stop.set())
 
     def build(streams: Sequence[str]) -> TaskApp:
@@ -192,12 +192,12 @@ def _tidying(runtime: InferenceRuntime, worker: Worker) -> StreamTidying:
 
 
 def _settling_s(grace_s: float) -> float:
-    """Return the part of the grace in which calls that were cut off are settled and everything is closed."""
+    """Return the part of the grace period for settling calls that were cut off, and for closing."""
     return min(_MAX_SETTLING_S, grace_s / 5)
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> None:
-    """Return after so many seconds, or at `stop`."""
+    """Return after `seconds`, or earlier at `stop`."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), seconds)
 
@@ -205,7 +205,7 @@ async def pause(stop: asyncio.Event, seconds: float) -> None:
 async def _prepare_streams(
     runtime: InferenceRuntime, worker: Worker, warning: ThrottledWarning, *, is_first: bool = False
 ) -> bool:
-    """Take the streams for this ledger, with their groups; return False where Redis did not answer.
+    """Register the streams for this ledger, and create their groups; return False if Redis did not answer.
 
     Errors: StreamTaken; PermissionsMissing.
     """
@@ -229,9 +229,9 @@ async def _feed(
     added: asyncio.Event,
     warning: ThrottledWarning,
 ) -> bool:
-    """Read the streams until `stop`, or until a group vanishes; return False where Redis did not answer.
+    """Read the streams until `stop`, or until a group vanishes; return False if Redis did not answer.
 
-    Those that are `added` meanwhile are read beside the others, which are not disturbed.
+    `added` is set when the worker gets more streams. They are read without interrupting the others.
     """
     apps, read = list[TaskApp](), set[str]()
     try:
@@ -239,10 +239,10 @@ async def _feed(
             added.clear()
             streams = [stream for stream in worker.claims.streams if stream not in read]
             apps.append(build(streams))
-            if not await _started(apps[-1], stop):
+            if not await _start_app(apps[-1], stop):
                 break
             read.update(streams)
-            await _first_of(stop, added, *(app.ended for app in apps))
+            await _wait_for_any(stop, added, *(app.ended for app in apps))
     except (LedgerUnavailable, RedisError, OSError) as exc:
         warning.warn(exc)
         return False
@@ -251,8 +251,8 @@ async def _feed(
     return True
 
 
-async def _started(app: TaskApp, stop: asyncio.Event) -> bool:
-    """Start to read; return False at `stop`, where Redis has not answered by then."""
+async def _start_app(app: TaskApp, stop: asyncio.Event) -> bool:
+    """Start to read; return False if `stop` was set before Redis answered."""
     starting, stopping = asyncio.create_task(app.start()), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -265,7 +265,7 @@ async def _started(app: TaskApp, stop: asyncio.Event) -> bool:
         await asyncio.gather(starting, stopping, return_exceptions=True)
 
 
-async def _first_of(*events: asyncio.Event) -> None:
+async def _wait_for_any(*events: asyncio.Event) -> None:
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The places in which a stream's calls run at once."""
+"""Slots: they limit how many calls of a stream run at the same time."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -6,27 +6,27 @@ from contextlib import asynccontextmanager
 
 
 class Slot:
-    """One place of a stream, taken and given back by one delivery."""
+    """One delivery's slot of a stream."""
 
     def __init__(self, slots: asyncio.Semaphore, *, is_held: bool) -> None:
         self._slots = slots
         self._is_held = is_held
 
     async def acquire(self) -> None:
-        """Take a place, if this delivery has none; wait for one."""
+        """Take a slot unless this delivery has one; wait until one is free."""
         if not self._is_held:
             await self._slots.acquire()
             self._is_held = True
 
     def release(self) -> None:
-        """Give the place back, if this delivery has one."""
+        """Give the slot back, if this delivery has one."""
         if self._is_held:
             self._is_held = False
             self._slots.release()
 
     @asynccontextmanager
-    async def given_back(self) -> AsyncGenerator[None]:
-        """Let others have the place meanwhile; it is waited for at the end."""
+    async def released(self) -> AsyncGenerator[None]:
+        """Release the slot for the duration of the context, then wait for a slot again."""
         self.release()
         yield
         await self.acquire()

@@ -1,7 +1,7 @@
-"""A projector on standby: a file of its own follows the ledger, so that it takes over within seconds.
+"""A standby projector: it folds the ledger into its own file, so that it can take over within seconds.
 
-It trims and seals nothing, answers nobody and appends no event, until it has the lease. All that it writes to Redis is
-the mark by which replicas are waited for, where they are (ledger/server/replication.py).
+Until it has the lease, it trims and seals nothing, answers no requests and appends no event. The only thing that it
+writes to Redis is the mark for waiting for replicas, if there are replicas (ledger/server/replication.py).
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Standby:
-    """Waits for the lease, and follows meanwhile."""
+    """Waits for the lease, and follows the ledger meanwhile."""
 
     settings: Settings
     handle: LedgerHandle
@@ -36,11 +36,11 @@ class Standby:
     now: Callable[[], datetime]
 
     async def wait(self) -> None:
-        """Return with the lease, and the file closed."""
+        """Return once this process has the lease; the file is closed then."""
         following: list[asyncio.Task[None]] = []
 
         def on_held(holder: ProjectorRunning) -> None:
-            # At the same place the file is the running projector's own.
+            # With the same place, the file is the running projector's.
             if not following and holder.place != self.lease.place:
                 following.append(asyncio.create_task(self._follow_forever()))
 
@@ -52,7 +52,7 @@ class Standby:
             await asyncio.gather(*following, return_exceptions=True)
 
     async def _follow_forever(self) -> None:
-        """Follow until cancelled, or until the file is seen not to be of the ledger as it is."""
+        """Follow until cancelled, or until the ledger is refused, for example because the file is of another ledger."""
         while True:
             try:
                 await self._follow()
@@ -78,27 +78,27 @@ class Standby:
         try:
             store = await asyncio.shield(opening)
             await fold_archived(store, self.archive, handle)
-            projector = Projector(store, handle.redis, handle.keys, trim=_leave_alone, pipeline=handle.pipeline)
+            projector = Projector(store, handle.redis, handle.keys, trim=_trim_nothing, pipeline=handle.pipeline)
             await projector.check()
             _log.info("standby.following", path=str(settings.projection_path))
-            in_step = asyncio.create_task(_say_in_step(projector))
+            in_step = asyncio.create_task(_log_in_step(projector))
             try:
                 await projector.run()
             finally:
                 in_step.cancel()
                 await asyncio.gather(in_step, return_exceptions=True)
         finally:
-            # Whoever has the lease opens the file next.
+            # The file must be closed: it is opened again once the lease is taken.
             await asyncio.wait([opening])
             if opening.exception() is None:
                 await asyncio.to_thread(opening.result().close)
 
 
-async def _say_in_step(projector: Projector) -> None:
-    """Log once that all which stood on the ledger is folded: from here on a takeover takes seconds."""
+async def _log_in_step(projector: Projector) -> None:
+    """Log once that the file has caught up with the ledger: from now on a takeover takes seconds."""
     await projector.catch_up()
     _log.info("standby.in_step")
 
 
-async def _leave_alone(*_: Any) -> None:
-    """Trim no tail: the running projector may not have folded it."""
+async def _trim_nothing(*_: Any) -> None:
+    """Trim no tail: the running projector may not have folded it yet."""

@@ -1,7 +1,7 @@
 """Tidying the task streams: finished tasks are removed, so that a stream does not grow for ever.
 
 Invariant: an entry is removed only if every consumer group on its stream has read and acknowledged it. The streams are
-the user's: a group that is none of Tollbook's keeps its entries for as long as it needs them. What is in doubt stays.
+the user's: another program's group keeps its entries as long as it needs them. An entry in doubt is kept.
 The server decides and removes in one step (`trim_tasks` in the gate's library), at most a page at a time.
 """
 
@@ -20,16 +20,16 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream_owners import read_owners
 
 _INTERVAL_S: Final = 60.0
-# So much of the interval is one worker's: the next round is for whoever comes first.
+# Shorter than the interval: the next round is done by the first worker that takes the lease.
 _LEASE_MS: Final = 50_000
 _PAGE: Final = 1_000
 _log = structlog.get_logger(__name__)
 
 
 class StreamTidying:
-    """Removes finished tasks and surplus dead letters, once a minute; of several workers, one does it.
+    """Removes finished tasks and surplus dead letters once a minute, in only one of several workers.
 
-    `keep_s` is how long finished tasks stay; None removes none.
+    `keep_s` is how long finished tasks are kept; None keeps them all.
     """
 
     def __init__(
@@ -83,19 +83,19 @@ class StreamTidying:
                     "FCALL", function("trim_tasks"), 1, stream, GROUP, round(1000 * keep_s), _PAGE
                 )
             except ResponseError as exc:
-                # The key is no stream, or the user may not do this. The other streams are tidied all the same.
+                # The key is no stream, or the Redis user may not do this. The other streams are still tidied.
                 _log.warning("stream.not_trimmed", stream=stream, problem=str(exc))
                 return removed
             removed += page
             if not page:
                 break
-        self._tell_blocker(stream, blocker.decode())
+        self._warn_about_blocker(stream, blocker.decode())
         if removed:
             _log.info("stream.trimmed", stream=stream, entries=removed)
         return removed
 
-    def _tell_blocker(self, stream: str, group: str) -> None:
-        """Say once which other group keeps old entries: it may be forgotten, and the stream grows."""
+    def _warn_about_blocker(self, stream: str, group: str) -> None:
+        """Warn once that another group keeps old entries: if nobody uses the group, the stream grows for ever."""
         if group not in ("", GROUP, self._blockers.get(stream)):
             _log.warning("stream.kept_for_group", stream=stream, group=group)
         self._blockers[stream] = group

@@ -1,8 +1,8 @@
 """The sweeper: settles holds past their deadline, so that no dead call keeps money held (G2, G3).
 
-Where a request may have been sent, its provider is asked what it cost, if its id is known; else the whole hold is
-charged, marked `assumed`. A late answer corrects it; the task itself, if it is still pending, is run again. What
-processes that have ended could not book is booked before that.
+If a request may have been sent and its id is known, the provider is asked for its cost. If the cost is unknown, the
+whole hold is charged, marked `assumed`; a late answer corrects it. The task itself, if still pending, is run again.
+Before that, the sweeper books the charges that ended processes could not book.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 
 from tollbook.consumers.unbooked import UnbookedBooker
 from tollbook.inference.calls.earlier_runs import settle_dead_hold
-from tollbook.inference.calls.lost_requests import AskCost, ask_nobody
+from tollbook.inference.calls.lost_requests import AskCost, cost_unknown
 from tollbook.ledger.errors import BaselineUnavailable, CallUnknown, LedgerError, LedgerUnavailable, LedgerWentBack
 from tollbook.ledger.gate.gate import Gate
 from tollbook.ledger.gate.ledger import Ledger
@@ -25,7 +25,7 @@ _PAGE: Final = 10
 _log = structlog.get_logger(__name__)
 
 
-async def _nobody(_process: str) -> bool:
+async def _never_alive(_process: str) -> bool:
     return False
 
 
@@ -37,10 +37,10 @@ class Sweeper:
         ledger: Ledger,
         gates: Sequence[Gate],
         *,
-        is_alive: Callable[[str], Awaitable[bool]] = _nobody,
-        ask_cost: AskCost = ask_nobody,
+        is_alive: Callable[[str], Awaitable[bool]] = _never_alive,
+        ask_cost: AskCost = cost_unknown,
     ) -> None:
-        """`is_alive` says whether a process still works; `ask_cost` what a request cost that nobody waits for."""
+        """`is_alive` says whether a process still works; `ask_cost` asks the provider what a lost request cost."""
         self._ask_cost = ask_cost
         self._ledger = ledger
         self._booker = UnbookedBooker(ledger, is_alive)
@@ -56,21 +56,21 @@ class Sweeper:
                 _log.warning("sweep.missed", problem=str(exc))
 
     async def sweep(self) -> int:
-        """Settle what is overdue now; return how many holds that were."""
+        """Settle the holds that are overdue now; return how many were settled."""
         settled = 0
         for gate in self._gates:
             await self._booker.book(gate)
             try:
                 settled += await self._sweep_partition(gate)
             except LedgerWentBack as exc:
-                # No hold of this partition can be settled until it is in order; the other partitions' can.
+                # No hold of this partition can be settled until the partition is repaired; others can.
                 _log.warning("sweep.missed", partition=gate.keys.partition, problem=str(exc))
         return settled
 
     async def _sweep_partition(self, gate: Gate) -> int:
-        """Go page by page; a hold that cannot be settled now is left, and does not delay those after it.
+        """Settle page by page; a hold that cannot be settled now is skipped and does not delay the others.
 
-        Those of a page at the same time: each may have to wait for its provider.
+        The holds of a page are settled at the same time, since each may have to wait for its provider.
         """
         settled, left, now_ms = 0, 0, await gate.now_ms()
         while page := await gate.overdue(now_ms, skip=left, count=_PAGE):
@@ -90,7 +90,7 @@ class Sweeper:
         except (LedgerError, ValueError) as exc:
             is_redis_away = isinstance(exc, LedgerUnavailable) and not isinstance(exc, BaselineUnavailable)
             if is_redis_away or isinstance(exc, LedgerWentBack):
-                raise  # Whichever hold it is, the answer is the same.
+                raise  # Every other hold would fail in the same way.
             _log.error("hold.not_expired", call_id=call_id, problem=str(exc))
             return False
 
@@ -104,7 +104,7 @@ class Sweeper:
             found=record.hold,
             outcome="expired",
             reason="the hold's deadline has passed",
-            told_nanousd=await self._ask_cost(record.user_id, record.hold),
+            reported_nanousd=await self._ask_cost(record.user_id, record.hold),
         )
         try:
             reply = await self._ledger.settle_now(request)  # G3

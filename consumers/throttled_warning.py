@@ -1,6 +1,7 @@
-"""Warnings of what comes often: of what lasts, once a minute; of what comes in a flood, the first few and a count.
+"""Warnings that do not flood the log.
 
-A store that does not answer holds back every task; a publisher with a fault floods a stream with malformed tasks.
+A problem that lasts, such as a store that does not answer, is logged once a minute. Of events that come in large
+numbers, such as malformed tasks, the first few of a minute are logged, and the number of the others.
 """
 
 import re
@@ -25,8 +26,8 @@ class ThrottledWarning:
         self._times: Counter[str] = Counter()
 
     def warn(self, problem: Exception) -> None:
-        """Warn, unless it was done lately; `times` is how often this kind of problem came since then."""
-        # By how its text begins, since the rest may name a call, a number or an address.
+        """Warn, unless this kind was logged in the last minute; `times` counts the kind since its last line."""
+        # The kind is the beginning of the text, since the rest may name a call, a number or an address.
         name, now = type(problem).__name__, self._now_ms()
         kind = name + re.split(r"[\d'\"(:/]", str(problem), maxsplit=1)[0]
         if len(self._warned_at_ms) >= _MAX_KINDS:
@@ -40,10 +41,10 @@ class ThrottledWarning:
 
 
 class FloodWarning:
-    """Warns of each event by itself while there are few; of the others in a minute, by one line with their number."""
+    """Logs the first few events of a minute one by one, and the number of the others in one line."""
 
     def __init__(self, event: str, now_ms: Callable[[], int], *, max_lines: int = 10) -> None:
-        """`max_lines` is how many lines each kind of event has in a minute, beside the one with the number."""
+        """`max_lines` is how many events of each kind are logged per minute one by one."""
         self._event = event
         self._now_ms = now_ms
         self._max_lines = max_lines
@@ -51,7 +52,7 @@ class FloodWarning:
         self._seen: Counter[str] = Counter()
 
     def warn(self, kind: str, **fields: object) -> None:
-        """Warn of one event of a kind; `fields` are shown where it has a line of its own."""
+        """Warn of one event of a kind; `fields` are shown if the event gets its own line."""
         self.flush()
         if self._minute_began_ms is None:
             self._minute_began_ms = self._now_ms()
@@ -60,7 +61,7 @@ class FloodWarning:
             _log.warning(self._event, reason=kind, **fields)
 
     def flush(self, *, is_last: bool = False) -> None:
-        """Write the numbers of a minute that is over; with `is_last`, of the present one too."""
+        """Log the numbers of the last minute; with `is_last`, those of the current minute too."""
         began_ms = self._minute_began_ms
         if began_ms is None or (not is_last and self._now_ms() - began_ms < _EVERY_MS):
             return

@@ -1,7 +1,7 @@
-"""Booking what processes that have ended could not book, once the ledger is in order again (G3).
+"""Booking the charges that ended processes could not book, once the ledger is in order again (G3).
 
-A note is booked where the newest event that its process was told of is on the stream again. Booking twice changes
-nothing. What the ledger lacks for good is for a person: `tollbook recover`.
+A noted charge is booked if the newest event that its process had seen is on the stream. Booking twice changes nothing.
+If the ledger has lost events for good, a person must run `tollbook recover`.
 """
 
 import json
@@ -21,39 +21,39 @@ _log = structlog.get_logger(__name__)
 
 
 class UnbookedBooker:
-    """Books the noted charges of all partitions. `is_alive` says whether a process still works: it books its own."""
+    """Books the noted charges of ended processes. `is_alive` says whether a process still works: it books its own."""
 
     def __init__(self, ledger: Ledger, is_alive: Callable[[str], Awaitable[bool]]) -> None:
         self._ledger = ledger
         self._is_alive = is_alive
-        self._told: set[tuple[str, int]] = set()
+        self._reported: set[tuple[str, int]] = set()
 
     async def book(self, gate: Gate) -> int:
-        """Book what can be booked in a partition now; return how many charges.
+        """Book the charges that can be booked in a partition now; return how many.
 
-        Errors: LedgerUnavailable where Redis does not answer; OSError where the files cannot be read.
+        Errors: LedgerUnavailable if Redis does not answer; OSError if the files cannot be read.
         """
         booked = 0
         for charge in await gate.unbooked():
             if charge.process and await self._is_alive(charge.process):
                 continue
             try:
-                problem = await self._problem_of(gate, charge)
+                problem = await self._try_to_book(gate, charge)
             except LedgerUnavailable:
                 raise
-            except (LedgerError, ResponseError, ValueError) as exc:  # Of a note that a gate did not write, too.
+            except (LedgerError, ResponseError, ValueError) as exc:  # ValueError: a note that no gate wrote.
                 problem = str(exc)
             if problem is None:
                 await gate.forget(charge)
                 booked += 1
                 _log.warning("unbooked.booked", call_id=charge.call_id, cost_nanousd=charge.cost_nanousd)
-            elif (charge.call_id, charge.hold) not in self._told:
-                self._told.add((charge.call_id, charge.hold))
+            elif (charge.call_id, charge.hold) not in self._reported:
+                self._reported.add((charge.call_id, charge.hold))
                 _log.error("unbooked.left", call_id=charge.call_id, cost_nanousd=charge.cost_nanousd, problem=problem)
         return booked
 
-    async def _problem_of(self, gate: Gate, charge: UnbookedCharge) -> str | None:
-        """Book a charge; return why it cannot be, or None."""
+    async def _try_to_book(self, gate: Gate, charge: UnbookedCharge) -> str | None:
+        """Book a charge; return None, or why it cannot be booked."""
         if not await gate.is_on_stream(charge.seen):
             return f"event {charge.seen} is not on the ledger's stream: restore the newer data, or `tollbook recover`"
         if not charge.hold:
@@ -64,9 +64,9 @@ class UnbookedBooker:
         except CallUnknown:
             return "its hold is not on the ledger: `tollbook recover`"
         if not isinstance(reply, AlreadySettled) or not reply.assumed_nanousd:
-            return None  # What is confirmed stays.
+            return None  # A confirmed cost is kept.
         if not charge.knows_less(reply.assumed_nanousd):  # G1
-            # The sweeper or another run was first, and could not know the cost.
+            # The sweeper or another run settled first and did not know the cost.
             await self._ledger.adjust(_correction(charge, reply))
         return None
 

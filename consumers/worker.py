@@ -1,8 +1,8 @@
 """One worker: takes deliveries, runs each as a call, answers, acknowledges.
 
-A delivery holds one of its stream's slots while it works and gives it back while it waits, for money or for another run
-of the same task, so that waiting tasks never delay others. It is acknowledged only when its result is stored (late
-acknowledgement); whatever goes wrong before that leaves it pending, to be claimed again.
+A delivery has one of its stream's slots while it works. It gives the slot back while it waits, for money or for another
+run of the same task, so that waiting tasks never delay others. It is acknowledged only when its result is stored (late
+acknowledgement); after any failure before that, it stays pending and is claimed again.
 """
 
 import asyncio
@@ -38,17 +38,17 @@ from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import ErrorCode, InferenceResult, TaskStatus
 from tollbook.schemas.tasks import PING, RESERVED_STREAM_WORDS, InvalidTask, Task
 
-# For the settlement of calls that are cut off; the ledger itself would be asked for minutes.
+# For settling calls that are cut off; without this limit, the ledger would be retried for minutes.
 _SETTLING_S: Final = 10.0
 OpenDeltas = Callable[[str, str], DeltaStream]
-"""Returns the stream for the deltas of a task, by its id and its user's."""
+"""Returns the stream for the deltas of a task, by task id and user id."""
 RecordResult = Callable[[InferenceResult], None]
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimits:
-    """Concurrent calls per stream, what each may wait for, and how often a task is delivered before it is given up."""
+    """Concurrent calls per stream, limits of waiting, and how often a task is delivered before it is given up."""
 
     concurrency: Mapping[str, int]
     waiting: WaitLimits
@@ -76,7 +76,7 @@ class Worker:
         observer: TaskObserver | None = None,
         on_held_back: Callable[[Exception], None] = lambda _: None,
     ) -> None:
-        """`on_held_back` is told why a task is held back, each time that it is."""
+        """`on_held_back` gets the reason each time that a task is held back."""
         self.name = name
         self._observer: TaskObserver = observer or UnobservedTasks()
         self.finished: Counter[TaskStatus] = Counter()
@@ -98,26 +98,26 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_stopping = False
         self._run_numbers = count(1)
-        # Runs that may still send a request; of all others of this worker it is known that they do not.
+        # Runs that may still send a request. This worker's other runs never will.
         self._active_runs: set[RunId] = set()
-        # Bound once: to make a logger takes half the time of a line.
+        # Bound once: making a logger takes half the time of a log line.
         self._log = _log.bind()
         self._held_back = ThrottledWarning("tasks.held_back", now_ms)
         self._on_held_back = on_held_back
 
     @property
     def in_flight(self) -> int:
-        """Deliveries in hand, waiting ones included."""
+        """How many deliveries this worker has, including waiting ones."""
         return len(self._tasks)
 
     @property
     def request_ids_lost(self) -> int:
-        """Requests of this process whose ids could not be kept with their holds."""
+        """Requests of this process whose ids could not be noted with their holds."""
         return self._runner.notes_lost
 
     @property
     def waiting(self) -> int:
-        """Tasks of this process that wait for other calls' holds."""
+        """How many tasks of this process wait for money."""
         return self._reservations.waiting
 
     @property
@@ -126,35 +126,36 @@ class Worker:
         return self._concurrency
 
     def set_concurrency(self, concurrency: Mapping[str, int]) -> None:
-        """Give each stream so many slots from now on; calls that run keep the ones that they have."""
+        """Set the number of slots of each stream; running calls keep their old slots."""
         for stream, number in concurrency.items():
             if self._concurrency.get(stream) != number:
                 self._concurrency[stream], self._slots[stream] = number, asyncio.Semaphore(number)
 
     async def take(self, deliveries: Sequence[Delivery]) -> None:
-        """Take new deliveries of one stream, each as soon as there is a free slot; reading goes on from there."""
-        # All are claimed at once: one that waits here for long must not look abandoned.
+        """Start new deliveries of one stream, each as soon as a slot is free; return when all are started."""
+        # All are claimed at once: a delivery that waits here for long must not look abandoned.
         waiting = [delivery for delivery in deliveries if self.claims.add(delivery)]
         try:
             while waiting:
                 slots = self._slots[waiting[0].stream]
                 await slots.acquire()
                 if self._is_stopping:
-                    return  # What has not begun stays pending, and is claimed by others.
+                    return  # Deliveries that are not started stay pending, and other workers claim them.
                 self._start(waiting.pop(0), Slot(slots, is_held=True))
         finally:
             for delivery in waiting:
                 self.claims.drop(delivery)
 
     def take_claimed(self, delivery: Delivery) -> None:
-        """Take over a delivery whose worker is silent; it waits for its slot by itself."""
+        """Start a delivery taken over from a silent worker; returns at once, the delivery waits for its slot."""
         if not self._is_stopping and self.claims.add(delivery):
             self._start(delivery, Slot(self._slots[delivery.stream], is_held=False))
 
     async def drain(self, grace_s: float, *, settling_s: float = _SETTLING_S) -> None:
-        """Let what is in flight finish for `grace_s` seconds, then cancel: holds are settled, tasks stay pending.
+        """Start nothing more; let deliveries finish for `grace_s` seconds, then cancel them.
 
-        Nothing more is begun. Where Redis does not answer, the holds are left to whoever takes the tasks over.
+        Holds of cancelled calls are settled within `settling_s` seconds, and their tasks stay pending. If Redis does
+        not answer, the workers that take the tasks over settle the holds.
         """
         self._is_stopping = True
         if self._tasks:
@@ -174,20 +175,20 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     async def _process(self, delivery: Delivery, slot: Slot) -> None:
-        """Work on a delivery until it is acknowledged or left pending: the edge at which a task's trouble ends."""
+        """Work on a delivery until it is acknowledged or left pending. No error of a task gets past this function."""
         try:
             with self._observer.working(delivery) as record_result:
-                await self._persist(delivery, slot, record_result)
+                await self._execute_with_retries(delivery, slot, record_result)
         except CallTakenOver as exc:
             _log.warning("task.taken_over", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
-        except Exception:  # noqa: BLE001 - one task's trouble must not stop the others; it stays pending.
+        except Exception:  # noqa: BLE001 - one task's failure must not stop the others; it stays pending.
             _log.exception("task.crashed", entry_id=delivery.entry_id, stream=delivery.stream)
         finally:
             slot.release()
             self.claims.drop(delivery)
 
-    async def _persist(self, delivery: Delivery, slot: Slot, record_result: RecordResult) -> None:
-        """Execute a delivery, and again while the stores do not answer: nothing is lost while it stays pending."""
+    async def _execute_with_retries(self, delivery: Delivery, slot: Slot, record_result: RecordResult) -> None:
+        """Execute a delivery, and retry while the stores do not answer; the delivery stays pending meanwhile."""
         pause_s = self._limits.waiting.first_pause_s
         run = self._begin_run(self._now_ms())
         try:
@@ -199,7 +200,7 @@ class Worker:
                     _log.debug("task.held_back", entry_id=delivery.entry_id, stream=delivery.stream, problem=str(exc))
                     self._held_back.warn(exc)
                     self._on_held_back(exc)
-                async with slot.given_back():
+                async with slot.released():
                     if run.has_money:
                         self._active_runs.discard(run.id)
                         run = self._begin_run(run.taken_at_ms)
@@ -229,7 +230,7 @@ class Worker:
                     await self._open_deltas(task_id, task.user_id).end(result.status.value)
             except IdempotencyConflict as exc:
                 result = await self._answers.conflict(delivery, task_id, task, str(exc))
-            except InvalidTask as exc:  # The policy has its task type or plan no more.
+            except InvalidTask as exc:  # The policy no longer has its task type or plan.
                 result, reply_to = await self._answers.malformed(delivery, str(exc))
         if result is None:
             return
@@ -241,7 +242,7 @@ class Worker:
         self._log_finished(result, seconds=(self._now_ms() - run.taken_at_ms) / 1000)
 
     async def _read(self, delivery: Delivery) -> tuple[str, Task]:
-        """Return the task id and the task, read by the policy in force. Errors: InvalidTask."""
+        """Return the task id and the task, checked against the policy in force. Errors: InvalidTask."""
         try:
             task_id, task = read_task(delivery, self._policies.newest.policy.tag_names)
         except InvalidTask:
@@ -253,7 +254,7 @@ class Worker:
         return task_id, task
 
     def _log_finished(self, result: InferenceResult, *, seconds: float) -> None:
-        """Say what became of a task. A malformed message is no task: its dead letter has a line of its own."""
+        """Log the result of a task. A malformed message already has a log line for its dead letter."""
         log = self._log.debug if result.error_code is ErrorCode.INVALID_TASK else self._log.info
         log(
             "task.finished",
@@ -270,7 +271,7 @@ class Worker:
     async def _result_of(
         self, delivery: Delivery, task_id: str, task: Task, slot: Slot, run: "_Run"
     ) -> InferenceResult | None:
-        """Return the task's result, or None where it is left pending for another time."""
+        """Return the task's result, or None if the task is left pending."""
         if task.task == PING:
             return await self._answers.ping(task_id, task)
         call = await self._policies.read_by(
@@ -282,7 +283,7 @@ class Worker:
             self._limits.waiting,
             give_up=exhausted(delivery.deliveries) if delivery.deliveries > self._limits.max_deliveries else None,
             is_dead=partial(self._is_dead, delivery),
-            while_waiting=slot.given_back,
+            while_waiting=slot.released,
         )
         if acquired.hold is not None:
             run.has_money = True
@@ -294,12 +295,12 @@ class Worker:
         elif acquired.result is not None:
             result = acquired.result
         else:
-            # Too many wait to keep them all in memory; the claim loop brings it back later.
+            # Too many tasks wait to keep them all in memory. The claim loop delivers this one again later.
             slot.release()
             await self.claims.give_back(delivery)
             return None
         if result.error_code is ErrorCode.ATTEMPTS_EXHAUSTED and (
-            # A claimed one too: whoever gave up may have died before it could do this.
+            # A claimed delivery too: the worker that gave up may have died before writing the dead letter.
             acquired.give_up or acquired.hold is not None or delivery.is_claimed
         ):
             problem = result.error or acquired.give_up or ""
@@ -309,7 +310,7 @@ class Worker:
         return result
 
     async def _run(self, call: Call, hold: Hold, give_up: str | None) -> InferenceResult:
-        """Make a call; where its task wants to be read along with, append its deltas."""
+        """Make a call; if its task wants streaming, append its deltas."""
         if not call.task.stream:
             return await self._runner.run(call, hold, give_up=give_up)
         deltas = self._open_deltas(call.call_id, call.user_id)
@@ -319,10 +320,10 @@ class Worker:
         return result
 
     async def _is_dead(self, delivery: Delivery, found: OpenCall) -> bool:
-        """Whether the run that holds money is dead.
+        """Whether the run that has the hold is dead.
 
-        Of this worker's own runs it is known which are active. Another's is dead once it is due and its worker has no
-        heartbeat.
+        This worker knows which of its own runs are active. Another worker's run is dead once it is due and its worker
+        has no heartbeat.
         """
         run = RunId.parse(found.worker)
         if run.process == self.name:
@@ -333,9 +334,9 @@ class Worker:
 
 @dataclass(slots=True)
 class _Run:
-    """One run of a task. Until it `has_money` it sends no request, and may be repeated under the same id."""
+    """One run of a task. Until it `has_money`, it sends no request and may be retried under the same run id."""
 
     id: RunId
     taken_at_ms: int
-    """When this worker took the delivery, which may have had runs before this one."""
+    """When this worker took the delivery, in milliseconds since the epoch; the delivery may have had earlier runs."""
     has_money: bool = False

@@ -1,4 +1,4 @@
-"""Where the running system's Redis is: what the settings say, else what `tollbook up` left in the data directory."""
+"""Finding the running system's Redis: from the settings, or from what `tollbook up` wrote to the data directory."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def find_redis_url(settings: "Settings") -> str:
     """Return the server's URL.
 
-    Errors: LedgerUnavailable where none is configured and none runs, or what `tollbook up` left cannot be read.
+    Errors: LedgerUnavailable if no URL is set and no Tollbook runs, or if the file of `tollbook up` cannot be read.
     """
     if settings.redis_url is not None:
         return settings.redis_url

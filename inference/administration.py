@@ -1,7 +1,7 @@
 """Changes by people: plans, credits, corrections, releases and keys, each an event with author and reason.
 
-Every command is idempotent by its key (a correction by the cost that it states), bounded as
-all amounts are, in force in the gate from the step that appends it, and visible in statements.
+Every command is idempotent by its key (a correction: by the cost that it states). Its amounts have the usual limits.
+The gate applies it in the same step that appends its event, and statements show it.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ from tollbook.schemas.policy import Policy, check_plan
 
 
 class CallNotFound(CallUnknown):
-    """No call and no recorded spend of this name is on the ledger, or its record has expired."""
+    """The ledger has no call and no recorded spend with this id, or its record has expired."""
 
     def __init__(self, call_id: str) -> None:
         super().__init__(call_id, 0)
@@ -76,20 +76,20 @@ class CallNotFound(CallUnknown):
 
 
 class CallStillOpen(LedgerError):
-    """The call still holds money; it can be corrected when it is settled."""
+    """The call still has a hold; it can be corrected once it is settled."""
 
     def __init__(self, call_id: str) -> None:
-        super().__init__(f"call {call_id} still runs: correct it when it is settled")
+        super().__init__(f"call {call_id} is still running: correct it once it is settled")
         self.call_id = call_id
 
 
 class NothingToCorrect(LedgerError):
-    """The call was refused or never cost anything that could be corrected this way."""
+    """The call was refused, or has no cost that could be corrected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A call's cost before and after, in nano-dollars, over all its holds."""
+    """A call's cost before and after a correction: the sum over all its holds, in nano-dollars."""
 
     user_id: str
     before_nanousd: int
@@ -99,8 +99,7 @@ class Correction:
 class Administration:
     """Changes by people.
 
-    Errors of every method: ValueError for an id that none can have; IdempotencyConflict; LedgerUnavailable;
-        LedgerRefused.
+    Errors of every method: ValueError for an invalid id; IdempotencyConflict; LedgerUnavailable; LedgerRefused.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class Administration:
         read_spent: ReadSpent | None = None,
         backfills: bool = False,
     ) -> Applied:
-        """Put a policy in force in place of version `based_on`; the rest is as for `policy_changes.apply_policy`."""
+        """Replace version `based_on` of the policy; parameters and errors as for `policy_changes.apply_policy`."""
         applied = await apply_policy(
             self._ledger.gates, policy, signature, based_on=based_on, read_spent=read_spent, backfills=backfills
         )
@@ -150,17 +149,17 @@ class Administration:
 
     @property
     def period(self) -> str:
-        """The present billing period."""
+        """The current billing period."""
         return self._policies.newest.budgets.calendar.month_at(self._now_ms()).name
 
     async def account(self, user_id: str, period: str | None = None) -> Account:
-        """Return what the ledger has assigned to a user, with the credit of a period, the present one by default."""
+        """Return a user's assigned plan and cap, and the credit of a period (default: the current one)."""
         return await self._ledger.account(self.user_ids.on_ledger(check_id(user_id)), period or self.period)
 
     async def set_plan(self, user_id: str, plan: str, signature: Signature, *, cap_nanousd: int | None = None) -> bool:
-        """Put a user on a plan, with the plan's cap or another; return whether that is new.
+        """Assign a plan to a user, with the plan's cap or another one; return False for a repeat.
 
-        From then on it counts, whatever plan a task names.
+        From then on the assigned plan is used, whatever plan a task names.
         """
         user_id = await self.user_ids.keep(user_id)  # G10
         plan_cap_nanousd = self.plan_cap_nanousd(plan)
@@ -171,14 +170,17 @@ class Administration:
     async def grant_credit(
         self, user_id: str, amount_nanousd: int, signature: Signature, *, period: str | None = None
     ) -> bool:
-        """Give a user credit above the cap for one period, the present one by default; return whether that is new."""
+        """Give a user credit above the cap for one period (default: the current one); return False for a repeat."""
         user_id = await self.user_ids.keep(user_id)  # G10
         payload = payload_json(CreditGranted(author=signature.author, reason=signature.reason))
         return await self._assign("credit-granted", user_id, "", amount_nanousd, payload, signature, period)
 
     async def clear_plan(self, user_id: str, signature: Signature) -> bool:
-        """Let the plans that tasks name count again; return whether that is new. Errors: NoPlanAssigned."""
-        given = user_id
+        """Remove a user's assigned plan, so that the plans named by tasks are used; return False for a repeat.
+
+        Errors: NoPlanAssigned.
+        """
+        plain_id = user_id
         user_id = self.user_ids.on_ledger(check_id(user_id))  # G10
         payload = payload_json(PlanCleared(author=signature.author, reason=signature.reason))
         period = self.period
@@ -196,7 +198,7 @@ class Administration:
         try:
             return await self._withdraw(request, signature)
         except NoPlanAssigned:
-            raise NoPlanAssigned(given) from None  # As the person named the user.
+            raise NoPlanAssigned(plain_id) from None  # The message shows the id that the person gave.
 
     async def revoke_credit(
         self,
@@ -207,23 +209,23 @@ class Administration:
         period: str | None = None,
         grant: str | None = None,
     ) -> bool:
-        """Take back credit of a period, the present one by default; return whether that is new.
+        """Take back credit of a period (default: the current one); return False for a repeat.
 
-        It may leave the cap below what is spent: then calls are refused, and what was spent stays as it is. `grant` is
-        the id of the `credit-granted` event that is taken back; that is done once, whoever does it.
+        The cap may fall below what is spent: then calls are refused, and what was spent stays booked. `grant` is the id
+        of the `credit-granted` event to take back; a grant is taken back only once, whoever does it.
 
-        Errors: CreditTooLow where the period has less credit than that.
+        Errors: CreditTooLow if the period has less credit than that.
         """
         user_id = self.user_ids.on_ledger(check_id(user_id))  # G10
         period = period or self.period
         payload = CreditRevoked(grant=grant, author=signature.author, reason=signature.reason)
-        # A command of its own has the key or is new; that of a grant is the grant's, whatever its author and reason.
-        words = (grant,) if grant else (str(amount_nanousd), signature.author, signature.reason)
+        # The revocation of a grant is the same command whatever its author and reason: a grant is revoked once.
+        content = (grant,) if grant else (str(amount_nanousd), signature.author, signature.reason)
         request = WithdrawRequest(
             command_id=f"credit-revoked grant:{grant}" if grant else signature.command_id("credit-revoked"),
             user_id=user_id,
             period=period,
-            content_hash=content_digest("credit-revoked", user_id, period, *words),
+            content_hash=content_digest("credit-revoked", user_id, period, *content),
             type="credit-revoked",
             amount_nanousd=amount_nanousd,
             payload=payload_json(payload),
@@ -236,22 +238,22 @@ class Administration:
         return await release_charges(self._ledger, charges, author=signature.author, reason=signature.reason)
 
     async def find_cost(self, call_id: str) -> Correction:
-        """Return what a call cost in all, before and after nothing is done. Errors: as `adjust_cost`."""
+        """Return a call's total cost as a correction that changes nothing. Errors: as `adjust_cost`."""
         _, record = await self._find_settled(call_id)
         cost = sum(hold.cost_nanousd for hold in record.settled.values())
         return Correction(record.user_id, cost, cost)
 
     async def adjust_cost(self, call_id: str, cost_nanousd: int, signature: Signature) -> Correction:
-        """Correct what a call cost in all to `cost_nanousd`; repeated, it changes nothing.
+        """Correct a call's total cost to `cost_nanousd`; a repeat changes nothing.
 
-        `call_id` may also be the key of spend that an application recorded; a task of that name goes first.
+        `call_id` may also be the key of spend that an application recorded; a task with that id takes precedence.
 
-        Errors: CallNotFound (also once the idempotency period is over); CallStillOpen; NothingToCorrect; HoldChanged
-            where somebody else has corrected it meanwhile.
+        Errors: CallNotFound (also after the idempotency period); CallStillOpen; NothingToCorrect; HoldChanged if
+            somebody else has corrected the call meanwhile.
         """
         call_id, record = await self._find_settled(normalise_id(call_id))
         before = sum(hold.cost_nanousd for hold in record.settled.values())
-        # The latest hold takes the difference; what is left over goes to the ones before it.
+        # The new cost fills the holds in order, each up to its old cost; the latest hold takes the rest.
         left = cost_nanousd
         targets: dict[int, int] = {}
         for number in sorted(record.settled):
@@ -327,12 +329,11 @@ class Administration:
 async def connect_administration(
     settings: Settings | None = None, *, warns: bool = True
 ) -> AsyncGenerator[Administration]:
-    """Connect to a system's ledger; it needs no provider, and the projector only where the gate asks for a baseline.
+    """Connect to a system's ledger. No provider is needed, and the projector only if the gate asks for a baseline.
 
-    `warns` of another policy here than the ledger's, which counts.
+    With `warns`, log a warning if the settings or the policy file here differ from the ledger's policy.
 
-    Errors: SettingsError; LedgerUnavailable, also where there is no ledger yet; CallsStopped; ServerUnsafe;
-        UserKeyLost.
+    Errors: SettingsError; LedgerUnavailable, also if there is no ledger yet; CallsStopped; ServerUnsafe; UserKeyLost.
     """
     settings = settings or load_settings()
     async with AsyncExitStack() as stack:
@@ -354,8 +355,8 @@ async def connect_administration(
                 "makes it"
             )
         await check_policy(redis, allow_unsynced=settings.allow_unsynced)
-        # A person is told at once that the server takes no write, where a worker would try again for a while. Functions
-        # that are missing are loaded by the command, and a permission that it lacks is named by it.
+        # A worker would retry for a while; a person gets the error at once if the server takes no writes. The command
+        # itself loads missing functions, and its error names a missing permission.
         with suppress(FunctionsMissing, PermissionsMissing):
             await check_takes_writes(pipeline, Keys(settings.namespace))
         seen = await asyncio.to_thread(heads_on_disk, settings, ledger_id.decode(), int(partitions))
@@ -375,7 +376,7 @@ async def connect_administration(
         if reason is not None:
             raise CallsStopped(reason)  # Nothing may be appended to a ledger that went back in time.
 
-        # The projector is asked only where the gate's tail does not reach back.
+        # The projector is asked only if the gate's tail does not reach back far enough.
         asked = AskedBaselines(
             redis, pipeline, [gate.keys for gate in gates], ledger_id=gates[0].ledger_id, process=process_name()
         )

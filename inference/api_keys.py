@@ -1,11 +1,11 @@
-"""Keys of the HTTP gateway: looked up by their hash, beside the ledger that has them.
+"""Keys of the HTTP gateway: looked up by their hash in Redis.
 
-A key is `tb-` and 43 url-safe characters, of 32 random bytes. It is shown once and kept nowhere: events and Redis have
-its SHA-256 (G10). A slow hash would add nothing. It makes guessing at passwords dear, and 256 random bits cannot be
-guessed.
+A key is `tb-` and 43 URL-safe characters, made from 32 random bytes. It is shown once and never stored: events and
+Redis have only its SHA-256 (G10). A slow hash would not help: it protects passwords against guessing, but 256 random
+bits cannot be guessed.
 
-Keys are found before their user is known, so all of them are in partition 0. Nothing is changed here: keys are created
-and revoked by `Administration`.
+A key is looked up before its user is known, so all keys are in partition 0. This module changes nothing: keys are
+created and revoked by `Administration`.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from tollbook.schemas.routes import resolve_model
 
 SECRET_BYTES: Final = 32
 KEY_ID_BYTES: Final = 6
-# So soon does every process hear of a revocation.
-_KEPT_S: Final = 2.0
-_MAX_KEPT: Final = 1_000
+# How long a key is cached, so the longest time until every process sees a revocation.
+_CACHE_S: Final = 2.0
+_MAX_CACHED: Final = 1_000
 _SECRET: Final = re.compile(r"tb-[A-Za-z0-9_-]{43}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _log = LazyLogger(__name__)
@@ -41,9 +41,9 @@ KeyState = Literal["active", "expired", "revoked"]
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What a key is bound to; it has not the key itself. `user_id` is as on the ledger, hashed where ids are.
+    """What a key is bound to, without the key itself. `user_id` is as on the ledger, hashed if ids are hashed.
 
-    `models` are model ids and task types, and empty where any may be called; the first of `streams` is the default.
+    `models` are model ids and task types; empty allows all. The first of `streams` is the default.
     """
 
     key_id: str
@@ -68,7 +68,7 @@ class ApiKey:
 class IssuedKey:
     """A key with its history. Moments are milliseconds since the epoch, by the clock of Redis.
 
-    `revoked_ms` may be still to come, and is None for a key that nobody has revoked.
+    `revoked_ms` may be in the future; it is None if the key was not revoked.
     """
 
     key: ApiKey
@@ -88,8 +88,8 @@ class IssuedKey:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """A key that was found, when it ends by the clock of Redis, and how far that clock is ahead of this process's."""
+class _CachedKey:
+    """A cached key, when it ends by the clock of Redis, and how far that clock is ahead of this process's."""
 
     key: ApiKey
     ends_ms: int | None
@@ -98,13 +98,13 @@ class _Kept:
 
 
 class _Stamp(BaseModel):
-    """What the gate puts in front of a key's payload."""
+    """The time stamp that the gate adds to a key's payload."""
 
     created_ms: int
 
 
 class _Entry(NamedTuple):
-    """What Redis has of one key, under its hash."""
+    """What Redis has stored for one key, under its hash."""
 
     created_ms: int
     created: KeyCreated
@@ -114,7 +114,7 @@ class _Entry(NamedTuple):
 class ApiKeys:
     """The keys of one ledger.
 
-    Errors of every method: LedgerUnavailable, also where Redis refuses to tell (G8).
+    Errors of every method: LedgerUnavailable, also if Redis refuses the command (G8).
     """
 
     def __init__(self, pipeline: CommandPipeline, keys: Keys, *, monotonic: Callable[[], float]) -> None:
@@ -122,28 +122,28 @@ class ApiKeys:
         self._pipeline = pipeline
         self._name = keys.api_keys
         self._monotonic = monotonic
-        self._kept: dict[str, _Kept] = {}
+        self._cached: dict[str, _CachedKey] = {}
 
     async def find(self, secret: str) -> ApiKey | None:
-        """Return what a key is bound to; None for one that is unknown, revoked or expired.
+        """Return what a key is bound to; None if it is unknown, revoked or expired.
 
-        What was found is kept for two seconds at most; that a key ends is seen at once, by the clock of Redis.
+        A key is cached for two seconds at most. A known end of a key is applied at once, by the clock of Redis.
         """
         return await self.find_by_hash(hash_of(secret)) if is_secret(secret) else None
 
     async def find_by_hash(self, digest: str) -> ApiKey | None:
-        """Return the same by the key's hash, for who has shown the key before; as fresh as of `find`."""
-        kept = self._kept.get(digest)
-        if kept is None or self._monotonic() - kept.read_s >= _KEPT_S:
-            self._kept.pop(digest, None)
-            kept = await self._read(digest)
-        if kept is None:
+        """Do as `find`, but by the key's hash, for a client that has shown its key before."""
+        cached = self._cached.get(digest)
+        if cached is None or self._monotonic() - cached.read_s >= _CACHE_S:
+            self._cached.pop(digest, None)
+            cached = await self._read(digest)
+        if cached is None:
             return None
-        now_ms = self._monotonic() * 1000 + kept.ahead_ms
-        return kept.key if kept.ends_ms is None or now_ms < kept.ends_ms else None
+        now_ms = self._monotonic() * 1000 + cached.ahead_ms
+        return cached.key if cached.ends_ms is None or now_ms < cached.ends_ms else None
 
     async def list(self) -> tuple[IssuedKey, ...]:
-        """Return every key that was ever created, the oldest first."""
+        """Return every key that was ever created, oldest first."""
         with translating_redis_errors():
             found: Any = as_map(await self._pipeline.execute("HGETALL", self._name))
         return issued_keys({field.decode(): value.decode(errors="replace") for field, value in found.items()})
@@ -152,9 +152,9 @@ class ApiKeys:
         """Return the time by the clock of Redis, in milliseconds since the epoch."""
         return await self._pipeline.now_ms(self._name)
 
-    async def _read(self, digest: str) -> _Kept | None:
+    async def _read(self, digest: str) -> _CachedKey | None:
         begun_s = self._monotonic()
-        # In one batch. The time is that after `begun_s`, so that a key ends rather too early than too late.
+        # In one batch. Redis reads its clock after `begun_s`, so that a key ends slightly too early, never too late.
         with translating_redis_errors():
             now_ms, (created, revoked) = await asyncio.gather(
                 self.now_ms(), self._pipeline.execute("HMGET", self._name, digest, f"{digest} revoked")
@@ -166,35 +166,35 @@ class ApiKeys:
         ends_ms = min(ends, default=None)
         if ends_ms is not None and ends_ms <= now_ms:
             return None
-        kept = _Kept(_api_key(entry.created), ends_ms, now_ms - begun_s * 1000, begun_s)
-        if len(self._kept) >= _MAX_KEPT:
-            del self._kept[next(iter(self._kept))]
-        self._kept[digest] = kept
-        return kept
+        cached = _CachedKey(_api_key(entry.created), ends_ms, now_ms - begun_s * 1000, begun_s)
+        if len(self._cached) >= _MAX_CACHED:
+            del self._cached[next(iter(self._cached))]
+        self._cached[digest] = cached
+        return cached
 
 
 def is_secret(text: str) -> bool:
-    """Whether a text has the form of a key, so that nobody must see it."""
+    """Whether a text has the form of a key, so that it must not be shown."""
     return _SECRET.fullmatch(text) is not None
 
 
 def hash_of(secret: str) -> str:
-    """Return the hash by which a key is known to the ledger."""
+    """Return the hash of a key, as the ledger has it."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def secret_of(random: bytes) -> str:
-    """Return the key that is made of `SECRET_BYTES` random bytes."""
+    """Return the key made from `SECRET_BYTES` random bytes."""
     return "tb-" + base64.urlsafe_b64encode(random).rstrip(b"=").decode()
 
 
 def key_id_of(random: bytes) -> str:
-    """Return the public name of a key, of `KEY_ID_BYTES` random bytes that are not those of the key."""
+    """Return the public id of a key, made from `KEY_ID_BYTES` random bytes other than the key's own."""
     return f"key-{random.hex()}"
 
 
 def issued_keys(fields: dict[str, str]) -> tuple[IssuedKey, ...]:
-    """Return the keys that the fields of the hash in Redis hold, the oldest first."""
+    """Return the keys in the fields of the Redis hash, oldest first."""
     entries = [
         entry
         for field, value in fields.items()
@@ -218,7 +218,7 @@ def issued_keys(fields: dict[str, str]) -> tuple[IssuedKey, ...]:
 
 
 def _entry(digest: str, created: bytes | str | None, revoked: bytes | str | None) -> _Entry | None:
-    """Read what Redis has under a hash; None where that is no key's, or was changed by hand."""
+    """Parse what Redis has stored under a key's hash; None if it is no key's, or was changed by hand."""
     if created is None or not _HASH.fullmatch(digest):
         return None
     try:
@@ -228,7 +228,7 @@ def _entry(digest: str, created: bytes | str | None, revoked: bytes | str | None
             None if revoked is None else KeyRevoked.model_validate_json(revoked),
         )
     except ValidationError:
-        _log.error("api_key.unreadable", key_hash=digest)  # It opens nothing, and `verify` names it.
+        _log.error("api_key.unreadable", key_hash=digest)  # The key is not accepted, and `verify` reports it.
         return None
     return entry if hmac.compare_digest(entry.created.hash, digest) else None  # G8
 

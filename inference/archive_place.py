@@ -1,4 +1,4 @@
-"""Where the settings say that the archive is: a directory, or an object store."""
+"""Opening the archive of the settings: in a directory, or in an object store."""
 
 from pathlib import Path
 

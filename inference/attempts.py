@@ -1,8 +1,8 @@
-"""One HTTP request to a model: what is asked, and how it ended.
+"""One HTTP request to a model: its content and its outcome.
 
-Invariant (G3): `charge` says what is known of the cost. "none" only where the provider provably charged nothing;
-"known" where it reported a cost or the usage; "unknown" for the rest, which is charged at the upper bound until it is
-corrected.
+Invariant (G3): `charge` says what is known of the cost. It is "none" only if the provider provably charged nothing, and
+"known" if the provider reported the cost or the usage. Otherwise it is "unknown": the attempt is charged at the upper
+bound until it is corrected.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ ChargeStatus = Literal["none", "known", "unknown"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A completion to be asked for. `parameters` are sent as they are.
+    """A request for a completion. `parameters` are sent unchanged.
 
-    Units: `max_tokens` completion tokens, reasoning included; `limit_name` is the provider's name for it. With a
-    `price_limit`, OpenRouter uses no endpoint that is more expensive than the bound assumes: it refuses rather than
-    charge more than the hold.
+    Units: `max_tokens` counts completion tokens, including reasoning; `limit_name` is the provider's name for it. With
+    a `price_limit`, OpenRouter uses no endpoint that is more expensive than the bound assumes. It refuses the request
+    instead of charging more than the hold.
     """
 
     model: str
@@ -40,7 +40,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingsRequest:
-    """Vectors to be asked for, one for each of `inputs`. `price_limit` is as in a ChatRequest."""
+    """A request for one vector for each of `inputs`. `price_limit` is as in a ChatRequest."""
 
     model: str
     inputs: Sequence[str] = field(repr=False)  # G10
@@ -51,17 +51,18 @@ class EmbeddingsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """How one HTTP request ended.
+    """The outcome of one HTTP request.
 
-    `ok` is every reply that is the call's outcome (G4), also one without an answer: then `error_code` says why.
-    `reason` is one of `schemas.failures.FAILURES`. `error` and `usage_doubt` are short texts of our own; nothing of the
-    prompt, the completion or the key is in them, nor any free text of the provider, which may quote the prompt.
-    `provider_error` is that text: it goes into the result alone (G10).
-    `usage` is how the reported tokens are usually read; where the report can mean something else too, that is in
-    `other_readings`. `fee_nanousd` was charged beside what the tokens cost.
-    `service_tier` is how the request was processed, if not as usual: `flex` or `priority`, for example.
-    `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model of the same provider might;
-    one of another provider might in any case.
+    The outcome is `ok` if the reply decides the call (G4). A reply can decide the call without an answer; then
+    `error_code` says why. `reason` is one of `schemas.failures.FAILURES`.
+    `error` and `usage_doubt` are short texts by Tollbook. They contain nothing of the prompt, the completion or the
+    key, and no free text of the provider, which may quote the prompt. `provider_error` has the provider's text: it is
+    shown in the result only (G10).
+    `usage` is the usual reading of the reported tokens; `other_readings` has the other meanings that the report can
+    have. `fee_nanousd` was charged in addition to the tokens.
+    `service_tier` is the tier of the request unless it is the usual one, for example `flex` or `priority`.
+    `is_retryable`: the same model may answer after a pause. `may_fall_back`: another model of the same provider may
+    answer; a model of another provider may answer in any case.
     """
 
     outcome: Outcome
@@ -96,16 +97,16 @@ class Attempt:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the reply is the call's outcome, with an answer or without."""
+        """Whether the reply decides the call, with or without an answer."""
         return self.outcome == "ok"
 
     @property
     def is_cut(self) -> bool:
-        """Whether the reply ended because the limit of completion tokens was used up."""
+        """Whether the reply was cut off at the limit of completion tokens."""
         return self.is_ok and (self.finish_reason == "length" or self.error_code is ErrorCode.OUTPUT_LIMIT_REACHED)
 
     def __repr__(self) -> str:  # G10
-        # The completion stays out of tracebacks and logs.
+        # Keeps the completion out of tracebacks and logs.
         return (
             f"Attempt(outcome={self.outcome!r}, charge={self.charge!r}, http_status={self.http_status}, "
             f"error={self.error!r}, usage={self.usage!r}, reported_cost_nanousd={self.reported_cost_nanousd}, "

@@ -1,10 +1,10 @@
-"""Upper bounds of what a call can cost, known before it is sent.
+"""Upper bounds of a call's cost, computed before the call is sent.
 
-Invariant (G1): the bound is at least the true cost for every tokenizer that makes at most as many tokens as the text,
-or its NFKC form, has bytes in UTF-8, plus the constants below. That is so for byte-level BPE, and for SentencePiece
-after normalisation (where one character can become eighteen). Tools, schemas and other JSON count with every way to
-write them. Where the model's own tokenizer is known, a text counts with its true tokens (`tokenizers`). Images, sounds,
-files and videos count with the most tokens that the model makes of one (`media`).
+Invariant (G1): the bound is at least the true cost, if the tokenizer makes at most one token per UTF-8 byte of the text
+or of its NFKC form, plus the constants below. This holds for byte-level BPE, and for SentencePiece after normalisation
+(where one character can become eighteen). Tools, schemas and other JSON count in their longest spelling. If the model's
+own tokenizer is known, a text counts with its true number of tokens (`tokenizers`). Images, sounds, files and videos
+count with the most tokens that the model can make of each (`media`).
 """
 
 import collections
@@ -31,14 +31,14 @@ from tollbook.schemas.routes import DEFAULT_PROVIDER, Target, named_provider
 # constants are several times that.
 TOKENS_PER_MESSAGE: Final = 32
 TOKENS_PER_REQUEST: Final = 128
-# Providers put instructions of their own before tools and schemas: up to 735 tokens in Anthropic's (November 2026).
+# Providers add their own instructions to tools and schemas: up to 735 tokens at Anthropic (November 2026).
 TOKENS_FOR_TOOLS: Final = 1_536
 TOKENS_PER_TOOL: Final = 64
-# What a written token of the cache costs, in percent of a prompt token: 125 for five minutes, 200 for an hour at
-# Anthropic, and no more elsewhere (November 2026).
+# The price of writing a token to the cache, in percent of a prompt token's price: at Anthropic 125 for five minutes and
+# 200 for an hour, elsewhere no more (November 2026).
 _CACHE_WRITE_PERCENT: Final = 125
 _LONG_CACHE_WRITE_PERCENT: Final = 200
-_NEVER_TOLD: Final = frozenset(
+_NEVER_IN_PROMPT: Final = frozenset(
     {"cache_control", "logit_bias", "prompt_cache_key", "prompt_cache_retention", "transforms"}
 )
 MAX_COMPLETION_TOKENS: Final = 1_000_000
@@ -49,7 +49,7 @@ MAX_NORMALISED_CHARACTERS: Final = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most that a call can cost, in nano-dollars, and how that was computed."""
+    """The most that a call can cost, in nano-dollars, and how it was computed."""
 
     model: str
     prompt_tokens: int
@@ -59,17 +59,17 @@ class Bound:
     request_nanousd: int
     amount_nanousd: int
     endpoint_nanousd_per_mtok: int
-    """The listed price of a prompt token: no endpoint that asks more may be used. Tokens for the cache cost more."""
+    """The listed price of prompt tokens: no more expensive endpoint may be used. Writing to the cache costs more."""
     image_nanousd: int = 0
-    """The most that one image can cost; 0 where there is none."""
+    """The most that one image can cost; 0 if there is none."""
     fee_nanousd: int = 0
-    """What images, sounds, files, videos and searches cost beside prompt tokens; those include as many as cost that."""
+    """What media and searches can cost beyond prompt tokens; `prompt_tokens` is raised by as many as cost the same."""
     covers_reading_files: bool = False
-    """Whether the fee has what the provider may ask for reading each file."""
+    """Whether the fee includes the provider's possible charge for reading each file."""
     surcharges: Mapping[str, int] = field(default_factory=dict[str, int])
-    """By kind of media, the part of the fee that their tokens cost above others, millionths of a nano-dollar."""
+    """By kind of media, how much its tokens cost above text tokens, in millionths of a nano-dollar; part of the fee."""
     prompt_basis: Literal["text", "tokenizer", "context_length"] = "text"
-    """What bounds the prompt: bytes of its texts, tokens as its tokenizer counts them, or what the model can read."""
+    """What bounds the prompt: the bytes of its texts, its tokens as counted, or the model's context length."""
     source: str = ""
     """Where the price comes from, as in `ModelPrice`."""
     provider: str = DEFAULT_PROVIDER
@@ -77,16 +77,16 @@ class Bound:
 
     @property
     def target(self) -> Target:
-        """The model, and the provider that has it."""
+        """The model and its provider."""
         return Target(self.model, self.provider)
 
-    def fee_beside(self, told: Container[str]) -> int:
-        """Return the fee without what tokens of some kinds cost: those that a usage tells, nano-dollars."""
-        left = [amount for kind, amount in self.surcharges.items() if kind not in told]
+    def fee_without(self, reported: Container[str]) -> int:
+        """Return the fee without the surcharges of the kinds of media that a usage reports, in nano-dollars."""
+        left = [amount for kind, amount in self.surcharges.items() if kind not in reported]
         return self.fee_nanousd - _nanousd(self.surcharges.values()) + _nanousd(left)
 
     def as_price(self) -> BoundPrice:
-        """Return the part that is written into the ledger."""
+        """Return the part that is written to the ledger."""
         return BoundPrice(
             model=self.model,
             prompt_tokens=self.prompt_tokens,
@@ -105,7 +105,7 @@ def _nanousd(millionths: Iterable[int]) -> int:
 
 
 def text_tokens_at_most(text: str, count: Counter | None = None) -> int:
-    """Return how many tokens a text can have at most: as `count` counts them, where that is certain."""
+    """Return how many tokens a text can have at most: the true number if `count` can count it."""
     counted = None if count is None else count(text)
     if counted is not None:
         return counted
@@ -117,12 +117,12 @@ def text_tokens_at_most(text: str, count: Counter | None = None) -> int:
 
 
 def _bytes(text: str) -> int:
-    # Lone surrogates cannot be sent as they are; what replaces one, U+FFFD, has three bytes like itself.
+    # A lone surrogate cannot be sent; its replacement, U+FFFD, has three bytes as well.
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _bytes_of_parts(text: str) -> int:
-    """Sum the bytes of each character, decomposed: at least those of NFKC, since composing never adds a byte."""
+    """Sum the bytes of each decomposed character: at least as many as NFKC has, since composing never adds a byte."""
     return sum(
         count * max(_bytes(character), _bytes(unicodedata.normalize("NFKD", character)))
         for character, count in collections.Counter(text).items()
@@ -130,7 +130,7 @@ def _bytes_of_parts(text: str) -> int:
 
 
 def json_tokens_at_most(value: object) -> int:
-    """Return how many tokens a JSON value can have at most, however the provider writes it into its template."""
+    """Return how many tokens a JSON value can have at most, however the provider formats it in its template."""
     written = json.dumps(value, ensure_ascii=False, indent=4)
     return max(text_tokens_at_most(written), len(json.dumps(value, indent=4)))
 
@@ -143,29 +143,29 @@ def prompt_tokens_at_most(
     `count` counts tokens as the model does.
     """
     tokens = TOKENS_PER_REQUEST + sum(_message_tokens_at_most(message, count) for message in messages)
-    told = {name: value for name, value in (parameters or {}).items() if _may_be_told(name, value)}
-    if parameters and told:
-        tokens += json_tokens_at_most(told)
+    in_prompt = {name: value for name, value in (parameters or {}).items() if _may_be_in_prompt(name, value)}
+    if parameters and in_prompt:
+        tokens += json_tokens_at_most(in_prompt)
         tools = (*parameters.get("tools", ()), *parameters.get("functions", ()))
         if tools or "response_format" in parameters:
             tokens += TOKENS_FOR_TOOLS + TOKENS_PER_TOOL * len(tools)
     return tokens
 
 
-def _may_be_told(name: str, value: object) -> bool:
-    """Whether a provider may put a parameter into the prompt; numbers and what is for its cache it does not."""
-    return not isinstance(value, bool | int | float) and name not in _NEVER_TOLD
+def _may_be_in_prompt(name: str, value: object) -> bool:
+    """Whether a provider may put a parameter into the prompt; it does not put numbers and cache options there."""
+    return not isinstance(value, bool | int | float) and name not in _NEVER_IN_PROMPT
 
 
 def _message_tokens_at_most(message: Message, count: Counter | None) -> int:
     texts = message.texts
-    # Texts that follow each other may be joined, and have more tokens together than each by itself.
+    # Consecutive texts may be joined, and can have more tokens together than the sum of each counted alone.
     count = count if len(texts) == 1 else None
     tokens = TOKENS_PER_MESSAGE + sum(text_tokens_at_most(text, count) for text in texts)
     structures = message.structures
     if structures:
         tokens += json_tokens_at_most(structures)
-        # Arguments are JSON within JSON, which a template may write anew with a space after each mark.
+        # Arguments are JSON within JSON; a template may format them again, with spaces after punctuation.
         calls = message.tool_calls or ()
         arguments = [call.function.arguments for call in calls if call.function is not None]
         arguments += [message.function_call.arguments] if message.function_call else []
@@ -183,20 +183,20 @@ def bound(
     limits: ModelRule = NO_LIMITS,
     count: Counter | None = None,
 ) -> Bound:
-    """Bound the cost of one attempt: every token at the highest price that it can have.
+    """Bound the cost of one attempt: every token counts at the highest price that it can have.
 
-    `facts` is what the provider says of the model: a prompt has no more tokens than the model can read.
-    Units: `max_tokens` completion tokens, reasoning included, as it is sent to the provider.
-    `limits` is what the policy says of the model; `count` counts tokens as the model does.
-    Errors: PriceUnknown where there is no message, `max_tokens` limits nothing, a message has an image that the model
-        makes an unknown number of tokens of, or the bound passes 1,000,000 USD.
+    `facts` is what the provider says about the model: a prompt cannot be longer than the context length.
+    Units: `max_tokens` counts completion tokens, including reasoning, as sent to the provider.
+    `limits` is what the policy says about the model; `count` counts tokens as the model does.
+    Errors: PriceUnknown if there is no message, `max_tokens` is not a valid limit, a message has media whose tokens
+        cannot be bounded, a price is missing, or the bound is above 1,000,000 USD.
     """
     if type(max_tokens) is not int or not 1 <= max_tokens <= MAX_COMPLETION_TOKENS:
         raise PriceUnknown(f"max_tokens must be an integer from 1 to {MAX_COMPLETION_TOKENS}, got {max_tokens!r}")
     if not messages:
         raise PriceUnknown("a call needs at least one message")
     if not price.has_completion:
-        raise PriceUnknown.of_model(price.model, "the price catalogue has none for its completions")
+        raise PriceUnknown.of_model(price.model, "the price catalogue has no price for its completions")
     parameters = parameters or {}
     cache_percent = _cache_percent(messages, parameters)
     parts = [part for message in messages for part in message.media_parts]
@@ -205,38 +205,38 @@ def bound(
     context_length = facts.context_length if facts is not None else None
     is_searching = SEARCH in parameters
     if IMAGE_PARAMETERS & parameters.keys() and price.image_output is None:
-        raise PriceUnknown.of_model(price.model, "the policy has no image_output price for the images it is to make")
+        raise PriceUnknown.of_model(price.model, "the policy has no image_output price for generated images")
     if is_searching:
         prompt_tokens += _search_tokens_at_most(price.model, limits, context_length)
     is_context_length = context_length is not None and context_length < prompt_tokens
     if is_context_length:
         assert context_length is not None
         prompt_tokens = context_length
-    # Of a prediction, what the answer does not use is billed as completion.
+    # The unused part of a prediction is billed as completion tokens.
     completion_tokens = max_tokens + (
         json_tokens_at_most(parameters["prediction"]) if "prediction" in parameters else 0
     )
-    # A budget for reasoning above the limit: who obeys it, and not the limit, answers besides.
-    thought = parameters.get("reasoning", {}).get("max_tokens", 0)
-    if thought >= max_tokens:
-        completion_tokens += thought
+    # With a reasoning budget above the limit, a model may use the reasoning budget and `max_tokens` for the answer.
+    reasoning_tokens = parameters.get("reasoning", {}).get("max_tokens", 0)
+    if reasoning_tokens >= max_tokens:
+        completion_tokens += reasoning_tokens
     prompt_price, completion_price = price.max_prices(prompt_tokens)
     endpoint_price = price.max_prompt_price(prompt_tokens)
     prompt_price = max(prompt_price, -(-endpoint_price * cache_percent // 100))
     fee = media.images * price.image_nanousd + media.files * price.file_nanousd + _nanousd(media.surcharges.values())
     if is_searching:
         if price.search_nanousd is None:
-            raise PriceUnknown.of_model(price.model, "the policy has no price of web_search for it")
+            raise PriceUnknown.of_model(price.model, "the policy has no web_search price for it")
         fee += price.search_nanousd
     if fee and not prompt_price:
         what = "searches" if is_searching else "images" if media.images else "media"
         raise PriceUnknown.of_model(price.model, f"it bills for {what} and not for tokens; set it in TOLLBOOK_PRICES")
-    # As tokens, so that the ledger's tokens and prices make up the amount.
+    # The fee is added as tokens, so that the ledger's tokens times prices give the amount.
     prompt_tokens += -(-fee * TOKENS_PER_MTOK // prompt_price) if fee else 0
     tokens_nanousd = prompt_tokens * prompt_price + completion_tokens * completion_price
     amount = -(-tokens_nanousd // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:
-        raise _too_dear(price.model, amount)
+        raise _too_expensive(price.model, amount)
     return Bound(
         model=price.model,
         prompt_tokens=prompt_tokens,
@@ -257,7 +257,7 @@ def bound(
 
 
 def _basis(messages: Sequence[Message], count: Counter | None) -> Literal["text", "tokenizer"]:
-    """Say whether any text was counted."""
+    """Return "tokenizer" if the tokenizer counted any text."""
     if count is None:
         return "text"
     texts = (message.texts for message in messages)
@@ -266,22 +266,22 @@ def _basis(messages: Sequence[Message], count: Counter | None) -> Literal["text"
 
 def _search_tokens_at_most(model: str, limits: ModelRule, context_length: int | None) -> int:
     """Return how many tokens the results of web searches add to a prompt at most. Errors: PriceUnknown."""
-    found = context_length if limits.web_search_tokens is None else limits.web_search_tokens
-    if found is None:
+    tokens = context_length if limits.web_search_tokens is None else limits.web_search_tokens
+    if tokens is None:
         raise PriceUnknown(
-            f"a web search by {model} has no upper bound: the policy's [models] has no web_search_tokens of it",
+            f"a web search by {model} has no upper bound: set its web_search_tokens in the policy's [models]",
             {"model": model},
         )
-    return found
+    return tokens
 
 
 def bound_embeddings(
     inputs: Sequence[str], price: ModelPrice, *, facts: ModelFacts | None = None, count: Counter | None = None
 ) -> Bound:
-    """Bound the cost of one attempt to make a vector of each input: all its tokens are of the prompt.
+    """Bound the cost of one request for embeddings: all its tokens are prompt tokens.
 
-    No input has more tokens than the model can read, where `facts` says how many that are.
-    Errors: PriceUnknown where there is no input, or the bound passes 1,000,000 USD.
+    If `facts` has the context length, no input counts with more tokens.
+    Errors: PriceUnknown if there is no input, or the bound is above 1,000,000 USD.
     """
     if not inputs:
         raise PriceUnknown("embeddings need at least one input")
@@ -296,7 +296,7 @@ def bound_embeddings(
     prompt_price, _ = price.max_prices(prompt_tokens)
     amount = -(-prompt_tokens * prompt_price // TOKENS_PER_MTOK) + price.request_nanousd
     if amount > MAX_NANOUSD:
-        raise _too_dear(price.model, amount)
+        raise _too_expensive(price.model, amount)
     return Bound(
         model=price.model,
         prompt_tokens=prompt_tokens,
@@ -311,12 +311,12 @@ def bound_embeddings(
     )
 
 
-def _too_dear(model: str, amount: int) -> PriceUnknown:
+def _too_expensive(model: str, amount: int) -> PriceUnknown:
     return PriceUnknown(f"a call of {model} could cost {amount} nano-dollars, more than 1,000,000 USD")
 
 
 def _cache_percent(messages: Sequence[Message], parameters: Mapping[str, Any]) -> int:
-    """Return what a prompt token can cost that the provider is asked to cache, in percent of its listed price."""
+    """Return the highest price of a prompt token, in percent of its listed price: writing to the cache costs more."""
     marks: list[Mapping[str, Any]] = [
         mark.model_dump(exclude_none=True) for message in messages for mark in message.cache_marks
     ]

@@ -1,6 +1,6 @@
-"""Which budgets a call is held against, and their caps: a function of the policy in force.
+"""The budgets of a call and their caps: a function of the policy in force.
 
-A call is always held against its user's billing period. It is held against each further budget of the policy too,
+A call is always held against its user's billing period. It is also held against each further budget of the policy,
 unless it lacks one of the attributes that the budget is kept by.
 """
 
@@ -55,7 +55,7 @@ class BudgetPolicy:
     def __init__(self, policy: Policy, definitions: Mapping[str, int] = _NO_DEFINITIONS) -> None:
         self.policy = policy
         self.calendar: Final = calendar_of(policy)
-        # Converted once: a conversion takes longer than all else that a call needs of them.
+        # Converted once: the conversion would take most of the time that a call spends here.
         self._plan_caps_nanousd = policy.plan_caps_nanousd
         self._user_caps_nanousd = policy.user_caps_nanousd
         self._budgets = tuple(_Budget.of(rule, definitions.get(rule.name, 0)) for rule in policy.budgets)
@@ -64,18 +64,18 @@ class BudgetPolicy:
         self._latest: tuple[Window, Mapping[WindowKind, Window]] = (Window("", 0, 0), {})
 
     def cap_of(self, user_id: str, plan: str) -> int:
-        """Return the cap of a user's billing period: the user's own, else the plan's.
+        """Return the cap of a user's billing period by the policy: the user's own, else the plan's.
 
-        A plan assigned on the ledger wins over it, in the gate. Errors: KeyError.
+        In the gate, a plan assigned on the ledger takes precedence. Errors: KeyError for an unknown plan.
         """
         own = self._user_caps_nanousd.get(user_id)
         return self._plan_caps_nanousd[plan] if own is None else own
 
     def budgets_at(self, now_ms: int, attributes: Mapping[str, str]) -> tuple[Window, tuple[BudgetCap, ...]]:
-        """Return the budgets of a call, the user's period first, and the window for which all of them are valid.
+        """Return the budgets of a call, the user's period first, and the window in which all of them are valid.
 
-        `attributes` are the call's user and plan, and those that it has of campaign, task, model and its tags. The
-        window bears the name of the billing period.
+        `attributes` has the call's user and plan, and if known its campaign, task, model and tags. The window has the
+        name of the billing period.
         """
         shared, windows = self._windows_at(now_ms)
         user, plan = attributes["user"], attributes["plan"]
@@ -83,7 +83,7 @@ class BudgetPolicy:
         return shared, (own, *self._further(windows, attributes))
 
     def further_at(self, now_ms: int, attributes: Mapping[str, str]) -> tuple[BudgetCap, ...]:
-        """Return the budgets of a call beside the user's period; `attributes` as for `budgets_at`."""
+        """Return the budgets of a call without the user's period; `attributes` as for `budgets_at`."""
         return tuple(self._further(self._windows_at(now_ms)[1], attributes))
 
     def _windows_at(self, now_ms: int) -> tuple[Window, Mapping[WindowKind, Window]]:
@@ -103,11 +103,11 @@ class BudgetPolicy:
                 yield BudgetCap(key, budget.cap_of(value))
 
     def caps_of(self, keys: Iterable[str], *, plan: str) -> tuple[BudgetCap, ...]:
-        """Return budgets with the caps that they have now. One that is no longer part of the policy refuses nothing."""
+        """Return budgets with their current caps. A budget that the policy no longer has refuses nothing."""
         return tuple(BudgetCap(key, self._cap_of_key(key, plan)) for key in keys)
 
     def find_cap(self, key: str) -> int | None:
-        """Return the cap of a further budget, without its credit; None where the policy has it no more."""
+        """Return the cap of a further budget, without its credit; None if the policy no longer has it."""
         name, value, _ = split_budget_name(key)
         budget = self._by_name.get(name)
         return None if budget is None else budget.cap_of(value)
@@ -115,13 +115,13 @@ class BudgetPolicy:
     def prepaid_key(self, name: str, value: str | None) -> str:
         """Return the key of a balance that credit can be granted to.
 
-        `value` as the budget keeps it: of several attributes, the values joined by commas. Errors: ValueError.
+        `value` has one value for each attribute of the budget, joined by commas. Errors: ValueError.
         """
         budget, parts = self._prepaid(name, value)
         return budget_name(budget.name, budget_value(parts), ALWAYS.name)
 
     def prepaid_user(self, name: str, value: str | None) -> str:
-        """Return the user whose partition has such a balance; '' where it is not kept by user. Errors: ValueError."""
+        """Return the user whose partition has such a balance; '' if it is not kept by user. Errors: ValueError."""
         budget, parts = self._prepaid(name, value)
         return parts[budget.by.index("user")] if "user" in budget.by else ""
 
@@ -131,11 +131,11 @@ class BudgetPolicy:
         if budget is None:
             raise ValueError(unknown_name("budget", name, list(names)))
         if budget.window != "total":
-            raise ValueError(f"budget {name} begins anew each {budget.window}; credit needs one with window 'total'")
+            raise ValueError(f"budget {name} resets each {budget.window}; credit needs a budget with window 'total'")
         try:
             parts = read_values(value or ("" if budget.by else EVERYBODY), len(budget.by))
             if value is None and budget.by:
-                raise ValueError("there is no value")  # noqa: TRY301 - told below, as any other mistake.
+                raise ValueError("there is no value")  # noqa: TRY301 - reported below, as any other mistake.
         except ValueError:
             by = " and ".join(budget.by)
             needs = f"kept by {by}: give a value of each, joined by commas" if by else "of everybody: give no value"
@@ -151,28 +151,28 @@ class BudgetPolicy:
 
 
 def name_problems(policy: Policy) -> list[str]:
-    """Return why budgets cannot have their names: `day` and `campaign` are those that the settings define."""
+    """Return the problems with budget names: `day` and `campaign` are reserved for the budgets of the settings."""
     defined = {"day": (("user",), "day"), "campaign": (("campaign",), "month")}
     return [
-        f"budget {rule.name}: with this name it is kept by {defined[rule.name][0][0]} per {defined[rule.name][1]}, as "
-        "the setting of that name defines it; give another budget another name"
+        f"budget {rule.name}: a setting defines the budget of this name, kept by {defined[rule.name][0][0]} per "
+        f"{defined[rule.name][1]}; give this budget another name"
         for rule in policy.budgets
         if defined.get(rule.name, (rule.by, rule.window)) != (rule.by, rule.window)
     ]
 
 
 def window_problems(before: Policy, after: Policy, now_ms: int) -> list[str]:
-    """Return why the windows of a policy cannot begin as it says from now on.
+    """Return why the new policy's windows cannot be used from now on.
 
-    A window that runs goes on and ends when the new policy says, so this moment must be in the window of the same name
-    by both: else a window that is over would be spent from again.
+    The current window continues and ends when the new policy says. So this moment must be in a window of the same name
+    by both policies: otherwise a window that is over could be spent from again.
     """
     windows = [rule.window for rule in (*before.budgets, *after.budgets)]
     kinds: tuple[WindowKind, ...] = ("day", "month", "week")
     old, new = calendar_of(before), calendar_of(after)
     return [
-        f"by the new time zone or first day it is {kind} {new.window_at(kind, now_ms).name} now, by the present ones "
-        f"{old.window_at(kind, now_ms).name}: apply it when both are in the same {kind}"
+        f"the current {kind} is {new.window_at(kind, now_ms).name} by the new time zone or first day, but "
+        f"{old.window_at(kind, now_ms).name} by the old ones: apply the policy when both are in the same {kind}"
         for kind in kinds
         if (kind == "month" or kind in windows) and new.window_at(kind, now_ms).name != old.window_at(kind, now_ms).name
     ]

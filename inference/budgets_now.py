@@ -1,4 +1,4 @@
-"""Budgets as the gate sees them at this moment, for people to look at."""
+"""Reading a user's budgets from the gate at this moment, for display."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tollbook.schemas.windows import end_of_window
 
 @dataclass(frozen=True, slots=True)
 class BudgetNow:
-    """A budget as the gate sees it. `resets_ms`: milliseconds since the epoch; None for one that never begins anew."""
+    """A budget as the gate sees it. `resets_ms`: milliseconds since the epoch; None if it never resets."""
 
     budget: str
     limit_usd: Decimal
@@ -28,7 +28,7 @@ async def read_budgets(
 ) -> list[BudgetNow]:
     """Return the budgets of a user's calls with such attributes, the user's period first, as the gate sees them.
 
-    A plan that is missing is the policy's default one. Errors: as of a call that asks for money.
+    Without a plan, the policy's default plan is used. Errors: as for a reservation.
     """
     user_id = runtime.user_ids.on_ledger(user_id)
     known = {name: value for name, value in attributes.items() if value is not None}

@@ -3,7 +3,7 @@
     async with connect_runtime():
         result = await InferenceClient("generate_draft").call("Write ...", user_id="u42", plan="trial")
 
-The caller's process asks the provider itself; the ledger decides and records as it does for a worker.
+The caller's process sends the request to the provider; the ledger decides and records as for a worker.
 """
 
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ class InferenceClient:
     """Makes calls of one task type."""
 
     def __init__(self, task: str, runtime: InferenceRuntime | None = None) -> None:
-        """Choose the task type; without a `runtime`, the one opened by `connect_runtime` is used.
+        """Choose the task type; without a `runtime`, the runtime opened by `connect_runtime` is used.
 
-        Errors: InvalidTask for a task type that the policy of a given runtime does not have.
+        Errors: InvalidTask if the policy of the given runtime does not have the task type.
         """
         self.task = task if runtime is None else check_task_type(task, runtime.rules)
         self._runtime = runtime
@@ -75,16 +75,16 @@ class InferenceClient:
     ) -> InferenceResult | BaseModel:
         """Make one call and return its result with `content`, `model_used`, `token_count` and `cost_usd`.
 
-        With a pydantic model as `response_model`, the answer must have its form, and an instance of it is returned.
-        With one as `response_format`, the result is a ParsedResult, whose `parsed` is the instance.
+        With a pydantic model as `response_model`, the answer must match it, and an instance of the model is returned.
+        With a pydantic model as `response_format`, a ParsedResult is returned, whose `parsed` is the instance.
 
-        Without a `plan`, it is on the policy's `default_plan`.
-        Repeating a call with the same `task_id` and content returns the stored result and costs nothing.
-        Where only other calls' holds stand in the way it waits for them, up to TOLLBOOK_HOLD_WAIT_S.
+        Without a `plan`, the policy's `default_plan` is used.
+        Repeating a call with the same `task_id` and content returns the stored result and is free.
+        If only other calls' holds leave too little, the call waits for them, up to TOLLBOOK_HOLD_WAIT_S.
 
         Errors: InvalidTask; SettingsError without a provider's key; PlanLimitReached; BudgetWaitTimeout;
             PriceUnknown; InferenceFailed; AttemptsExhausted; IdempotencyConflict; LedgerUnavailable; LedgerRefused;
-            OutputInvalid, after the call, where the answer has not the form of the pydantic model.
+            OutputInvalid, after the call, if the answer does not match the pydantic model.
         """
         asked = with_response_format(dict(fields), response_model)
         given = {

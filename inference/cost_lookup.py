@@ -1,6 +1,6 @@
-"""What requests have cost, asked of the provider that each was sent to.
+"""Asking providers what past requests have cost.
 
-A provider that does not answer, or refuses, is not asked again; the others are. Nothing here is charged.
+After a failure, a provider is not asked again; the other providers still are. These questions are free.
 """
 
 from tollbook.inference.errors import ProviderError, ProviderNotConfigured, SettingsError
@@ -10,7 +10,7 @@ from tollbook.schemas.routes import DEFAULT_PROVIDER
 
 
 class CostLookup:
-    """Asks the providers that a policy describes. Make one for each run: it remembers who has failed."""
+    """Asks the providers of a policy. Make a new one for each run: it remembers which providers have failed."""
 
     def __init__(self, providers: ProviderClients, policy: Policy) -> None:
         self._providers = providers
@@ -18,9 +18,9 @@ class CostLookup:
         self._failures: dict[str, ProviderError | SettingsError] = {}
 
     async def cost(self, provider: str | None, generation_id: str) -> int | None:
-        """Return what a generation cost, nano-dollars; None where its provider does not tell, or cannot be asked.
+        """Return what a generation cost, in nano-dollars; None if its provider does not say, or cannot be asked.
 
-        `provider` is its name as events have it, None for the default one.
+        `provider` is the provider's name as in events, None for the default one.
         """
         name = provider or DEFAULT_PROVIDER
         if name in self._failures:
@@ -32,9 +32,9 @@ class CostLookup:
             return None
 
     def raise_failure(self) -> None:
-        """Raise what kept a provider from being asked; nothing where all were.
+        """Raise the first failure of a provider, if there was one.
 
-        A provider that is not in the policy any more cannot be asked, which is no failure.
+        A provider that the policy no longer has cannot be asked; that is no failure.
         Errors: ProviderUnavailable; ProviderRefused; SettingsError.
         """
         for failure in self._failures.values():

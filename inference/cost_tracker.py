@@ -1,8 +1,8 @@
 """Budget checks and recorded spend, for calls that an application makes without Tollbook.
 
-`InferenceClient` needs none of this: it reserves and settles by itself. A check alone cannot keep a cap, since
-another call may be made between the check and the spending; only a hold does. Spend that happened is recorded
-whatever the cap says.
+`InferenceClient` does not need this: it reserves and settles by itself. A check alone cannot enforce a cap, since
+another call may be made between the check and the spending; only a hold can. Spend that has happened is recorded even
+if it is above the cap.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _TAGS: Final = TypeAdapter(Tags)
 
 @dataclass(frozen=True, slots=True)
 class UsageSummary:
-    """A user's billing period now, in dollars. `remaining_usd` is what settled spend and open holds leave.
+    """A user's current billing period, in dollars. `remaining_usd` is the cap minus settled spend and open holds.
 
     In JSON, dollars are decimal strings with nine places.
     """
@@ -49,12 +49,11 @@ class UsageSummary:
 
 
 class UsageKept(LedgerRefused):
-    """The ledger went back in time and takes nothing: the spend is noted, and booked once its newer data is back."""
+    """The ledger went back in time and takes no events: the spend is noted, and booked once the newer data is back."""
 
     def __init__(self, key: str, problem: LedgerWentBack) -> None:
         super().__init__(
-            "the spend is noted and not booked yet: do not record it again, other than with the idempotency key "
-            f"{key}. {problem}",
+            f"the spend is noted but not booked yet: if you record it again, use the idempotency key {key}. {problem}",
             {"idempotency_key": key},
         )
         self.key = key
@@ -74,10 +73,10 @@ class CostTracker:
     ) -> UsageSummary:
         """Return the user's period if a call of this cost would fit now.
 
-        Errors: PlanLimitReached, with the amounts in `data`; `is_temporary` where only open holds stand in the way.
+        Errors: PlanLimitReached, with the amounts in `data`; `is_temporary` if only open holds leave too little.
         """
         estimate = _money(estimated_cost_usd)
-        summary, balance, budget = await self._look(user_id, plan)
+        summary, balance, budget = await self._read_balance(user_id, plan)
         settled_after = balance.settled_nanousd + max(estimate, 1)
         if settled_after + balance.held_nanousd > balance.cap_nanousd:
             raise PlanLimitReached(
@@ -110,12 +109,12 @@ class CostTracker:
         reason: str = "recorded by the application",
         idempotency_key: str | None = None,
     ) -> bool:
-        """Record spend that was not made through Tollbook; return False where this key is recorded already.
+        """Record spend that was not made through Tollbook; return False if this key is already recorded.
 
-        Dollars come as Decimal, string or integer; a float is refused. Rounded up to the nano-dollar.
-        It counts against every budget whose attributes are given: user and plan, and `model`, `campaign_id` and `tags`.
-        A key is no task id: a task of the same name is another call. On the ledger the call is `usage <key>`.
-        Errors: IdempotencyConflict for the same key with other content; UsageKept where the ledger cannot take it now.
+        `cost_usd` is a Decimal, string or integer, in dollars, rounded up to the nano-dollar; a float is refused.
+        The spend counts in every budget whose attributes are given: user and plan, `model`, `campaign_id` and `tags`.
+        A key is no task id: a task with the same id is another call. On the ledger the call is `usage <key>`.
+        Errors: IdempotencyConflict for the same key with other content; UsageKept if the ledger cannot take it now.
         """
         cost = _money(cost_usd)
         key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
@@ -166,25 +165,25 @@ class CostTracker:
                 raise UsageKept(key, exc) from exc
 
     async def get_usage_summary(self, user_id: str, plan: str | None = None) -> UsageSummary:
-        """Return the user's billing period as the gate sees it now: exact, however far the projector is behind."""
-        summary, _, _ = await self._look(user_id, plan)
+        """Return the user's billing period as the gate sees it now: exact, even if the projector lags behind."""
+        summary, _, _ = await self._read_balance(user_id, plan)
         return summary
 
-    async def _look(self, user_id: str, plan: str | None) -> tuple[UsageSummary, Balance, str]:
+    async def _read_balance(self, user_id: str, plan: str | None) -> tuple[UsageSummary, Balance, str]:
         """Return the user's period, its balance, and the name of its budget."""
         user_id = _id(user_id, "user_id")
         async with using_runtime(self._runtime) as runtime:
-            kept = runtime.user_ids.on_ledger(user_id)
+            stored_id = runtime.user_ids.on_ledger(user_id)
 
-            async def look(policy: PolicyInForce) -> tuple[str, str, str, Balance]:
+            async def read(policy: PolicyInForce) -> tuple[str, str, str, Balance]:
                 chosen = _plan(plan, policy)
-                window, budgets = policy.budgets_at(now_ms(), {"user": kept, "plan": chosen})
+                window, budgets = policy.budgets_at(now_ms(), {"user": stored_id, "plan": chosen})
                 balance, *_ = await runtime.ledger.balance(
-                    user_id=kept, period=window.name, budgets=budgets[:1], policy_version=policy.version
+                    user_id=stored_id, period=window.name, budgets=budgets[:1], policy_version=policy.version
                 )
                 return chosen, window.name, budgets[0].name, balance
 
-            chosen, period, budget, balance = await runtime.policies.decide(kept, look)
+            chosen, period, budget, balance = await runtime.policies.decide(stored_id, read)
         summary = UsageSummary(
             user_id=user_id,
             period=period,

@@ -1,8 +1,8 @@
-"""The policy by which this process decides: the ledger's, read from there, and read again when the gate has another.
+"""The policy by which this process decides: read from the ledger, and again when the gate has a newer one.
 
-Invariant (G11): route, price bound and budgets of a call come from one `PolicyInForce`, whose version goes with the
-request; the gate refuses any other version than its own. So a process need not hear of a change to be safe: it hears of
-it with its next reservation, and asks again.
+Invariant (G11): route, price bound and budgets of a call come from one `PolicyInForce`, whose version is sent with the
+request. The gate refuses any version but its own. So a process is safe even if it missed a change: its next reservation
+is refused, it reads the new policy and retries.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ _log = LazyLogger(__name__)
 class PolicyInForce:
     """A version of the ledger's policy. Version 0 is the default policy, of a ledger without a `policy-applied` event.
 
-    `definitions` has the budgets whose present definition began with a later version than 1, and that version.
-    `price_provider` is the provider whose prices the catalogue gives where the policy has none.
+    `definitions` maps each budget whose current definition began after version 1 to the version in which it began.
+    `price_provider` is the provider whose prices are used if the policy has none.
     """
 
     version: int = 0
@@ -46,11 +46,11 @@ class PolicyInForce:
     definitions: Mapping[str, int] = field(default_factory=dict[str, int])
     price_provider: str = DEFAULT_PRICE_PROVIDER
     digest: str = ""
-    """Digest of the content as it stands on the ledger: an older program may have written it without later fields."""
+    """Digest of the content as on the ledger, where an older program may have written it without newer fields."""
     models: ModelCatalogue = field(default_factory=ModelCatalogue, compare=False)
-    """What the provider says of its models; the same object for every version."""
+    """What the provider says about its models; the same object for every version."""
     backfilled: tuple[str, ...] = ()
-    """The budgets that began with what was spent before, when this version came into force."""
+    """The budgets that this version started with an opening balance of earlier spend."""
 
     @cached_property
     def prices(self) -> PriceCatalogue:
@@ -58,9 +58,10 @@ class PolicyInForce:
         return PriceCatalogue.of_policy(self.policy, provider=self.price_provider, models=self.models)
 
     def cap_nanousd(self, user_id: str, plan: str) -> int:
-        """Return the cap of a user's billing period, nano-dollars; one assigned on the ledger wins, in the gate.
+        """Return the cap of a user's billing period by the policy, in nano-dollars.
 
-        Errors: InvalidTask for a plan that this policy does not have.
+        In the gate, a cap assigned on the ledger takes precedence. Errors: InvalidTask for a plan that this policy does
+            not have.
         """
         return self.budgets.cap_of(user_id, check_plan(plan, self.policy))
 
@@ -70,10 +71,10 @@ class PolicyInForce:
         return BudgetPolicy(self.policy, self.definitions)
 
     def budgets_at(self, now_ms: int, attributes: Mapping[str, str]) -> tuple[Window, tuple[BudgetCap, ...]]:
-        """Return the budgets of a call, the user's period first, and the window for which all of them are valid.
+        """Return the budgets of a call, the user's period first, and the window in which all of them are valid.
 
         `attributes` as for `BudgetPolicy.budgets_at`. Errors: InvalidTask for a plan that this policy does not have;
-            LedgerUnavailable for a plain user id where the ledger's are hashed.
+            LedgerUnavailable for a plain user id if the ledger's ids are hashed.
         """
         check_plan(attributes["plan"], self.policy)
         if self.policy.user_ids == "hashed" and not is_hashed_id(attributes["user"]):
@@ -82,9 +83,9 @@ class PolicyInForce:
         return self.budgets.budgets_at(now_ms, attributes)
 
     def caps_of(self, keys: Iterable[str], *, plan: str) -> tuple[BudgetCap, ...]:
-        """Return budgets that a hold stands against, with the caps that they have now.
+        """Return the budgets of a hold with their current caps.
 
-        A budget that this policy does not have, or defines anew, limits nothing any more. Errors: InvalidTask.
+        A budget that this policy no longer has, or has redefined, limits nothing. Errors: InvalidTask.
         """
         check_plan(plan, self.policy)
         return self.budgets.caps_of(keys, plan=plan)
@@ -97,9 +98,9 @@ def policy_in_force(
     price_provider: str = DEFAULT_PRICE_PROVIDER,
     models: ModelCatalogue | None = None,
 ) -> PolicyInForce:
-    """Read what a partition of the ledger has as its policy.
+    """Parse the policy that a partition of the ledger has stored.
 
-    Errors: PolicyUnreadable where that was changed by hand, or written by a later version of Tollbook.
+    Errors: PolicyUnreadable if it was changed by hand, or written by a newer version of Tollbook.
     """
     models = models or ModelCatalogue()
     if not stored.version and not stored.payload:
@@ -111,14 +112,14 @@ def policy_in_force(
         raise PolicyUnreadable(partition, as_text(problems_of(exc, Policy))) from None
     digest = digest_of(applied.content)
     if (applied.version, applied.digest, digest) != (stored.version, stored.digest, stored.digest):  # G11
-        raise PolicyUnreadable(partition, f"its content is not that of version {stored.version}, by its digest")
+        raise PolicyUnreadable(partition, f"its content does not match the digest of version {stored.version}")
     return PolicyInForce(
         applied.version, policy, applied.definitions, price_provider, digest, models, applied.backfilled
     )
 
 
 class CurrentPolicy:
-    """The ledger's policy as this process knows it, by partition: a change reaches one partition after the other."""
+    """The ledger's policy as this process knows it, per partition, since a change is applied to one after the other."""
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class CurrentPolicy:
         price_provider: str = DEFAULT_PRICE_PROVIDER,
         models: ModelCatalogue | None = None,
     ) -> None:
-        """`read` returns what the ledger has, by partition; `in_force` is what to begin with."""
+        """`read` returns the stored policies, by partition; `in_force` has the initial policies."""
         self.models = models or ModelCatalogue()
         self._read = read
         self._in_force = tuple(in_force)
@@ -164,7 +165,7 @@ class CurrentPolicy:
 
     @property
     def by_partition(self) -> tuple[PolicyInForce, ...]:
-        """The policy of each partition; they differ only while a change is half applied."""
+        """The policy of each partition. The policies differ only while a change is half applied."""
         return self._in_force
 
     @property
@@ -173,7 +174,7 @@ class CurrentPolicy:
         return max(self._in_force, key=lambda each: each.version)
 
     async def refresh(self) -> bool:
-        """Read the policy from the ledger again; return whether it is another one in any partition.
+        """Read the policy from the ledger again; return whether it has changed in any partition.
 
         Errors: LedgerUnavailable; PolicyUnreadable.
         """
@@ -199,11 +200,11 @@ class CurrentPolicy:
         return True
 
     async def wait_for_change(self) -> None:
-        """Return when this process hears of another policy than it has now."""
+        """Return when this process has read another policy."""
         await self._changed.wait()
 
     async def decide(self, user_id: str, step: Callable[[PolicyInForce], Awaitable[T]]) -> T:
-        """Take a step by the policy in force of a user; again by another one where the gate has that.
+        """Take a step by a user's policy in force; repeat it by a newer policy if the gate has one.
 
         Errors: those of `step`; as `refresh`.
         """
@@ -217,7 +218,7 @@ class CurrentPolicy:
                     raise
 
     async def read_by(self, user_id: str, read: Callable[[PolicyInForce], T]) -> T:
-        """Read a task by the policy in force of a user; again where a newer one may know what this one does not.
+        """Read a task by a user's policy in force; if it is invalid, read it again by a newer policy if there is one.
 
         Errors: InvalidTask; as `refresh`.
         """

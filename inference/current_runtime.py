@@ -1,9 +1,9 @@
-"""The runtime of an application, which its clients and services use without being given it.
+"""The current runtime of an application: its clients and services find it by themselves.
 
     async with connect_runtime():
         result = await InferenceClient("generate_draft").call("Write ...", user_id="u42")
 
-Invariant: it belongs to one event loop, and is gone when its `async with` ends.
+Invariant: a runtime belongs to one event loop, and is closed when its `async with` ends.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.refusals import translating_redis_errors
 
 _current: ContextVar[OnDemand[InferenceRuntime] | None] = ContextVar("inference_runtime", default=None)
-# Web servers run an application's start and its requests in contexts of their own: a request sees no context variable
-# that was set at start, so it gets the runtime that was opened last on its event loop.
+# A web server runs an application's start and each request in separate contexts. So a request does not see a context
+# variable set at the start; it gets the runtime that was opened last on its event loop.
 _opened: Final[dict[asyncio.AbstractEventLoop, list[OnDemand[InferenceRuntime]]]] = {}
 
 
@@ -29,9 +29,9 @@ _opened: Final[dict[asyncio.AbstractEventLoop, list[OnDemand[InferenceRuntime]]]
 async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[OnDemand[InferenceRuntime]]:
     """Let the clients and services inside use the running system.
 
-    Redis is found by the settings (environment or `.env`), or by what `tollbook up` left in the data directory: when a
-    call first needs it, and again by each call until it answers. The projector is asked over Redis, wherever it runs.
-    So an application starts without them, and its calls raise LedgerUnavailable meanwhile.
+    Redis is found by the settings (environment or `.env`), or by the file that `tollbook up` wrote to the data
+    directory. The first call connects; if that fails, each later call tries again. The projector is asked over Redis,
+    wherever it runs. So an application can start without both; its calls raise LedgerUnavailable meanwhile.
 
     Errors: SettingsError.
     """
@@ -52,9 +52,9 @@ async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[On
 
 
 async def current_runtime() -> InferenceRuntime:
-    """Return the runtime that `connect_runtime` opened around this, or at the start of this application.
+    """Return the runtime of the surrounding `connect_runtime`, or else of the one at the application's start.
 
-    Errors: LedgerUnavailable, also where none was opened; LedgerRefused; SettingsError.
+    Errors: LedgerUnavailable, also if none was opened; LedgerRefused; SettingsError.
     """
     opened = _opened.get(asyncio.get_running_loop(), [])
     runtime = _current.get()
@@ -67,7 +67,7 @@ async def current_runtime() -> InferenceRuntime:
 
 @asynccontextmanager
 async def using_runtime(runtime: InferenceRuntime | None = None) -> AsyncGenerator[InferenceRuntime]:
-    """Yield the given runtime, else the current one; an error of Redis inside becomes LedgerUnavailable.
+    """Yield the given runtime, else the current one; a Redis error inside becomes LedgerUnavailable.
 
     Errors: as `current_runtime`.
     """
@@ -84,7 +84,7 @@ def _as_current(runtime: OnDemand[InferenceRuntime]) -> Generator[None]:
     try:
         yield
     finally:
-        # Not by a token: the end may come in another context than the beginning.
+        # Not by a token: this may run in another context than the `set`.
         _current.set(before)
         _opened[loop].remove(runtime)
         if not _opened[loop]:

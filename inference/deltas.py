@@ -1,8 +1,8 @@
-"""Deltas: the parts of an answer, passed on to whoever reads along while a call runs.
+"""Deltas: the parts of an answer, passed on to a reader while the call runs.
 
 A delta is a chunk in OpenAI's form, without usage: `{"choices": [{"index": 0, "delta": {...}, "finish_reason": ...,
 "logprobs": ...}]}`. `delta` may have `content`, `reasoning`, `reasoning_details`, `refusal`, `tool_calls` (each with
-its `index`) and `images`; `finish_reason` is in OpenAI's words. Joined, the deltas of a call are what its result says.
+its `index`) and `images`; `finish_reason` has OpenAI's values. The deltas of a call, joined, equal its result.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,11 +12,11 @@ from tollbook.inference.attempts import Attempt
 
 Delta = dict[str, Any]
 OnDelta = Callable[[Delta], Awaitable[None]]
-"""Takes the next delta. It is waited for, so that a slow reader slows the provider down."""
+"""Takes the next delta. It is awaited, so that a slow reader slows the provider down."""
 
 
 class ReaderFailed(Exception):
-    """Whoever reads along cannot take a delta; `reason` is why. The request is abandoned, as by who leaves."""
+    """The reader of an answer could not take a delta; `reason` is why. The request is abandoned."""
 
     def __init__(self, reason: Exception) -> None:
         super().__init__(f"a delta could not be passed on: {type(reason).__name__}")
@@ -30,15 +30,15 @@ async def pass_on(delta: Delta, on_delta: OnDelta) -> None:
     except ReaderFailed:
         raise
     except Exception as exc:
-        # It is not what the network or the provider did, nor the ledger, whatever its type says.
+        # Wrapped, so that it is not taken for an error of the network, the provider or the ledger.
         raise ReaderFailed(exc) from exc
 
 
 class DeltaRelay:
     """Passes on the deltas of a call, over all its attempts. Errors of every method: ReaderFailed.
 
-    Invariant: once something of an answer was passed on (`has_passed`), no other attempt may follow. What says nothing
-    (why an answer ended) waits until something does, or until it is known that no other attempt follows.
+    Invariant: once a part of an answer was passed on (`has_passed`), no other attempt may follow. An empty delta, which
+    has only a finish reason, waits for the first delta with content, or until no other attempt can follow.
     """
 
     def __init__(self, on_delta: OnDelta) -> None:
@@ -57,19 +57,19 @@ class DeltaRelay:
             await pass_on(each, self._on_delta)
 
     async def finish(self, reply: Attempt) -> None:
-        """Pass on the reply that is the outcome, where it was not passed on in parts."""
+        """Pass on the final reply as one delta, unless it was passed on in parts."""
         if not self.has_passed:
             self.has_passed = True
             await pass_on(whole_delta(reply), self._on_delta)
 
     def begin_attempt(self) -> None:
-        """Forget what waits: another attempt begins."""
+        """Discard the waiting deltas: another attempt begins."""
         self._waiting.clear()
 
 
 def whole_delta(attempt: Attempt) -> Delta:
     """Return a whole answer as one delta."""
-    said: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "content": attempt.content,
         "reasoning": attempt.reasoning,
         "reasoning_details": list(attempt.reasoning_details),
@@ -77,6 +77,6 @@ def whole_delta(attempt: Attempt) -> Delta:
         "tool_calls": [{"index": index, **call} for index, call in enumerate(attempt.tool_calls)],
         "images": [{"type": "image_url", "image_url": {"url": url}} for url in attempt.images],
     }
-    delta = {name: value for name, value in said.items() if value}
+    delta = {name: value for name, value in parts.items() if value}
     choice = {"index": 0, "delta": delta, "finish_reason": attempt.finish_reason, "logprobs": attempt.logprobs}
     return {"choices": [choice]}

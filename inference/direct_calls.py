@@ -1,6 +1,6 @@
-"""Calls that a program makes itself, in its own process: `InferenceClient`, and the HTTP gateway.
+"""Direct calls: made by a program in its own process, through `InferenceClient` or the HTTP gateway.
 
-The ledger decides and records as it does for a worker.
+The ledger decides and records as for a worker.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tollbook.schemas.policy import check_task
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import PING, Task
 
-# Nothing announces the end of another run of the same call, so it is looked for this often.
+# How often to look whether another run of the same call has ended: nothing announces it.
 _LOOK_AGAIN_S = 0.5
 _MAX_REMEMBERED = 10_000
 
@@ -38,14 +38,14 @@ async def make_call(
 ) -> InferenceResult:
     """Make the call of a task and return its result, whatever its status.
 
-    Where only other calls' holds stand in the way it waits for them, up to `hold_wait_s` (TOLLBOOK_HOLD_WAIT_S).
-    Repeating a call with the same `task_id` and content returns the stored result and costs nothing. `stream` is the
-    task stream under which reports count the call. `is_dead` decides about another run of the call that holds money:
-    without it, that is waited for. `on_delta` takes the answer while it comes; a stored result has no deltas.
-    `while_waiting` is open during each wait for money or for another run.
+    If only other calls' holds leave too little, the call waits for them, up to `hold_wait_s` seconds (by default
+    TOLLBOOK_HOLD_WAIT_S). Repeating a call with the same `task_id` and content returns the stored result and is free.
+    `stream` is the task stream under which reports count the call. `is_dead` says whether another run of the call that
+    has a hold is dead; without it, the call waits for that run. `on_delta` takes the answer while it comes; a stored
+    result has no deltas. The context `while_waiting` is entered during each wait for money or for another run.
 
     Errors: InvalidTask; SettingsError without a provider's key; IdempotencyConflict; LedgerUnavailable; LedgerRefused;
-        CallTakenOver where another run goes on with a call whose answer was passed on in part.
+        CallTakenOver if another run continues a call whose answer was passed on in part.
     """
     task = await runtime.user_ids.task(task)  # G10
     await runtime.policies.read_by(task.user_id, lambda policy: check_task(task, policy.policy))
@@ -54,7 +54,7 @@ async def make_call(
             task_id=task.task_id or str(uuid.uuid4()), status=TaskStatus.DONE, content="pong", user_id=task.user_id
         )
     call = await _call_of(task, runtime, stream)
-    # Before money is held: a key that is missing here is for whoever runs this process.
+    # Before money is reserved: the person who runs this process must set a missing key.
     check_providers(runtime.rules, runtime.settings, _providers_of(call))
     clock = asyncio.get_running_loop().time
     has_passed = False
@@ -62,12 +62,12 @@ async def make_call(
     async def pass_on(delta: Delta) -> None:
         nonlocal has_passed
         has_passed = True
-        assert on_delta is not None, "deltas are asked for where somebody takes them"
+        assert on_delta is not None, "deltas are requested only with a reader"
         await on_delta(delta)
 
     until = clock() + (runtime.settings.hold_wait_s if hold_wait_s is None else hold_wait_s)
     while True:
-        # From the first try on: one that was taken over does not begin the wait anew.
+        # The limit counts from the first try: after a takeover, the wait does not start again.
         limits = WaitLimits(
             hold_wait_s=max(0.0, until - clock()), first_pause_s=_LOOK_AGAIN_S, max_pause_s=_LOOK_AGAIN_S
         )
@@ -76,11 +76,11 @@ async def make_call(
                 call, limits, is_dead=is_dead or _is_never_dead, while_waiting=while_waiting
             )
         except (LedgerUnavailable, LedgerRefused):
-            # The reply to a hold may have been lost before the refusal: a repeat goes on with that hold.
+            # The reply to an earlier reservation may be lost; a retry with the same run id resumes its hold.
             _remember(runtime.unanswered, call)
             raise
         if acquired.hold is None:
-            assert acquired.result is not None, "a program's calls may all wait"
+            assert acquired.result is not None, "direct calls have no limit of waiting calls"
             return acquired.result
         try:
             return await runtime.runner.run(
@@ -88,7 +88,7 @@ async def make_call(
             )
         except CallTakenOver:
             if has_passed:
-                raise  # Another run's answer would not go on where this one's ended.
+                raise  # Another run's answer would not continue the part that was passed on.
             await asyncio.sleep(_LOOK_AGAIN_S)
 
 

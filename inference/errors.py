@@ -1,7 +1,7 @@
 """Errors of calls, prices, settings and the provider; `schemas.errors` draws the whole tree.
 
-Only the Python interface raises what a call came to. Below it, a completion that fails is an `Attempt` whose outcome
-says how it ended, since money may have been spent on it.
+Only the Python interface raises an error for a call without an answer. Below it, a failed completion is an `Attempt`
+with an outcome, since money may have been spent on it.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from tollbook.schemas.tasks import InvalidTask
 
 
 class SettingsError(AppError):
-    """The settings cannot be used; one line for each problem, and none of them shows a secret."""
+    """The settings cannot be used. The message has one line for each problem and shows no secret."""
 
     code = "SETTINGS_INVALID"
 
@@ -26,28 +26,28 @@ class SettingsError(AppError):
 
 
 class UnknownStream(SettingsError):
-    """A worker is to serve a stream that the policy does not have."""
+    """A worker was started for a stream that the policy does not have."""
 
 
 class PlanLimitReached(AppError):
-    """The call does not fit the cap: settled spend plus the most that it could cost passes it."""
+    """The call does not fit the cap: settled spend plus the call's bound is above the cap."""
 
     code = ErrorCode.PLAN_LIMIT_REACHED
 
     @property
     def is_temporary(self) -> bool:
-        """Whether only open holds are in the way: most of that money comes back, and a published task waits for it."""
+        """Whether only open holds leave too little: most of that money comes back; a published task waits for it."""
         return bool(self.data.get("is_temporary"))
 
 
 class BudgetWaitTimeout(AppError):
-    """Only other calls' open holds stood in the way, for longer than TOLLBOOK_HOLD_WAIT_S."""
+    """Only other calls' open holds left too little, for longer than TOLLBOOK_HOLD_WAIT_S."""
 
     code = ErrorCode.BUDGET_WAIT_TIMEOUT
 
 
 class PriceUnknown(AppError):
-    """No upper bound of the call's cost can be given, so no money can be held for it and no call is made (G8)."""
+    """The call's cost has no known upper bound, so no money can be reserved and no request is sent (G8)."""
 
     code = ErrorCode.PRICE_UNKNOWN
 
@@ -58,7 +58,7 @@ class PriceUnknown(AppError):
 
 
 class ParameterUnsupported(InvalidTask):
-    """The provider says that the model does not take what the task sets. No money was held, and no call is made."""
+    """The provider says that the model does not support a parameter of the task. No request is sent."""
 
     def __init__(self, model: str, names: Sequence[str]) -> None:
         what = f"'{names[0]}'" if len(names) == 1 else ", ".join(f"'{name}'" for name in names)
@@ -72,7 +72,7 @@ class InferenceFailed(AppError):
 
 
 class OutputLimitReached(InferenceFailed):
-    """The limit of completion tokens was used up before an answer. The same limit would be paid for again in vain."""
+    """The limit of completion tokens was used up before an answer. A retry with the same limit would fail again."""
 
     code = ErrorCode.OUTPUT_LIMIT_REACHED
 
@@ -84,9 +84,9 @@ class ContentFiltered(InferenceFailed):
 
 
 class OutputInvalid(AppError):
-    """The call is done and paid for, and its answer is not of the form that was asked for, or is a refusal.
+    """The call is done and paid for, but its answer does not have the requested form, or is a refusal.
 
-    `result` is the call's result, with the answer as text and what it cost.
+    `result` is the call's result, with the answer as text and its cost.
     """
 
     code = "OUTPUT_INVALID"
@@ -97,13 +97,13 @@ class OutputInvalid(AppError):
 
 
 class AttemptsExhausted(AppError):
-    """Workers ended over this task too often; it is in the dead-letter stream."""
+    """Too many workers ended while running this task; it is in the dead-letter stream."""
 
     code = ErrorCode.ATTEMPTS_EXHAUSTED
 
 
 class ResultTimeout(AppError, TimeoutError):
-    """A task has no result yet. Nothing is lost: wait again, or look later, by `task_id`."""
+    """A task has no result yet. Nothing is lost: wait again, or look up the result later by `task_id`."""
 
     code = "RESULT_TIMEOUT"
 
@@ -114,7 +114,7 @@ class ResultTimeout(AppError, TimeoutError):
 
 
 class TaskUnconfirmed(LedgerUnavailable):
-    """Redis did not say whether it has the task. Publishing it again under `task_id` is safe, whichever is true."""
+    """Redis did not confirm that it has the task. Publishing it again with the same `task_id` is safe in any case."""
 
     def __init__(self, task_id: str, problem: object) -> None:
         super().__init__(
@@ -125,7 +125,7 @@ class TaskUnconfirmed(LedgerUnavailable):
 
 
 class ProviderError(AppError):
-    """The provider did not answer a question that is not a completion."""
+    """A request to the provider failed that is not a completion, such as listing models."""
 
     code = "PROVIDER_ERROR"
 
@@ -155,7 +155,7 @@ class ProviderRefused(ProviderError):
 def describe_shortage(
     budget: str, *, requested_nanousd: int, settled_nanousd: int, held_nanousd: int, cap_nanousd: int
 ) -> str:
-    """Say whose call does not fit which cap, and what stands in its way."""
+    """Return the text that says which budget a call does not fit, with the amounts."""
     requested, settled, held = (
         format_usd(amount, places=6) for amount in (requested_nanousd, settled_nanousd, held_nanousd)
     )
@@ -167,7 +167,7 @@ def describe_shortage(
 
 
 def error_of(result: InferenceResult) -> AppError:
-    """Return the error that tells what a result without a completion came to; its fields are the error's `data`."""
+    """Return the error for a result without a completion; the result's fields are the error's `data`."""
     message, data = result.error or f"the task is {result.status}", result.model_dump()
     match result.error_code:
         case ErrorCode.PLAN_LIMIT_REACHED:

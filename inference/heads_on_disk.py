@@ -1,4 +1,4 @@
-"""The newest events that are known on this machine's disk, so that a ledger that went back is refused (G1, G8)."""
+"""Reading the newest events on this machine's disk, so that a ledger that went back in time is refused (G1, G8)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +11,9 @@ from tollbook.schemas.identifiers import ZERO_ENTRY, EntryId
 
 
 def heads_on_disk(settings: Settings, ledger_id: str, partitions: int) -> Mapping[int, EntryId]:
-    """Return the newest event of each partition that DuckDB or the archive's directory has, as far as they can be read.
+    """Return the newest event of each partition in DuckDB or the archive's directory, as far as these can be read.
 
-    An object store is not asked: a command would wait for it. Blocks.
+    An object store is not read, since a command would have to wait for it. Blocks.
     """
     found = dict.fromkeys(range(partitions), ZERO_ENTRY)
     if settings.projection_path.exists():
@@ -35,5 +35,5 @@ def _archived_heads(folder: Path, ledger_id: str, partitions: int) -> dict[int, 
                 if manifest.ledger_id == ledger_id:
                     found[partition] = EntryId.parse(manifest.last_id)
         except (LedgerError, OSError):
-            continue  # What is wrong with the archive, the projector, `verify` and `doctor` say.
+            continue  # The projector, `verify` and `doctor` report problems of the archive.
     return found

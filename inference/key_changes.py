@@ -1,7 +1,7 @@
-"""Keys of the HTTP gateway as people change them: created, revoked, replaced; each an event with author and reason.
+"""Creating, revoking and replacing keys of the HTTP gateway, each by an event with author and reason.
 
-A key is in force, or ends, from the step that appends its event. The key itself is returned once, and kept nowhere
-(G10); what a repeat of a command finds created before, nobody can be told any more.
+The step that appends the event also puts the key in force, or ends it. The key itself is returned once and never stored
+(G10), so a repeated command cannot return it again.
 """
 
 import json
@@ -41,7 +41,7 @@ _MODEL: TypeAdapter[str] = TypeAdapter(ModelId)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyBounds:
-    """What a new key is to be bound to, as `ApiKey` has it. `expires_ms`: milliseconds since the epoch; None: never."""
+    """What a new key is bound to, as in `ApiKey`. `expires_ms`: milliseconds since the epoch; None: never."""
 
     name: str | None = None
     user_id: str | None = None
@@ -57,14 +57,14 @@ class KeyBounds:
 
 @dataclass(frozen=True, slots=True)
 class CreatedKey:
-    """A key that was created. `secret` is the key itself; None where the same command had created one before."""
+    """A key that was created. `secret` is the key itself, or None if the same command had created it before."""
 
     key_id: str
     secret: str | None = field(repr=False)
 
     @property
     def is_new(self) -> bool:
-        """Whether it was created now."""
+        """Whether the key was created now."""
         return self.secret is not None
 
 
@@ -83,7 +83,7 @@ class KeyChanges:
         now_ms: Callable[[], int] = clock_ms,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """`random` returns so many random bytes that nobody can guess."""
+        """`random` returns the given number of secure random bytes."""
         self._ledger = ledger
         self._policies = policies
         self._user_ids = user_ids
@@ -91,7 +91,7 @@ class KeyChanges:
         self._random = random
 
     async def list(self) -> tuple[IssuedKey, ...]:
-        """Return every key that was ever created, the oldest first."""
+        """Return every key that was ever created, oldest first."""
         return issued_keys(await self._ledger.api_keys())
 
     async def find(self, key_id: str) -> IssuedKey:
@@ -102,7 +102,7 @@ class KeyChanges:
         raise KeyUnknown(key_id)
 
     async def find_secret(self, secret: str) -> IssuedKey:
-        """Return a key by itself, as where one was found that must be revoked. Errors: KeyUnknown, which hides it."""
+        """Return a key by its secret, for example to revoke a leaked key. Errors: KeyUnknown, without the secret."""
         digest = hash_of(secret)
         fields = await self._ledger.api_keys()
         found = issued_keys({name: value for name, value in fields.items() if name.startswith(digest)})
@@ -111,10 +111,10 @@ class KeyChanges:
         return found[0]
 
     async def create(self, bounds: KeyBounds, signature: Signature) -> CreatedKey:
-        """Create a key, from now on in force.
+        """Create a key, which is in force at once.
 
-        Errors: InvalidTask for a plan, task type or stream that the policy does not have; ValueError for bounds that no
-            key can have; IdempotencyConflict where the signature's key was used before for another command.
+        Errors: InvalidTask for a plan, task type or stream that the policy does not have; ValueError for invalid
+            bounds; IdempotencyConflict if the signature's key was used before for another command.
         """
         checked = check_bounds(bounds, self._policies.newest.policy, now_ms=self._now_ms())
         if checked.user_id is not None:
@@ -122,9 +122,9 @@ class KeyChanges:
         return await self._create(checked, signature, None)
 
     async def revoke(self, key_id: str, signature: Signature, *, after_ms: int = 0) -> KeyRevocation:
-        """Let a key be accepted no more, now or after so many milliseconds.
+        """End a key, now or after `after_ms` milliseconds.
 
-        Errors: KeyUnknown; KeyAlreadyRevoked where it ends no later anyway; IdempotencyConflict.
+        Errors: KeyUnknown; KeyAlreadyRevoked if it is already revoked for that moment or earlier; IdempotencyConflict.
         """
         payload = KeyRevoked(key_id=key_id, author=signature.author, reason=signature.reason)
         request = RevokeKeyRequest(
@@ -140,10 +140,10 @@ class KeyChanges:
             raise IdempotencyConflict(signature.key or request.command_id, kind="key") from exc
 
     async def rotate(self, key_id: str, signature: Signature, *, after_ms: int = 0) -> CreatedKey:
-        """Create a key with the bounds of another one, then revoke that, now or after so many milliseconds.
+        """Create a key with the bounds of an old key, then revoke the old key, now or after `after_ms` milliseconds.
 
-        Killed in between, both are in force, and the list of keys says that the old one is replaced: revoke it.
-        Errors: KeyUnknown; KeyAlreadyRevoked; KeyExpired. The signature's key counts for nothing here.
+        After a crash in between, both keys are in force, and the list of keys shows the old one as replaced: revoke it.
+        The signature's idempotency key is ignored. Errors: KeyUnknown; KeyAlreadyRevoked; KeyExpired.
         """
         old = await self.find(key_id)
         if old.revoked_ms is not None:
@@ -186,7 +186,7 @@ class KeyChanges:
             author=signature.author,
             reason=signature.reason,
         )
-        # A repeat makes another key; what it is bound to is the same.
+        # A repeat generates another key with the same bounds.
         content = payload.model_dump(mode="json", exclude={"key_id", "hash"})
         request = CreateKeyRequest(
             command_id=signature.command_id("key-created"),
@@ -203,9 +203,9 @@ class KeyChanges:
 
 
 def check_bounds(bounds: KeyBounds, policy: Policy, *, now_ms: int) -> KeyBounds:
-    """Return bounds in the spelling in which they are kept.
+    """Return bounds in the form in which they are stored.
 
-    Errors: InvalidTask for names that the policy does not have; ValueError for what no key can have.
+    Errors: InvalidTask for names that the policy does not have; ValueError for invalid bounds.
     """
     if bounds.user_id is None and "user" not in bounds.allows and not bounds.is_admin:
         raise ValueError("a key needs a user whose budgets its calls count in: give one, or let clients name it")
@@ -240,16 +240,16 @@ def _checked_tags(tags: dict[str, str]) -> dict[str, str]:
 
 
 def _checked_model(name: str, policy: Policy) -> str:
-    """Return a task type, or a model's id. A model need not be in the policy, whose prices may come from elsewhere."""
+    """Return a task type or a model id. A model need not be in the policy, since prices may come from elsewhere."""
     if name in policy.task_types:
         return name
     known = [target.model for route in policy.tasks.values() for target in route.targets]
     known += [*policy.models, *policy.prices]
     model = resolve_model(name)
-    # Another model's id has its maker in front; a word without it is rather a task type that was misspelt.
+    # A model id begins with its maker, like `openai/gpt-5`. A word without a slash is more likely a misspelt task type.
     if model not in known and "/" not in model:
         raise InvalidTask(unknown_name("task type or model", name, (*policy.task_types, *dict.fromkeys(known))))
     try:
         return _MODEL.validate_python(model)
     except ValidationError:
-        raise ValueError(f"{name!r:.80} is no id of a model") from None
+        raise ValueError(f"{name!r:.80} is not a valid model id") from None

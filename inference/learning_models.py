@@ -1,4 +1,4 @@
-"""Asks the providers for their models and prices at a process's start, every hour, and for each new policy."""
+"""Asking the providers for their models and prices: at a process's start, every hour, and for each new policy."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
 
 _REFRESH_S: Final = 3600.0
-# How long a process waits for the first answer. Calls do not need it: what is not known is not checked.
+# How long a process waits for the first answers. Calls do not need them: unknown facts are not checked.
 _FIRST_ANSWER_S: Final = 2.0
 _log = LazyLogger(__name__)
 
@@ -29,9 +29,9 @@ _log = LazyLogger(__name__)
 async def learning_models(
     policies: CurrentPolicy, providers: ProviderClients, settings: "Settings", *, now_ms: Callable[[], int]
 ) -> AsyncGenerator[None]:
-    """Keep the catalogues of the providers up to date until the end; one that does not answer leaves its own as it is.
+    """Keep the catalogues of the providers up to date until the context ends.
 
-    Asked are those that routes name in the policy in force at the time.
+    The providers named by the routes of the policy in force are asked. If one does not answer, its catalogue stays.
     """
     is_first_over = asyncio.Event()
 
@@ -42,10 +42,10 @@ async def learning_models(
             finally:
                 is_first_over.set()
             if any(in_force.at(name).models.has_public_ids for in_force, name in _called(policies)):
-                await asyncio.to_thread(load_tokenizers)  # Until they are there, bytes are the bound.
+                await asyncio.to_thread(load_tokenizers)  # Until they are loaded, bytes are the bound.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REFRESH_S):
-                    await policies.wait_for_change()  # It may name another provider.
+                    await policies.wait_for_change()  # The new policy may name another provider.
 
     learning = asyncio.create_task(learn())
     try:
@@ -66,7 +66,7 @@ def _called(policies: CurrentPolicy) -> list[tuple[PriceCatalogue, str]]:
 async def learn_all(
     policies: CurrentPolicy, providers: ProviderClients, settings: "Settings", *, now_ms: Callable[[], int]
 ) -> None:
-    """Ask every provider that routes name, all at a time. Errors: none of theirs; they are logged."""
+    """Ask all providers that routes name at the same time. Errors of the providers are logged, not raised."""
 
     async def learn(name: str) -> None:
         in_force = policies.newest
@@ -81,7 +81,7 @@ async def learn_all(
 
 
 async def learn_models(models: ModelCatalogue, provider: ProviderClient, *, now_ms: Callable[[], int]) -> None:
-    """Ask once what the provider offers, and at which prices. Errors: ProviderError."""
+    """Ask the provider once for its models and prices. Errors: ProviderError."""
     found = await provider.models()
     models.learn(found)
     pricing = {model: facts.pricing for model, facts in found.items() if facts.pricing is not None}

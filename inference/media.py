@@ -1,7 +1,7 @@
-"""The most tokens that images, sounds, files and videos of a prompt can have, and what these cost beside other tokens.
+"""Bounds of media in a prompt: the most tokens of images, sounds, files and videos, and how much these cost extra.
 
-Invariant (G1): a part counts with the most tokens that the policy, else a provider's publication (`images`), says of
-it. Where neither does, or its tokens may cost more than others and have no price, the call is refused (G8).
+Invariant (G1): a part counts with the most tokens by the policy, else by the provider's publication (`images`). If
+neither has a number, or its tokens may cost more than text tokens and have no known price, the call is refused (G8).
 """
 
 import base64
@@ -17,22 +17,22 @@ from tollbook.inference.prices.model_price import ModelPrice
 from tollbook.schemas.messages import AudioPart, FilePart, ImagePart, InputAudio, MediaPart, VideoPart
 from tollbook.schemas.policy import ModelRule
 
-# The lowest bit rate of MP3 is 8,000 bits a second (ISO/IEC 13818-3, layer III).
+# The lowest bit rate of MP3 is 8,000 bits per second (ISO/IEC 13818-3, layer III).
 _MP3_BYTES_PER_S: Final = 1_000
 _PCM: Final = (1, 3)
 _WAV_HEADER: Final = struct.Struct("<HHIIHH")
 _FORMAT_AT: Final = 20
 WORDS: Final = {"image": "images", "audio": "sound", "file": "files", "video": "videos"}
-"""What each kind is called in messages."""
+"""The name of each kind in messages."""
 NO_LIMITS: Final = ModelRule()
 
 
 @dataclass(frozen=True, slots=True)
 class MediaBound:
-    """The most tokens of all media of a prompt.
+    """The most tokens of all media in a prompt.
 
-    `image_tokens` are of the largest image. `surcharges` are what media cost above prompt tokens, by kind: for each
-    token its price per million less that of a prompt token.
+    `image_tokens` is the largest number of tokens of one image. `surcharges` is, by kind, how much its tokens cost
+    above prompt tokens, in millionths of a nano-dollar.
     """
 
     tokens: int = 0
@@ -46,7 +46,7 @@ NO_MEDIA: Final = MediaBound()
 
 
 def kind_of(part: MediaPart) -> str:
-    """Return the kind of a part, as providers call what a model takes: image, audio, file or video."""
+    """Return the kind of a part by the providers' name for the modality: image, audio, file or video."""
     match part:
         case ImagePart():
             return "image"
@@ -63,10 +63,10 @@ def kind_of(part: MediaPart) -> str:
 def bound_media(
     parts: Iterable[MediaPart], price: ModelPrice, limits: ModelRule = NO_LIMITS, *, cache_percent: int = 100
 ) -> MediaBound:
-    """Bound the tokens of media, and what they cost more than other prompt tokens.
+    """Bound the tokens of media, and how much they cost above text tokens.
 
-    `cache_percent` is what a token costs that the provider is asked to cache, in percent.
-    Errors: PriceUnknown where a part has no limit, or its tokens have no price.
+    `cache_percent` is the price of a cached token in percent of its listed price.
+    Errors: PriceUnknown if a part has no limit, or its tokens have no known price.
     """
     tokens = images = image_tokens = files = 0
     surcharges: dict[str, int] = {}
@@ -74,12 +74,12 @@ def bound_media(
     for part in parts:
         kind = kind_of(part)
         count = _tokens_at_most(part, price.model, limits)
-        own = price.media_price(kind)
-        if own is None and kind in ("audio", "video"):
+        media_price = price.media_price(kind)
+        if media_price is None and kind in ("audio", "video"):
             raise PriceUnknown.of_model(price.model, f"tokens of {WORDS[kind]} have a price that is not known")
-        own = prompt if own is None else -(-own * cache_percent // 100)
+        media_price = prompt if media_price is None else -(-media_price * cache_percent // 100)
         tokens += count
-        surcharges[kind] = surcharges.get(kind, 0) + count * max(0, own - prompt)
+        surcharges[kind] = surcharges.get(kind, 0) + count * max(0, media_price - prompt)
         if kind == "image":
             images, image_tokens = images + 1, max(image_tokens, count)
         files += kind == "file"
@@ -101,8 +101,7 @@ def _tokens_at_most(part: MediaPart, model: str, limits: ModelRule) -> int:
     if found is None:
         kind = kind_of(part)
         raise PriceUnknown(
-            f"a call with {WORDS[kind]} to {model} has no upper bound: the policy's [models] has no "
-            f"{kind}_tokens of it",
+            f"a call with {WORDS[kind]} to {model} has no upper bound: set its {kind}_tokens in the policy's [models]",
             {"model": model},
         )
     return found
@@ -117,7 +116,7 @@ def _audio_tokens_at_most(audio: InputAudio, limits: ModelRule) -> int | None:
 
 
 def _seconds_at_most(audio: InputAudio) -> int | None:
-    """Return how many whole seconds a sound has at most; None in a format that does not say."""
+    """Return how many whole seconds a sound has at most; None if its format does not tell."""
     try:
         data = base64.b64decode(audio.data.rpartition(",")[2], validate=True)
     except binascii.Error:
@@ -129,14 +128,14 @@ def _seconds_at_most(audio: InputAudio) -> int | None:
 
 
 def _is_mp3(data: bytes) -> bool:
-    """Whether a sound begins as MP3 does: other codecs pack more seconds into a byte."""
+    """Whether a sound begins like MP3. Other codecs can have more seconds per byte."""
     return data.startswith(b"ID3") or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2)
 
 
 def _wav_bytes_per_s(data: bytes) -> int | None:
-    """Return the lowest rate that a WAV file's format can mean; None where it has none, or is packed.
+    """Return the lowest byte rate that a WAV file's header allows; None if it is missing or the sound is compressed.
 
-    The format must come first, as recorders write it: other chunks may hold bytes that look like one.
+    The `fmt` chunk must come first, as recorders write it: other chunks may contain bytes that look like one.
     """
     if data[:4] != b"RIFF" or data[8:16] != b"WAVEfmt " or len(data) < _FORMAT_AT + _WAV_HEADER.size:
         return None

@@ -1,7 +1,7 @@
-"""Models as the provider describes them in `/models`: what each supports, takes and puts out, how much it reads.
+"""Models as the provider describes them in `/models`: parameters, modalities and context length.
 
-A provider that says nothing leaves everything open. What is known only narrows: a call is refused before money is held
-for it where the provider would refuse it, and a bound is lowered to what the model can read.
+Facts are optional: without them, nothing is checked. A known fact only restricts: a call that the provider would refuse
+is refused before money is reserved, and a bound is lowered to the model's context length.
 """
 
 import re
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
 
 IdsOf = Literal["openai", "openrouter"]
-"""Whose ids a provider's models have."""
+"""The scheme of a provider's model ids."""
 EMBEDDINGS: Final = "embeddings"
 LIMIT: Final = "max_tokens"
 COMPLETION_LIMIT: Final = "max_completion_tokens"
-# OpenAI's reasoning models refuse `max_tokens`, also behind servers of others (checked November 2026).
+# OpenAI's reasoning models refuse `max_tokens`, also on other providers' servers (checked November 2026).
 _WANTS_COMPLETION_LIMIT: Final = re.compile(r"(^|/)(o[1-9]|gpt-[5-9])")
 # These refuse `temperature` and other sampling parameters (checked November 2026).
 _REFUSES_SAMPLING: Final = re.compile(
     r"(^|/)(o[1-9](-|$)|gpt-[5-9](?!.*chat)|claude-([a-z]+-)?(4[.-][7-9](?!\d)|[5-9]([.-]|$)))"
 )
 _SAMPLING: Final = frozenset({"temperature", "top_p", "top_k"})
-# What a dialect has no word for (checked November 2026).
+# Parameters that a dialect does not have (checked November 2026).
 _REFUSED: Final[Mapping[Dialect, frozenset[str]]] = {
     "openai": frozenset(
         {"top_k", "min_p", "top_a", "repetition_penalty", "structured_outputs", "include_reasoning", "transforms"}
@@ -39,7 +39,7 @@ _REFUSED: Final[Mapping[Dialect, frozenset[str]]] = {
          "logprobs", "top_logprobs", "verbosity", "prediction", "transforms"}
     ),
 }  # fmt: skip
-# Names under which `/models` lists a parameter, where they differ. What stands here with nothing is listed nowhere.
+# The name under which `/models` lists a parameter, if it differs. None: the parameter is not listed at all.
 _LISTED_AS: Final[Mapping[str, str | None]] = {
     "reasoning_effort": "reasoning",
     "functions": "tools",
@@ -55,7 +55,7 @@ _LISTED_AS: Final[Mapping[str, str | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a provider says of one model. None: it says nothing that can be read. Units: `context_length` tokens."""
+    """What a provider says about one model; None if it says nothing readable. `context_length` is in tokens."""
 
     context_length: int | None = None
     supported_parameters: frozenset[str] | None = None
@@ -65,12 +65,12 @@ class ModelFacts:
 
     @property
     def makes_embeddings(self) -> bool | None:
-        """Whether it makes vectors; None where nothing is said."""
+        """Whether the model makes embeddings; None if unknown."""
         return None if self.output_modalities is None else EMBEDDINGS in self.output_modalities
 
     @property
     def makes_text(self) -> bool | None:
-        """Whether it makes text; None where nothing is said."""
+        """Whether the model makes text; None if unknown."""
         return None if self.output_modalities is None else "text" in self.output_modalities
 
 
@@ -78,7 +78,7 @@ _NOTHING_KNOWN: Final = ModelFacts()
 
 
 class ModelCatalogue:
-    """The models of one provider, which is spoken to in a dialect."""
+    """The models of one provider and its dialect."""
 
     def __init__(
         self,
@@ -90,10 +90,10 @@ class ModelCatalogue:
         lists_of: Callable[[ProviderRule], PriceLists] = lambda rule: PriceLists(),  # noqa: ARG005 - none are known.
         ids_at: Callable[[ProviderRule], IdsOf | None] = lambda rule: None,  # noqa: ARG005
     ) -> None:
-        """Without `price_lists`, no prices of the provider's are known.
+        """Without `price_lists`, the provider's prices are unknown.
 
-        `ids_of`: whose model ids these are. None: a server's own, such as Azure's, where any model may have any id.
-        `lists_of` and `ids_at` return the same of another provider.
+        `ids_of` is the scheme of the model ids; None for a server such as Azure's, where any model may have any id.
+        `lists_of` and `ids_at` return the price lists and the scheme of another provider.
         """
         self._ids_of = ids_of
         self._ids_at = ids_at
@@ -107,7 +107,7 @@ class ModelCatalogue:
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> Self:
-        """Make the catalogue of the provider that the settings describe, with the lists kept in the data directory."""
+        """Make the catalogue of the settings' provider, with the price lists in the data directory."""
         return cls(
             dialect=settings.provider_dialect,
             price_lists=PriceLists.from_settings(settings),
@@ -117,7 +117,7 @@ class ModelCatalogue:
         )
 
     def at(self, provider: str, rule: ProviderRule) -> "ModelCatalogue":
-        """Return the models of another provider; the same object for every policy that describes it alike."""
+        """Return the models of another provider; the same object for every policy with the same description of it."""
         key = provider, rule.base_url, rule.dialect
         if key not in self._others:
             self._others[key] = ModelCatalogue(
@@ -126,13 +126,13 @@ class ModelCatalogue:
         return self._others[key]
 
     def learn(self, models: Mapping[str, ModelFacts]) -> None:
-        """Take over what the provider says now; what it said before is forgotten."""
+        """Replace all facts by what the provider says now."""
         self._models = dict(models)
         lists = [facts.supported_parameters for facts in models.values() if facts.supported_parameters is not None]
         self._listed_names = frozenset[str]().union(*lists)
 
     def of(self, model: str) -> ModelFacts:
-        """Return what is known of a model."""
+        """Return the known facts of a model."""
         return self._models.get(model, _NOTHING_KNOWN)
 
     @property
@@ -147,18 +147,18 @@ class ModelCatalogue:
 
     @property
     def has_public_ids(self) -> bool:
-        """Whether a model's id says which model it is."""
+        """Whether a model id tells which model it is."""
         return self._ids_of is not None
 
     def counter(self, model: str) -> Counter | None:
-        """Return what counts a model's tokens as its provider does; None where nobody but the provider can."""
+        """Return a counter of a model's tokens that counts as its provider does; None if there is none."""
         prefix = "openai/" if self._ids_of == "openrouter" else ""
         return counter_of(model.removeprefix(prefix)) if self._ids_of and model.startswith(prefix) else None
 
     def unsupported(self, model: str, names: Iterable[str]) -> list[str]:
         """Return which of these parameters, given by name or with their values, the model is known not to support.
 
-        A parameter that the provider lists for no model at all is not judged.
+        A parameter that the provider lists for no model at all is not checked.
         """
         supported = self.of(model).supported_parameters
         found: list[str] = []
@@ -183,7 +183,7 @@ class ModelCatalogue:
                 return False
 
     def without_unsupported(self, model: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a route's defaults without those that the model does not support, or would refuse."""
+        """Return a route's default parameters without those that the model does not support or would refuse."""
         left_out = set(self.unsupported(model, defaults))
         if self.of(model).supported_parameters is None and _REFUSES_SAMPLING.search(model.lower()):
             left_out |= _SAMPLING
@@ -201,7 +201,7 @@ class ModelCatalogue:
 
 
 def facts_of(listed: Mapping[str, Any]) -> ModelFacts:
-    """Read one entry of `/models`, in OpenRouter's form; what has another form counts as not said."""
+    """Parse one entry of `/models` in OpenRouter's form; a field of another form counts as missing."""
     architecture = _table(listed.get("architecture"))
     endpoint = _table(listed.get("top_provider"))
     pricing = _table(listed.get("pricing"))
@@ -211,7 +211,7 @@ def facts_of(listed: Mapping[str, Any]) -> ModelFacts:
         if type(length) is int and length > 0
     ]
     return ModelFacts(
-        # Endpoints of one model differ; the longest one counts, since any may be chosen.
+        # The endpoints of a model differ. The longest context counts, since any endpoint may be chosen.
         context_length=max(lengths, default=None),
         supported_parameters=_names(listed.get("supported_parameters")),
         input_modalities=_names(architecture.get("input_modalities")),
@@ -225,7 +225,7 @@ def _table(value: object) -> Mapping[str, Any]:
 
 
 def _names(value: object) -> frozenset[str] | None:
-    """Return a list of names; an empty one says nothing."""
+    """Return a list of names; None for an empty list."""
     if not isinstance(value, list):
         return None
     names = [name for name in cast("list[object]", value) if isinstance(name, str)]

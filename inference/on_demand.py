@@ -1,4 +1,4 @@
-"""A resource that is opened when it is first needed, so that an application can start before the servers it uses."""
+"""A resource that is opened at its first use, so that an application can start before the servers that it uses."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,19 +9,19 @@ T = TypeVar("T")
 
 
 class OnDemand(Generic[T]):
-    """Opens a resource when it is first asked for, and closes it at the end.
+    """Opens a resource at its first use, and closes it at the end.
 
-    Callers at the same time share one attempt; after one that failed, the next caller makes another.
+    Concurrent callers share one attempt to open it; after a failure, the next caller tries again.
     """
 
     def __init__(self, open_resource: Callable[[AsyncExitStack], Awaitable[T]]) -> None:
-        """`open_resource` puts what is to be closed onto the stack; where it raises, all of that is closed."""
+        """`open_resource` pushes cleanups onto the stack; they run at the end, or at once if it raises."""
         self._open_resource = open_resource
         self._opening: asyncio.Task[T] | None = None
         self._stack = AsyncExitStack()
 
     async def get(self) -> T:
-        """Return the resource, opened. Errors: those of opening it."""
+        """Return the resource, and open it first if needed. Errors: those of opening it."""
         opening = self._opening
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             opening = self._opening = asyncio.create_task(self._open())

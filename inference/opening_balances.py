@@ -1,8 +1,8 @@
-"""Opening balances: what was spent before, in the windows of budgets that a policy adds or defines anew.
+"""Opening balances: earlier spend in the current windows of budgets that a policy adds or redefines.
 
-Invariant: an opening is what the budget would have settled and held, had it been kept since its window began. A cost
-counts where its hold was made: by the attributes of that hold, in the window of that moment. So does a hold that is
-open when the policy comes into force: it stands against the budget from then on.
+Invariant: an opening balance is what the budget would have settled and held, if it had existed since its window began.
+A cost counts by the attributes of its hold, in the window in which the hold was made. A hold that is open when the
+policy comes into force counts in the same way, and is held against the budget from then on.
 """
 
 import json
@@ -18,11 +18,11 @@ from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.policy import Policy
 
 EVENT_TYPES: Final = ("budget-reserved", "cost-recorded", "cost-adjusted")
-"""The types of events that a tally counts; it passes over others."""
+"""The types of events that a tally counts; it ignores others."""
 
 
 class SpentRow(NamedTuple):
-    """The members of an event that a tally needs. Amounts are nano-dollars, `payload` is JSON."""
+    """The fields of an event that a tally needs. Amounts are nano-dollars; `payload` is JSON."""
 
     ms: int
     type: str
@@ -33,9 +33,9 @@ class SpentRow(NamedTuple):
 
 
 class OpeningTally:
-    """Adds up a partition's events, in order, for the budgets of a policy that is put in force now.
+    """Sums up a partition's events, in order, for the budgets of a policy that comes into force now.
 
-    `names` are the budgets to open, as in the policy; `definitions` and `takes_holds` as in its event.
+    `names` are the budgets to open, as in the policy; `definitions` and `takes_holds` are as in the policy's event.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class OpeningTally:
             definition_name(rule.name, definitions.get(rule.name, 1)): windows[rule.window].name for rule in rules
         }
         self.since_ms: Final = min((window.start_ms for window in windows.values()), default=now_ms)
-        """Earlier events are in none of the windows."""
+        """The start of the earliest window; earlier events are not needed."""
         self.until_ms: Final = min((window.end_ms for window in windows.values()), default=now_ms)
-        """When the first of the windows ends."""
-        self._places: dict[tuple[str, int], tuple[str, ...]] = {}
+        """The end of the window that ends first."""
+        self._budgets_of_hold: dict[tuple[str, int], tuple[str, ...]] = {}
         self._spent: Counter[str] = Counter()
         self._held: dict[tuple[str, int], int] = {}
 
@@ -71,7 +71,7 @@ class OpeningTally:
             key = (row.call_id, payload.get("hold", 0))
             if row.type == "budget-reserved":
                 if payload.get("kind", "hold") == "hold":
-                    self._place(key, row, payload)
+                    self._assign_budgets(key, row, payload)
                     self._held[key] = 0
                 if key in self._held:
                     self._held[key] += row.amount
@@ -79,12 +79,12 @@ class OpeningTally:
             if row.type == "cost-recorded":
                 self._held.pop(key, None)
                 if not key[1]:
-                    self._place(key, row, payload)
-            for budget in self._places.get(key, ()):
+                    self._assign_budgets(key, row, payload)
+            for budget in self._budgets_of_hold.get(key, ()):
                 self._spent[budget] += row.amount
 
     def openings(self) -> tuple[Opening, ...]:
-        """Return what each budget begins with; those in which nothing was spent and nothing is held are left out."""
+        """Return the opening balance of each budget; budgets without spend and holds are left out."""
         holds = self._open_holds()
         return tuple(
             Opening(budget, min(spent, MAX_NANOUSD), self._budgets.find_cap(budget) or 0, tuple(holds[budget]))
@@ -93,14 +93,14 @@ class OpeningTally:
         )
 
     def _open_holds(self) -> defaultdict[str, list[OpeningHold]]:
-        """Return the holds that are open, by the budgets that they stand against from now on."""
+        """Return the open holds, by the budgets that they count in from now on."""
         holds = defaultdict[str, list[OpeningHold]](list)
         for key, amount in self._held.items() if self._takes_holds else ():
-            for budget in self._places.get(key, ()):
+            for budget in self._budgets_of_hold.get(key, ()):
                 holds[budget].append(OpeningHold(*key, amount))
         return holds
 
-    def _place(self, key: tuple[str, int], row: SpentRow, payload: Mapping[str, Any]) -> None:
+    def _assign_budgets(self, key: tuple[str, int], row: SpentRow, payload: Mapping[str, Any]) -> None:
         attributes = attributes_of(row.user_id, payload)
         places = tuple(
             budget.name
@@ -108,11 +108,11 @@ class OpeningTally:
             if self._labels.get(split_budget_name(budget.name)[0]) == split_budget_name(budget.name)[2]
         )
         if places:
-            self._places[key] = places
+            self._budgets_of_hold[key] = places
 
 
 def attributes_of(user_id: str, payload: Mapping[str, Any]) -> dict[str, str]:
-    """Return by what a recorded hold, refusal or spend of an application can be held against budgets."""
+    """Return the budget attributes of a recorded hold, refusal or spend of an application."""
     bound: Mapping[str, Any] = payload.get("bound") or {}
     known = {
         "user": user_id,
@@ -126,7 +126,7 @@ def attributes_of(user_id: str, payload: Mapping[str, Any]) -> dict[str, str]:
 
 
 ReadSpent = Callable[[int, OpeningTally, Position | None], Awaitable[Position]]
-"""Feeds a tally with a partition's events after a position, at first None, and returns how far it has read.
+"""Adds a partition's events after a position (None: all events) to a tally, and returns the position reached.
 
-Errors: EventsMissing where some are neither in the archive nor on the stream; ArchiveDamaged; LedgerUnavailable.
+Errors: EventsMissing if some are neither in the archive nor on the stream; ArchiveDamaged; LedgerUnavailable.
 """

@@ -1,7 +1,7 @@
-"""How the ledger's policy changes, and what a process does whose own policy is another one (G11).
+"""Changing the ledger's policy, and comparing it with the file and settings of a process (G11).
 
-The ledger is the only source of the policy; a file or a setting is how it gets there. It is applied to one partition
-after the other, under one version. A change that ended half way is completed by the next one, before anything else.
+The ledger is the only source of the policy; a file or a setting only brings a policy there. A policy is applied to one
+partition after the other, under one version. A half-applied change is completed before the next one.
 """
 
 import asyncio
@@ -30,15 +30,15 @@ from tollbook.schemas.events import PolicyApplied, payload_json
 from tollbook.schemas.policy import Policy
 
 _APPLIED: Final = "applied-policy.json"
-# How often what was booked meanwhile is counted: a moment without a new event is enough.
-_COUNTS: Final = 10_000
-# Budgets that settings could define before there were policies.
+# How often a policy with opening balances is tried: the gate refuses it while there are events that are not counted.
+_MAX_COUNTS: Final = 10_000
+# The budgets that settings could define before there were policies.
 _OF_SETTINGS: Final = ("day", "campaign")
 _log = LazyLogger(__name__)
 
 
 class PolicyDiffers(LedgerRefused):
-    """This process is told another policy than the ledger's; `changes` says what its own would change."""
+    """The file or settings of this process differ from the ledger's policy; `changes` are the differences."""
 
     def __init__(self, sources: Sequence[str], in_force: PolicyInForce, changes: Sequence[str]) -> None:
         lines = "\n".join(f"  {change}" for change in changes)
@@ -51,7 +51,7 @@ class PolicyDiffers(LedgerRefused):
 
 
 class PolicyRefused(LedgerError):
-    """A policy that cannot be in force on this ledger; `problems` says why."""
+    """A policy that cannot be applied to this ledger; `problems` says why."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems), {"problems": list(problems)})
@@ -60,7 +60,7 @@ class PolicyRefused(LedgerError):
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The policy in force after `apply_policy`, and whether it is new; `completed` if a half-applied one was."""
+    """The policy in force after `apply_policy`, whether it is new, and whether a half-applied one was completed."""
 
     in_force: PolicyInForce
     is_new: bool
@@ -68,43 +68,43 @@ class Applied:
 
 
 def problems_on(policy: Policy, partitions: int) -> list[str]:
-    """Return why a policy cannot be in force on a ledger of so many partitions."""
+    """Return why a policy cannot be applied to a ledger with this number of partitions."""
     errors = list(name_problems(policy))
     if partitions == 1:
         return errors
-    # One step touches one partition only, and the users of such a budget are spread over all of them.
+    # The gate checks within one partition, but the users of such a budget are spread over all partitions.
     return errors + [
         f"budget {rule.name} is kept by {' and '.join(rule.by) or 'nothing'}, so its users are in several of the "
-        f"ledger's {partitions} partitions, and no step can compare it with its cap: keep it by user too, or use a "
-        "ledger with TOLLBOOK_PARTITIONS=1"
+        f"ledger's {partitions} partitions, and its cap cannot be checked: keep it by user too, or use a ledger with "
+        "TOLLBOOK_PARTITIONS=1"
         for rule in policy.budgets
         if "user" not in rule.by
     ]
 
 
 def user_id_problems(before: Policy, policy: Policy, *, is_used: bool) -> list[str]:
-    """Return why users' ids cannot be kept as a policy says, on a ledger that is in use with another one."""
-    was, wanted = before.user_ids, policy.user_ids
-    if was == wanted or not is_used:
+    """Return why a policy cannot change the `user_ids` of a ledger that is in use."""
+    old, new = before.user_ids, policy.user_ids
+    if old == new or not is_used:
         return []
     return [
-        f"user_ids = {wanted!r}: users' ids are {was} on this ledger, and that is fixed since nothing on it can be "
-        f"changed; keep user_ids = {was!r}, or begin another ledger (TOLLBOOK_NAMESPACE and TOLLBOOK_DATA_DIR)"
+        f"user_ids = {new!r}: users' ids are {old} on this ledger, which cannot be changed later; keep user_ids = "
+        f"{old!r}, or start another ledger (TOLLBOOK_NAMESPACE and TOLLBOOK_DATA_DIR)"
     ]
 
 
 def backfill_problems(before: PolicyInForce, policy: Policy) -> list[str]:
-    """Return why nothing can be counted for the budgets of a policy that is in force already; [] where it was.
+    """Return why `--backfill` is refused for a policy that is already in force; [] if it is not refused.
 
-    A balance is on the ledger: where a budget began without what was spent before, calls were decided by that.
+    A budget that began without its earlier spend cannot get it later: calls were already decided by its balance.
     """
     is_unchanged = before.version and policy.content() == before.policy.content()
     if not is_unchanged or not policy.budgets or before.backfilled:
         return []
     return [
-        f"policy {before.version} is in force already with these budgets, and --backfill counts what was spent only "
-        "for budgets that are new or defined anew: what one began with does not change. Apply it under another name, "
-        "and take the present one out"
+        f"policy {before.version} is already in force with these budgets. --backfill counts earlier spend only for "
+        "budgets that are new or defined anew; the balance of a budget in force is not changed. Remove the budget from "
+        "the policy, and add it under another name"
     ]
 
 
@@ -115,9 +115,9 @@ async def _has_events(gates: Sequence[Gate]) -> bool:
 def remarks_on(
     before: PolicyInForce, policy: Policy, at_ms: int, *, prices: PriceCatalogue, backfills: bool = False
 ) -> list[str]:
-    """Return what a person should know of a policy before it is in force; none of it keeps it from that.
+    """Return what a person should know about a policy before it is applied. A remark does not prevent that.
 
-    `prices` are those that would be in force with it.
+    `prices` are the prices that would be in force with the policy.
     """
     begin = "what was spent in its window before" if backfills else "zero"
     known = {rule.name for rule in before.policy.budgets}
@@ -143,14 +143,14 @@ async def apply_policy(
     read_spent: ReadSpent | None = None,
     backfills: bool = False,
 ) -> Applied:
-    """Put a policy in force in every partition, unless it is in force already.
+    """Put a policy in force in every partition, unless it is already in force.
 
-    With `based_on`, only where that version is in force, so that nobody undoes what they have not seen. If it
-    `backfills`, budgets that it adds or defines anew begin with what was spent before in their window; `read_spent`
-    reads that, also to complete a change that did so.
-    Errors: PolicyRefused, also where it should backfill budgets that are in force without it; PolicyChanged where
-        another one was applied meanwhile; PolicyUnreadable; CallsStopped; LedgerUnavailable: a repeat completes what
-        was begun; those of `read_spent`.
+    With `based_on`, do so only if that version is in force, so that nobody undoes a change that they have not seen.
+    With `backfills`, budgets that the policy adds or redefines begin with the earlier spend in their window.
+    `read_spent` reads that spend; it is also needed to complete a half-applied change with `backfills`.
+    Errors: PolicyRefused, also for `backfills` of budgets that are already in force; PolicyChanged if another policy
+        was applied meanwhile; PolicyUnreadable; CallsStopped; LedgerUnavailable: a repeat completes the change; those
+        of `read_spent`.
     """
     stored = await read_stored(gates)
     newest, completed = await _complete(gates, stored, read_spent)
@@ -191,17 +191,17 @@ async def apply_policy(
 
 
 async def read_stored(gates: Sequence[Gate]) -> tuple[StoredPolicy, ...]:
-    """Return what each partition has as its policy. Errors: LedgerUnavailable."""
+    """Return the stored policy of each partition. Errors: LedgerUnavailable."""
     return tuple(await asyncio.gather(*(gate.policy() for gate in gates)))
 
 
 async def _put(
     gate: Gate, request: PolicyRequest, applied: PolicyApplied, policy: Policy, read_spent: ReadSpent | None
 ) -> None:
-    """Put a policy in force in one partition, with what its budgets begin with.
+    """Put a policy in force in one partition, with the opening balances of its budgets.
 
-    Calls go on meanwhile: where something was booked between counting and applying, that is counted too, and the gate
-    is asked again.
+    Calls go on meanwhile. If an event was appended between counting and applying, the gate refuses; then the new events
+    are counted, and the gate is asked again.
     """
     if not applied.backfilled:
         await gate.apply_policy(request)
@@ -209,13 +209,13 @@ async def _put(
     if read_spent is None:
         raise PolicyRefused(
             [
-                f"policy {applied.version} begins with what was spent before, and is applied in a part of the ledger "
-                "only: `tollbook policy apply` completes it"
+                f"policy {applied.version} begins with what was spent before, but is applied in only some partitions: "
+                "complete it with `tollbook policy apply`"
             ]
         )
     tally = _tally(policy, applied, await gate.now_ms())
     counted = await read_spent(gate.keys.partition, tally, None)
-    for _ in range(_COUNTS):
+    for _ in range(_MAX_COUNTS):
         try:
             await gate.apply_policy(replace(request, opened=Opened(tally.openings(), counted.seq, tally.until_ms)))
         except EventsNotCounted:
@@ -225,8 +225,8 @@ async def _put(
         else:
             return
     raise LedgerUnavailable(
-        f"partition {gate.keys.partition}: there was no moment without a new event in {_COUNTS:,} tries, so what was "
-        "spent could not be counted; apply the policy again when there are fewer calls"
+        f"partition {gate.keys.partition}: new events came in each of {_MAX_COUNTS:,} tries, so the earlier spend "
+        "could not be counted; apply the policy again when there are fewer calls"
     )
 
 
@@ -237,9 +237,9 @@ def _tally(policy: Policy, applied: PolicyApplied, now_ms: int) -> OpeningTally:
 async def _complete(
     gates: Sequence[Gate], stored: Sequence[StoredPolicy], read_spent: ReadSpent | None
 ) -> tuple[StoredPolicy, bool]:
-    """Bring every partition to the newest policy of any; return it, and whether one was behind."""
+    """Bring every partition to the newest stored policy; return that policy, and whether a partition was behind."""
     newest = max(stored, key=lambda each: each.version)
-    in_force = policy_in_force(newest)  # What was changed by hand goes no further.
+    in_force = policy_in_force(newest)  # Refuses a policy that was changed by hand.
     behind = [(gate, each) for gate, each in zip(gates, stored, strict=True) if each.version < newest.version]
     for gate, each in behind:
         request = PolicyRequest(
@@ -255,7 +255,7 @@ async def _complete(
 def new_budgets(before: PolicyInForce, policy: Policy) -> tuple[str, ...]:
     """Return the budgets of a policy that are new, or kept by other attributes or another window than before.
 
-    Before the first policy there may be budgets `day` and `campaign`, by settings: they keep their balances.
+    Before the first policy, settings may have defined the budgets `day` and `campaign`: these keep their balances.
     """
     known = {rule.name: (rule.by, rule.window) for rule in before.policy.budgets}
     kept = () if before.version else _OF_SETTINGS
@@ -269,10 +269,10 @@ def new_budgets(before: PolicyInForce, policy: Policy) -> tuple[str, ...]:
 
 
 def next_definitions(before: PolicyInForce, policy: Policy, version: int) -> dict[str, int]:
-    """Return with which version each budget's definition begins, where that is later than 1.
+    """Return, by budget, the version in which its current definition began; version 1 is left out.
 
-    A budget that is new, or kept by other attributes or another window than before, begins at zero (it has another name
-    in its keys); one with another cap keeps its balance.
+    A budget that is new, or kept by other attributes or another window than before, begins at zero, under another name
+    in its keys. A budget with only another cap keeps its balance.
     """
     known = {rule.name: (rule.by, rule.window) for rule in before.policy.budgets}
     since = {
@@ -283,9 +283,9 @@ def next_definitions(before: PolicyInForce, policy: Policy, version: int) -> dic
 
 
 def check_stated_policy(settings: Settings, in_force: PolicyInForce) -> None:
-    """Refuse where a file or a setting of this process states another policy than the ledger's (G11).
+    """Refuse to start if the file or the settings of this process differ from the ledger's policy (G11).
 
-    Errors: PolicyDiffers; SettingsError; LedgerUnavailable where the ledger has no policy yet to compare with.
+    Errors: PolicyDiffers; SettingsError; LedgerUnavailable if the ledger has no policy yet to compare with.
     """
     sources = policy_sources(settings)
     changes = stated_changes(settings, in_force)
@@ -293,16 +293,17 @@ def check_stated_policy(settings: Settings, in_force: PolicyInForce) -> None:
         return
     if not in_force.version:
         raise LedgerUnavailable(
-            f"the ledger has no policy yet that {' and '.join(sources)} could be compared with: `tollbook up`, "
-            "`tollbook projector` or `tollbook policy apply` puts the first one in force"
+            f"the ledger has no policy yet, so {' and '.join(sources)} cannot be compared with it: `tollbook up`, "
+            "`tollbook projector` or `tollbook policy apply` puts the first policy in force"
         )
     raise PolicyDiffers(sources, in_force, changes)  # G11
 
 
 def stated_changes(settings: Settings, in_force: PolicyInForce) -> list[str]:
-    """Return what the file and the settings of this process would change of the ledger's policy; [] where nothing.
+    """Return what the file and the settings of this process would change in the ledger's policy.
 
-    A file is compared as a whole; settings alone are compared with the parts that they state. Errors: SettingsError.
+    A file is compared as a whole; settings without a file are compared only with the parts that they set.
+    Errors: SettingsError.
     """
     if not policy_sources(settings):
         return []
@@ -316,7 +317,10 @@ def stated_changes(settings: Settings, in_force: PolicyInForce) -> list[str]:
 
 
 def warn_of_difference(settings: Settings, stored: StoredPolicy) -> None:
-    """Log a warning where this process states another policy than the ledger's, which counts; for what only reads."""
+    """Log a warning if the file or settings of this process differ from the ledger's policy, which is in force.
+
+    For programs that only read.
+    """
     if not policy_sources(settings):
         return
     try:
@@ -327,18 +331,18 @@ def warn_of_difference(settings: Settings, stored: StoredPolicy) -> None:
         return
     if changes:
         more = f", and {len(changes) - 1} more" * (len(changes) > 1)
-        both = f"{' and '.join(policy_sources(settings))} and policy {in_force.version} of the ledger, which counts"
+        both = f"{' and '.join(policy_sources(settings))} and policy {in_force.version} of the ledger, which is used"
         _log.warning("policy.differs", problem=f"{both}, differ: {changes[0]}{more}; see `tollbook policy diff`")
 
 
 async def start_policy(
     settings: Settings, gates: Sequence[Gate], author: str, *, read_spent: ReadSpent | None = None
 ) -> None:
-    """Do what `up` and `projector` do at their start: put in force what the file and settings here state.
+    """Apply the file and settings of this process, when `up` or `projector` starts.
 
-    A new ledger, and one from before there were policies, gets its first policy. Later a changed file is applied where
-    the ledger's policy is the one that this data directory applied last; else somebody else has changed it meanwhile,
-    and a person must look. Calls that are stopped leave it for the next start. `read_spent` as for `apply_policy`.
+    A ledger without a policy gets its first policy. Later, a changed file is applied only if the ledger still has the
+    policy that this data directory applied last. Otherwise somebody else has changed the policy, and a person must
+    decide. While calls are stopped, nothing is applied until the next start. `read_spent` as for `apply_policy`.
     Errors: PolicyDiffers; PolicyRefused; SettingsError; PolicyUnreadable; LedgerUnavailable; LedgerRefused.
     """
     ledger_id = gates[0].ledger_id
@@ -352,7 +356,7 @@ async def start_policy(
             try:
                 applied = await apply_policy(gates, policy_of(settings), signature, based_on=in_force.version)
             except PolicyChanged:
-                # Another process has put one in force at this moment: it is compared with that.
+                # Another process has just applied a policy: compare with that one.
                 in_force = policy_in_force(max(await read_stored(gates), key=lambda each: each.version))
                 check_stated_policy(settings, in_force)
             else:
@@ -378,7 +382,7 @@ def _first_step(
 
 
 def remember_applied(data_dir: Path, ledger_id: str, in_force: PolicyInForce) -> None:
-    """Note which policy this data directory applied last, so that `up` may replace it by a changed file."""
+    """Note which policy this data directory applied last, so that `up` may replace it when the file changes."""
     document = {"ledger_id": ledger_id, "version": in_force.version, "digest": in_force.digest}
     try:
         make_private_folder(data_dir)
@@ -388,7 +392,7 @@ def remember_applied(data_dir: Path, ledger_id: str, in_force: PolicyInForce) ->
 
 
 def _read_applied(data_dir: Path, ledger_id: str) -> str | None:
-    """Return the digest of the policy that was applied last from here; None where that is not known."""
+    """Return the digest of the policy that this data directory applied last; None if unknown."""
     try:
         document = json.loads(read_private(data_dir / _APPLIED))
         return document["digest"] if document["ledger_id"] == ledger_id else None

@@ -1,4 +1,4 @@
-"""What differs between two policies, in plain words: what `tollbook policy apply` changes."""
+"""The differences between two policies in plain words, for `tollbook policy diff` and `apply`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 from tollbook.schemas.policy import Policy, PriceRule
 
-# Singular of the tables, in the order in which their changes are told.
+# The name of one entry of each table, in the order in which the changes are shown.
 _TABLES: Final = {
     "plans": "plan",
     "users": "user",
@@ -29,12 +29,12 @@ _FIELDS: Final = {
 }
 _DOLLARS: Final = frozenset({"cap_usd", "users", "caps", *PriceRule.model_fields} - {"starts"})
 _PARAMS: Final = "params"
-"""What is in it is the provider's, and no amount whatever its name."""
+"""Its entries are the provider's parameters, so none is an amount of money, whatever its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One difference: where, and the values before and after; None: it is not there."""
+    """One difference: its place, and the values before and after; None means absent."""
 
     path: tuple[str, ...]
     before: Any
@@ -61,7 +61,7 @@ class Change:
 
 
 def policy_changes(before: Policy, after: Policy) -> list[Change]:
-    """Return what `after` changes, the plans first; nothing where both are the same."""
+    """Return the differences of `after` from `before`, the plans first."""
     old, new = _content(before), _content(after)
     names = dict.fromkeys((*_TABLES, *old, *new))
     return [change for name in names for change in _changes((name,), old.get(name), new.get(name))]

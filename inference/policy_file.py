@@ -1,7 +1,7 @@
-"""The policy file, `tollbook.toml`: read into a policy, with the line of every mistake.
+"""Reading the policy file, `tollbook.toml`, into a policy, with the line of every mistake.
 
-It has the shape of `schemas.policy.Policy`. Numbers with a point are read as decimals, so that no amount is a float.
-A file that holds a secret is refused, and no message shows one (G10).
+The file has the shape of `schemas.policy.Policy`. Numbers with a decimal point are read as decimals, so that no amount
+is a float. A file that contains a secret is refused, and no message shows the secret (G10).
 """
 
 import re
@@ -37,20 +37,20 @@ _SECRET_VALUE: Final = re.compile(
     r"^(sk|pk|rk|tb)-[A-Za-z0-9_-]{8,}|^(ghp|gho|xox[abpr]|AKIA|AIza)[A-Za-z0-9_-]{8,}|^(whsec|gsk)_|^Bearer\s"
     r"|^https?://[^/\s]*@|^https://hooks\.slack\.com/"
 )
-_KEPT_OUT: Final = "put it into an environment variable, and name that here"
+_ADVICE: Final = "put it into an environment variable, and name the variable here"
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFile:
-    """A policy file: what it says itself, and the policy that this makes with the defaults."""
+    """A policy file: its own content, and the policy that it makes together with the defaults."""
 
     path: Path
-    said: Mapping[str, Any]
+    content: Mapping[str, Any]
     policy: Policy
 
     def says(self, *place: str) -> bool:
-        """Whether the file itself has an entry there, for example `says("plans", "trial")`."""
-        table: object = self.said
+        """Whether the file itself has an entry at a place, for example `says("plans", "trial")`."""
+        table: object = self.content
         for name in place:
             if not isinstance(table, Mapping) or name not in table:
                 return False
@@ -62,26 +62,26 @@ def read_policy_file(path: Path) -> PolicyFile:
     """Read a policy file. Errors: SettingsError, one line for each problem: `tollbook.toml:12: ...`."""
     text = _read(path)
     try:
-        said = read_toml(text)
+        content = read_toml(text)
     except tomllib.TOMLDecodeError as exc:
-        line, what = syntax_problem(text, exc)
-        raise SettingsError([f"{path}:{line}: {what}"]) from None
-    if (line := line_of_depth(text, said)) is not None:
+        line, problem = syntax_problem(text, exc)
+        raise SettingsError([f"{path}:{line}: {problem}"]) from None
+    if (line := line_of_depth(text, content)) is not None:
         raise SettingsError([f"{path}:{line}: is nested more than {MAX_DEPTH} deep"])
     lines = lines_of(text)
     secrets = [
-        f"{path}:{_line(lines, place)}: '{_words(place)}' looks like a secret, which a policy must not hold: {hint}"
-        for place, hint in _secrets_in(said)
+        f"{path}:{_line(lines, place)}: '{_dotted(place)}' looks like a secret, which a policy must not hold: {advice}"
+        for place, advice in _secrets_in(content)
     ]
     if secrets:
         raise SettingsError(secrets)
     try:
-        policy = default_policy(said)
+        policy = default_policy(content)
     except ValidationError as exc:
         raise SettingsError(_problems(path, exc, lines)) from None
     if mistakes := [f"{path}:{_line(lines, place) or 1}: {sentence}" for place, sentence in mistakes_in(policy)]:
         raise SettingsError(mistakes)
-    return PolicyFile(path, said, policy)
+    return PolicyFile(path, content, policy)
 
 
 def policy_template() -> str:
@@ -102,7 +102,7 @@ def policy_schema() -> dict[str, Any]:
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)  # Not more: /dev/zero is a file too.
+            content = file.read(MAX_FILE_BYTES + 1)  # A limit, since a file such as /dev/zero has no end.
         if len(content) > MAX_FILE_BYTES:
             raise SettingsError([f"{path}: must have at most {MAX_FILE_BYTES} bytes"])
         return content.decode("utf-8-sig")
@@ -113,9 +113,9 @@ def _read(path: Path) -> str:
         raise SettingsError([f"{path}:{line}: is not UTF-8"]) from None
 
 
-def _secrets_in(said: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
-    for place in places_in(said):
-        value: Any = said
+def _secrets_in(content: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+    for place in places_in(content):
+        value: Any = content
         for part in place:
             value = value[part]
         if not isinstance(value, str):
@@ -123,10 +123,10 @@ def _secrets_in(said: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
         name = next(part for part in reversed(place) if isinstance(part, str)).lower().replace("-", "_")
         is_model_parameter = place[0] == "tasks" and len(place) > 2 and place[2] == "params"
         if _SECRET_VALUE.match(value) or (_SECRET_NAME.search(name) and not is_model_parameter):
-            yield place, f"{_KEPT_OUT}: {_env_field(place)}"
+            yield place, f"{_ADVICE}: {_env_field(place)}"
 
 
-def _words(place: Place) -> str:
+def _dotted(place: Place) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
@@ -138,7 +138,7 @@ def _env_field(place: Place) -> str:
 
 
 def _problems(path: Path, error: ValidationError, lines: Mapping[Place, int]) -> list[str]:
-    """Return one line for each place of the file with a problem, in the order of the lines."""
+    """Return one message for each place of the file with a problem, in the order of the lines."""
     by_place: dict[Place, list[str]] = {}
     for place, sentence in located_problems(error, Policy, limit=MAX_FILE_PROBLEMS):
         by_place.setdefault(place or _place_named_by(sentence), []).append(_in_toml(sentence))
@@ -148,16 +148,16 @@ def _problems(path: Path, error: ValidationError, lines: Mapping[Place, int]) ->
 
 
 def _place_named_by(sentence: str) -> Place:
-    """Return the place that a sentence about the whole policy begins with: `'budgets[1].name': ...`."""
+    """Return the place that a message about the whole policy names at its start, such as `'budgets[1].name': ...`."""
     found = re.match(r"'([^']+)'", sentence)
     parts = re.findall(r"[^.\[\]]+", found[1]) if found else []
     return tuple([int(part) if part.isdigit() else part for part in parts])
 
 
 def _line(lines: Mapping[Place, int], place: Place) -> int | None:
-    """Return the line of a place; of one that is not in the file, that of what it is a part of."""
+    """Return the line of a place; if it is not in the file, the line of the nearest table around it."""
     while place:
-        # A single table stands where there could be a list of them.
+        # A single table may be written instead of a list of tables; its place has no number.
         for candidate in (place, tuple(part for part in place if isinstance(part, str))):
             if candidate in lines:
                 return lines[candidate]

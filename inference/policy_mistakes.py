@@ -1,6 +1,6 @@
-"""Mistakes of a policy file that leave it a policy: what it says there never counts, or not on every machine.
+"""Mistakes in a policy file that is valid otherwise: entries without effect, or with another effect on other machines.
 
-They are refused in files alone. A policy that stands on a ledger is read, whatever it says.
+They are refused only in files. A policy that is already on a ledger is read even with such mistakes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from tollbook.schemas.policy import ATTRIBUTES, CHAT, EMBED, BudgetRule, Policy
 from tollbook.schemas.problems import shown, unknown_name
 from tollbook.schemas.tasks import Task
 
-# Each machine has its own; and zones that count leap seconds, which clocks do not.
+# Time zones that differ between machines, and the prefix of zones that count leap seconds, which clocks do not count.
 _NO_ZONES: Final = ("localtime", "posixrules", "Factory")
 _LEAP_SECONDS: Final = "right/"
 _NO_TAGS: Final = frozenset(Task.model_fields) - frozenset(ATTRIBUTES)
@@ -43,7 +43,7 @@ def _mistakes_in_budget(number: int, rule: BudgetRule, policy: Policy) -> Iterat
     yield from _repeated((*place, "alerts"), f"{words}.alerts", rule.alerts)
     yield from _repeated((*place, "by"), f"{words}.by", rule.by)
     for name in rule.by:
-        if name in _NO_TAGS:  # No call has it, and so no call would be held against this budget (G1).
+        if name in _NO_TAGS:  # No call has this attribute, so no call would be held against the budget (G1).
             meant = f"; did you mean {_MEANT[name]!r}?" if name in _MEANT else ""
             yield (*place, "by"), f"'{words}.by' has {name!r}, a field of tasks that is no tag{meant}"
     known = {"plan": tuple(policy.plans), "task": (*policy.task_types, CHAT, EMBED)}
@@ -55,7 +55,7 @@ def _mistakes_in_budget(number: int, rule: BudgetRule, policy: Policy) -> Iterat
 
 
 def _repeated(place: Place, words: str, entries: Sequence[str | Decimal]) -> Iterator[tuple[Place, str]]:
-    """Yield the entries of a list that stand in it before."""
+    """Yield each entry of a list that repeats an earlier one."""
     for number, entry in enumerate(entries):
         if entry in entries[:number]:
             yield (*place, number), f"'{words}' has {entry} twice"

@@ -1,4 +1,4 @@
-"""A policy as the text of a policy file."""
+"""Writing a policy as the text of a policy file."""
 
 import json
 import re
@@ -15,7 +15,7 @@ _LISTS: Final = ("budgets",)
 
 
 def policy_toml(policy: Policy) -> str:
-    """Return a policy in the shape of the policy file. Read again, it is the same policy, but for alerts' receivers."""
+    """Return a policy as text of a policy file. Reading it gives the same policy, without the receivers of alerts."""
     content = policy.content()
     lines = [f"{_key(name)} = {_value(name, value)}" for name, value in content.items() if _is_plain(name, value)]
     for name, value in content.items():
@@ -37,7 +37,7 @@ def _is_plain(name: str, value: object) -> bool:
 
 
 def _entries(table: Mapping[str, Any], *, keeps_empty: bool = False) -> list[str]:
-    """Return the lines of a table. Empty lists are those of its defaults, but for a plan, whose default is none."""
+    """Return the lines of a table. Empty lists are left out, since they are the default, except in plans."""
     found = [(name, value) for name, value in table.items() if keeps_empty or value not in ([], {})]
     return [f"{_key(name)} = {_value(name, value)}" for name, value in found]
 
@@ -47,7 +47,7 @@ def _key(name: str) -> str:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # Which JSON allows as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML needs it escaped, JSON does not.
 
 
 def _value(field: str, value: object) -> str:
@@ -55,7 +55,7 @@ def _value(field: str, value: object) -> str:
         case bool():
             return "true" if value else "false"
         case str() if field in _MONEY:
-            return value  # Dollars and fractions are numbers in the file, and exact.
+            return value  # Amounts and fractions are numbers in the file, read as exact decimals.
         case str():
             return _text(value)
         case Mapping():
@@ -71,7 +71,7 @@ def _value(field: str, value: object) -> str:
 
 
 def _inner(field: str, name: str) -> str:
-    # What is in params is the provider's, whatever its name.
+    # The entries of `params` are the provider's, so their names have no meaning here.
     return field if field in ("caps", "users", "params") else name
 
 

@@ -1,8 +1,8 @@
-"""Prepaid balances: credits of budgets whose window is `total`, granted with an id, taken back, and expiring.
+"""Prepaid balances: credits of budgets whose window is `total`. Credits are granted, revoked, and can expire.
 
-Each credit has an id of the caller's, such as that of a payment; the same id with the same content is granted once. The
-cap of such a budget is its own, often zero, and all its credits. Spend uses up the cap first, then the credit that
-expires first. The gate keeps what each credit has left, and an expiry takes back no more than that.
+Each credit has an id chosen by the caller, such as a payment's; the same id with the same content is granted once. The
+limit of such a budget is its own cap, often zero, plus all its credits. Spend uses up the cap first, then the credit
+that expires first. The gate tracks how much of each credit is left, and an expiry takes back no more than that.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from tollbook.schemas.identifiers import check_id
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """A credit: its budget's name and value (None: everybody together), its id, and when it expires (None: never)."""
+    """A credit: its budget's name and value (None: one balance for all), its id, and its expiry (None: never)."""
 
     budget: str
     value: str | None
@@ -30,9 +30,9 @@ class Credit:
 
 
 class Prepaid:
-    """Changes the credits of budgets, in force in the gate at once.
+    """Changes the credits of budgets; a change is in force in the gate at once.
 
-    Errors of every method: ValueError for a budget that cannot have credit, or a value that it cannot have;
+    Errors of every method: ValueError for a budget that cannot have credit, or an invalid value of it;
         IdempotencyConflict; LedgerUnavailable; LedgerRefused.
     """
 
@@ -52,14 +52,14 @@ class Prepaid:
         return await self._change(credit, payload, amount_nanousd, _grant_id(credit))
 
     async def is_granted(self, credit: Credit) -> bool:
-        """Whether a credit of this id was granted, by the gate's own record."""
+        """Whether a credit with this id was granted, by the gate's record."""
         _, user_id = await self._owned(credit)
         return await self._ledger.gate_of(user_id).call_record(_grant_id(credit)) is not None
 
     async def revoke(self, credit: Credit, signature: Signature, *, amount_nanousd: int = 0) -> CreditChange:
-        """Take back a part of a credit; without an amount, whatever is left of it.
+        """Take back a part of a credit; with amount 0, everything that is left of it.
 
-        Errors: BudgetCreditTooLow where less is left than that, or nothing.
+        Errors: BudgetCreditTooLow if less is left than the amount, or nothing.
         """
         payload = CreditRevoked(credit=credit.credit_id, author=signature.author, reason=signature.reason)
         name = f"credit-revoked {credit.credit_id}" + (f" {signature.key}" if signature.key else "")
@@ -94,8 +94,8 @@ class Prepaid:
             raise IdempotencyConflict(credit.credit_id, kind="credit id") from exc
 
     async def _owned(self, credit: Credit) -> tuple[Credit, str]:
-        """Return a credit with its value as the ledger has it, and the user whose partition has its budget."""
-        # The policy of any partition will do: each has the same versions, and the gate says if this one is old.
+        """Return a credit with its value as on the ledger, and the user whose partition has its budget."""
+        # Any partition's policy is good enough here: all get the same versions, and the gate refuses an old one.
         policy = self._policies.newest
         value = await self._user_ids.value_of(policy.policy.budgets, credit.budget, credit.value)  # G10
         return replace(credit, value=value), policy.budgets.prepaid_user(credit.budget, value)
@@ -108,9 +108,9 @@ def _grant_id(credit: Credit) -> str:
 def expiry_request(
     *, budget: str, credit_id: str, expires_ms: int, stamped_cap_nanousd: int, policy: BudgetPolicy, version: int
 ) -> CreditRequest:
-    """Return the request that takes back what is left of an expired credit; the gate decides what that is.
+    """Return the request that takes back the rest of an expired credit; the gate decides how much is left.
 
-    `stamped_cap_nanousd` is the budget's cap at its grant, for a budget that the policy has no more.
+    `stamped_cap_nanousd` is the budget's cap when the credit was granted, used if the policy no longer has the budget.
     """
     cap = policy.find_cap(budget)
     return CreditRequest(

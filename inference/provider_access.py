@@ -1,13 +1,14 @@
-"""How each provider is reached: its address, its dialect, and its key, which stands in the environment alone (G10)."""
+"""Access to each provider: its address, its dialect, and its key, which is only in the environment (G10)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
+from tollbook.inference.environment import read_variable
 from tollbook.inference.errors import ProviderNotConfigured, SettingsError
 from tollbook.inference.setting_addresses import check_api_key
-from tollbook.inference.settings import Settings, read_variable
+from tollbook.inference.settings import Settings
 from tollbook.schemas.policy import Dialect, Policy, ProviderRule
 from tollbook.schemas.problems import unknown_name
 from tollbook.schemas.routes import DEFAULT_PROVIDER
@@ -19,10 +20,10 @@ NO_DEFAULT_PROVIDER = (
 
 @dataclass(frozen=True, slots=True)
 class ProviderAccess:
-    """How one provider is reached.
+    """How to reach one provider.
 
-    `asks_for_costs`: whether it is asked afterwards what a request has cost; `streams_replies`: whether replies are
-    asked for as event streams.
+    `asks_for_costs`: whether the provider is asked afterwards what a request has cost. `streams_replies`: whether
+    replies are requested as event streams.
     """
 
     name: str
@@ -35,9 +36,9 @@ class ProviderAccess:
 
 
 def access_of(name: str, policy: Policy, settings: Settings) -> ProviderAccess:
-    """Return how a provider is reached: the default one by the settings, another one by the policy.
+    """Return how to reach a provider: the default one by the settings, others by the policy.
 
-    Errors: ProviderNotConfigured where the policy has no such provider, or its key is not set or is none.
+    Errors: ProviderNotConfigured if the policy has no such provider, or its key is not set or not valid.
     """
     if name == DEFAULT_PROVIDER:
         return ProviderAccess(
@@ -74,7 +75,7 @@ def _key_of(name: str, rule: ProviderRule) -> SecretStr | None:
 
 
 def provider_problems(policy: Policy, settings: Settings, names: Iterable[str] | None = None) -> list[str]:
-    """Return why providers cannot be called from here: those named, else all that routes of the policy name."""
+    """Return why providers cannot be called from this process: those in `names`, by default all of the routes."""
     problems: list[str] = []
     for name in policy.called_providers if names is None else dict.fromkeys(names):
         if name == DEFAULT_PROVIDER and not settings.has_provider:
@@ -87,7 +88,7 @@ def provider_problems(policy: Policy, settings: Settings, names: Iterable[str] |
 
 
 def check_providers(policy: Policy, settings: Settings, names: Iterable[str] | None = None) -> None:
-    """Refuse where providers cannot be called from here. Errors: SettingsError, a line for each problem."""
+    """Check that providers can be called from this process. Errors: SettingsError, with a line for each problem."""
     problems = provider_problems(policy, settings, names)
     if problems:
         raise SettingsError(problems)

@@ -1,11 +1,11 @@
-"""Publishing for applications: puts tasks on the streams and waits for their results.
+"""Publishing tasks from applications, and waiting for their results.
 
     async with Publisher() as publisher:
         task_id = await publisher.publish("generation", "generate_draft", "Write ...", user_id="u42")
         result = await publisher.wait(task_id, timeout_s=60)
 
-Needs Redis alone: no price, no provider, no DuckDB, and no part of the worker. A task has its id before it is
-sent, so that sending it again is harmless: the same id with the same content is the same call (G4).
+Only Redis is needed: no prices, no provider, no DuckDB, and no part of the worker. A task gets its id before it is
+sent, so that a retry is safe: the same id with the same content is the same call (G4).
 """
 
 import asyncio
@@ -40,26 +40,26 @@ from tollbook.schemas.policy import Policy, default_policy
 from tollbook.schemas.results import InferenceResult, TaskStatus
 from tollbook.schemas.tasks import RESERVED_STREAM_WORDS, InvalidTask
 
-# A connection that was idle for long is often found dead by the first command; the second makes a new one.
+# The first command on a long idle connection often finds it dead; the second command opens a new connection.
 _TRIES: Final = 2
 
 
 class Publisher:
     """A connection of an application to the task streams; open it once and share it between all requests.
 
-    It connects when it is first used, and again until Redis answers: an application may start before Redis does.
-    What is published at the same time travels together: a thousand tasks take a few round trips.
+    It connects at its first use, and tries again at later uses until Redis answers: an application may start before
+    Redis. Tasks that are published at the same time are sent together: a thousand tasks take a few round trips.
     Errors of every method: LedgerUnavailable.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        """Without `settings` they are read when it is opened, from the environment and `.env`."""
+        """Without `settings`, they are read from the environment and `.env` when the publisher is opened."""
         self._settings = settings
         self._policy: Policy | None = None
         self._connection: OnDemand[_Connection] | None = None
 
     async def __aenter__(self) -> Self:
-        """Read the settings; nothing is connected yet. Errors: SettingsError."""
+        """Read the settings; do not connect yet. Errors: SettingsError."""
         settings = self._settings or load_settings()
         self._policy = policy_of(settings)
         self._connection = OnDemand(lambda stack: _Connection.open(settings, stack))
@@ -68,7 +68,7 @@ class Publisher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Send what is still queued, then close the connections."""
+        """Send the queued tasks, then close the connections."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.aclose()
@@ -82,7 +82,8 @@ class Publisher:
     ) -> str:
         """Publish a task and return its id: the given `task_id`, else a new one.
 
-        Errors: InvalidTask, before anything is sent, for what a worker would refuse; TaskUnconfirmed, with the id.
+        Errors: InvalidTask, before anything is sent, for a task that a worker would refuse; TaskUnconfirmed, with the
+            id.
         """
         entry = await self.new_entry(stream, task, prompt, **fields)
         await self.send(entry)
@@ -134,18 +135,18 @@ class Publisher:
     async def new_entry(
         self, stream: str, task: str, prompt: str | None = None, **fields: Unpack[TaskFields]
     ) -> TaskEntry:
-        """Make a task to `send`, with an id of its own where none is given. Errors: InvalidTask."""
+        """Make a task to `send`, with a new id if none is given. Errors: InvalidTask."""
         try:
             return new_entry(stream, task, prompt, policy=self._policy, **fields)
         except InvalidTask:
-            policy = await self._policy_of_ledger()  # It may have the names.
+            policy = await self._policy_of_ledger()  # The ledger's policy may have the names.
             if policy is None or policy == self._policy:
                 raise
             self._policy = policy
         return new_entry(stream, task, prompt, policy=policy, **fields)
 
     async def _policy_of_ledger(self) -> Policy | None:
-        """Return the ledger's policy, or None where there is none, or Redis does not answer."""
+        """Return the ledger's policy; None if there is none, or Redis does not answer."""
         try:
             async with self._connected() as connection:
                 return await connection.policy()
@@ -155,8 +156,8 @@ class Publisher:
     async def send(self, entry: TaskEntry) -> str:
         """Append an entry made by `new_entry` and return the stream entry's id.
 
-        Errors: TaskUnconfirmed; StreamTaken where another Tollbook serves the stream; InvalidTask where `reply_to`
-            is a key of a Tollbook in this database.
+        Errors: TaskUnconfirmed; StreamTaken if another Tollbook serves the stream; InvalidTask if `reply_to` is a key
+            of a Tollbook in this database.
         """
         async with self._connected() as connection:
             connection.check_owner(entry.stream)
@@ -167,7 +168,7 @@ class Publisher:
                 try:
                     entry_id: bytes = await connection.pipeline.execute("XADD", entry.stream, "*", *flat)
                 except LedgerUnavailable as exc:
-                    # What Redis refused is not published, unless an earlier try, whose answer was lost, was.
+                    # A refused task is not published, unless an earlier try with a lost reply has published it.
                     is_unknown = is_unknown or not isinstance(exc, RedisCannotServe)
                     if not tries_left and is_unknown:
                         raise TaskUnconfirmed(entry.task_id, exc) from exc
@@ -178,7 +179,7 @@ class Publisher:
         raise AssertionError("the last try returns or raises")
 
     async def result(self, task_id: str) -> InferenceResult | None:
-        """Return a task's result, or None while there is none (or no longer: they are kept for some days)."""
+        """Return a task's result; None if there is none yet, or no longer: results are kept for some days."""
         async with self._connected() as connection:
             return await (await connection.results()).get(normalise_id(task_id))
 
@@ -191,13 +192,13 @@ class Publisher:
     async def wait(
         self, task_id: str, *, timeout_s: float, response_model: type[BaseModel] | None = None
     ) -> InferenceResult | BaseModel:
-        """Return a task's result as soon as it is there: `done`, `denied`, `failed` or `invalid`.
+        """Return a task's result as soon as it is stored: `done`, `denied`, `failed` or `invalid`.
 
-        With a pydantic model as `response_model` the answer is returned as an instance of it; publish the task with the
-        same model as `response_format`. What the task came to without an answer is raised then.
-        Woken by Redis when the result is stored; a result that is there already is returned at once.
-        Errors: ResultTimeout after `timeout_s`; the task goes on, and can be waited for again. With a model: the error
-            of the result, as `InferenceClient.call` raises it; OutputInvalid.
+        With a pydantic model as `response_model`, the answer is returned as an instance of it; publish the task with
+        the same model as `response_format`. If the task has no answer, an error is raised then.
+        An existing result is returned at once; otherwise Redis wakes this call when the result is stored.
+        Errors: ResultTimeout after `timeout_s` seconds; the task goes on, and can be waited for again. With a model:
+            the error of the result, as raised by `InferenceClient.call`; OutputInvalid.
         """
         async with self._connected() as connection:
             found = await (await connection.results()).wait(normalise_id(task_id), timeout_s)
@@ -210,12 +211,12 @@ class Publisher:
         return parse_output(found, response_model)
 
     async def stream(self, task_id: str, *, timeout_s: float | None = None) -> AsyncGenerator[TaskUpdate, None]:
-        """Read a task's answer while it comes: yield its deltas, and at last its result.
+        """Read a task's answer while it comes: yield its deltas, then its result.
 
-        The task has to be published with `streamed=True`; of any other the result is all that comes. Who begins late
-        gets what came before. `restarted`: forget what came before, another worker begins anew; `gap`: parts were lost,
-        the result has them.
-        Errors: ResultTimeout where the result is not there after `timeout_s`; the task goes on.
+        The task must be published with `streamed=True`; otherwise only the result comes. A late reader gets the earlier
+        deltas, too. `restarted`: discard the earlier deltas, since another worker starts again. `gap`: some deltas were
+        lost, but the result is complete.
+        Errors: ResultTimeout if there is no result after `timeout_s` seconds; the task goes on.
         """
         async with self._connected() as connection:
             async for update in connection.read_along(await connection.results(), normalise_id(task_id), timeout_s):
@@ -244,9 +245,9 @@ def new_entry(
     policy: Policy | None = None,
     **fields: Unpack[TaskFields],
 ) -> TaskEntry:
-    """Make a task to `send`, with an id of its own where none is given, and with names of the policy.
+    """Make a task to `send`, with a new id if none is given; its names are checked against the policy.
 
-    Without a `policy`, those of the defaults. Errors: InvalidTask.
+    Without a `policy`, the default policy is used. Errors: InvalidTask.
     """
     values = with_response_format({"task": task, "prompt": prompt, **fields})
     values["stream"] = values.pop("streamed", None)
@@ -254,14 +255,14 @@ def new_entry(
 
 
 class _Connection:
-    """What a connected publisher works with."""
+    """The connections and caches of a connected publisher."""
 
     def __init__(self, settings: Settings, redis_url: str, stack: AsyncExitStack) -> None:
         self._settings = settings
         self.where = hide_password(redis_url)
         self._redis = connect(redis_url)
         stack.push_async_callback(self._redis.aclose)
-        # A publisher adds tasks, and each try does: no mark, which its Redis user may not write, is needed.
+        # No mark: its Redis user may not write it, and it is not needed, since every command of a publisher writes.
         replication = settings.replication and replace(settings.replication, mark=None)
         self.pipeline = CommandPipeline(self._redis, replication=replication)
         stack.push_async_callback(self.pipeline.aclose)
@@ -281,11 +282,11 @@ class _Connection:
         return connection
 
     def check_owner(self, stream: str) -> None:
-        """See that a task on this stream would come to this Tollbook. Errors: StreamTaken."""
+        """Check that this Tollbook serves the stream. Errors: StreamTaken."""
         check_owner(self._owners, stream, self._settings.namespace)
 
     def check_reply(self, reply_to: str | None) -> None:
-        """See that a worker would take this stream for replies. Errors: InvalidTask."""
+        """Check that a worker would accept this stream for replies. Errors: InvalidTask."""
         namespaces = {self._settings.namespace, *self._owners.values()}
         if reply_to is not None and (
             reply_to in self._owners or any(is_reserved_key(name, reply_to) for name in namespaces)
@@ -293,9 +294,9 @@ class _Connection:
             raise InvalidTask(f"'reply_to' {RESERVED_STREAM_WORDS} {reply_to!r} is")
 
     async def results(self) -> Results:
-        """Return where results are, in all partitions of the ledger; the same for all who ask."""
+        """Return the reader of results in all partitions of the ledger, made once."""
         async with self._asking:
-            # Tasks may be published before there is a ledger: until then its number of partitions is not certain.
+            # Tasks may be published before the ledger exists; until then, its number of partitions is not certain.
             if not self._is_certain:
                 meta = Keys(self._settings.namespace).meta
                 stored: bytes | None = await self.pipeline.execute("HGET", meta, "partitions")
@@ -307,12 +308,12 @@ class _Connection:
             return self._results
 
     def read_along(self, results: Results, task_id: str, timeout_s: float | None) -> AsyncGenerator[TaskUpdate, None]:
-        """Yield what comes of a task's answer, then its result."""
+        """Yield the deltas of a task's answer, then its result."""
         return read_along(self._redis, results, results.deltas_keys(task_id), task_id, timeout_s=timeout_s)
 
     async def policy(self) -> Policy | None:
-        """Return the ledger's policy; None where there is no ledger, or it has none."""
-        # Here, since programs whose names are known need none of it.
+        """Return the ledger's policy; None if there is no ledger, or it has no policy."""
+        # Imported here: most programs use known names and do not need it.
         from tollbook.inference.current_policy import CurrentPolicy
 
         keys = [Keys(self._settings.namespace)]

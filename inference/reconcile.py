@@ -1,8 +1,8 @@
 """Reconciling: ask the providers for the actual cost of uncertain charges, and correct the ledger.
 
 A charge is uncertain if it was assumed at its bound, or priced from usage. Its provider can be asked if the attempt's
-generation id is known; of an attempt that died with its worker it is once the reply had begun. All other uncertain
-charges stay as they are (G3), and are listed. Repeating changes nothing, since a correction names the whole cost.
+generation id is known. For an attempt that died with its worker, the id is known if the reply had begun. All other
+uncertain charges are not changed (G3), but listed. A repeat changes nothing, since a correction states the whole cost.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,15 +23,15 @@ _WHOLLY: Final = "reconciled"
 _IN_PART: Final = "reconciled in part"
 _log = structlog.get_logger(__name__)
 
-# Every attempt of the settled holds that have an uncertain one and are not wholly reconciled, each beside what was
-# corrected of it since those who ran its hold booked it, and what the hold stands at now.
+# Every attempt of the settled holds that have an uncertain attempt and are not wholly reconciled. Each row has the
+# attempt's corrections since its hold was booked, and the hold's cost now.
 _UNCERTAIN: Final = f"""
 WITH called AS (
     SELECT call_id, hold, user_id, attempt, basis, generation_id, payload->>'provider' AS provider, charge_usd
     FROM events WHERE type = 'model-called'
 ), died AS (
-    -- An attempt that died with its worker is on the settlement alone, unless its answer came late: what is assumed
-    -- there beside the attempts recorded before.
+    -- An attempt that died with its worker is recorded only in the settlement, unless its answer came late: its charge
+    -- is the assumed part there, minus that of the attempts recorded before.
     SELECT c.call_id, c.hold, c.user_id, c.attempt, 'assumed' AS basis, c.generation_id,
         c.payload->>'provider' AS provider,
         c.assumed_usd - coalesce((
@@ -62,7 +62,7 @@ WITH called AS (
     SELECT call_id, hold FROM moves WHERE seq > booked_seq AND reason = '{_WHOLLY}'
 )
 SELECT e.call_id, e.hold, e.user_id, e.attempt, e.basis, e.generation_id, e.provider,
-    -- What was given back by hand is not booked any more.
+    -- A charge that was given back by hand is no longer booked.
     CASE WHEN r.attempt IS NULL THEN e.charge_usd ELSE 0 END AS charge_usd,
     coalesce(c.corrected_usd, 0) AS corrected_usd, coalesce(c.corrected_assumed_usd, 0) AS corrected_assumed_usd,
     n.cost_usd, n.cost_assumed_usd
@@ -83,9 +83,9 @@ GROUP BY call_id, hold HAVING sum(assumed_usd) > 0
 
 @dataclass(slots=True)
 class Reconciliation:
-    """The outcome. `difference_nanousd` is signed: below zero where less was charged than booked.
+    """The outcome. `difference_nanousd` is signed: below zero if less was charged than booked.
 
-    `unknown`: ids of the calls of which a part stays uncertain.
+    `unknown`: ids of the calls whose cost is still uncertain.
     """
 
     asked: int = 0
@@ -96,7 +96,7 @@ class Reconciliation:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """By how much the cost of one attempt, and the assumed part of it, are to be corrected."""
+    """The correction of one attempt's cost, and of the assumed part of it."""
 
     attempt: int
     generation_id: str
@@ -106,7 +106,7 @@ class _Change:
 
 @dataclass(frozen=True, slots=True)
 class _ActualCost:
-    """What a hold costs, as far as the provider knows, and what that changes for its attempts."""
+    """A hold's cost, as far as the provider knows it, and the corrections of its attempts."""
 
     cost_nanousd: int
     assumed_nanousd: int
@@ -116,9 +116,9 @@ class _ActualCost:
 
 
 async def reconcile(query: Query, ledger: Ledger, costs: CostLookup, *, author: str) -> Reconciliation:
-    """Correct every uncertain charge of which its provider knows the cost.
+    """Correct every uncertain charge whose provider knows the cost.
 
-    Errors: ProviderUnavailable; ProviderRefused; SettingsError; LedgerUnavailable. What was corrected stays corrected.
+    Errors: ProviderUnavailable; ProviderRefused; SettingsError; LedgerUnavailable. Earlier corrections are kept.
     """
     holds: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in await query(_UNCERTAIN):
@@ -167,21 +167,21 @@ async def _ask(attempts: Sequence[dict[str, Any]], costs: CostLookup, outcome: R
 async def _correct(
     attempts: Sequence[dict[str, Any]], actual: _ActualCost, ledger: Ledger, author: str, outcome: Reconciliation
 ) -> bool:
-    """Book the actual cost; return whether it is booked."""
+    """Book the actual cost; return False if it cannot be booked now."""
     first = attempts[0]
     record = await ledger.gate_of(first["user_id"]).call_record(first["call_id"])
     standing = record.settled.get(first["hold"]) if record else None
     if record is None or record.state == "open" or standing is None:
-        return False  # Its idempotency period is over, or another run holds money: the next time may succeed.
+        return False  # Its idempotency period is over, or another run has a hold: then a later run may succeed.
     cost, assumed = standing.cost_nanousd, standing.assumed_nanousd
     if (cost, assumed) == (actual.cost_nanousd, actual.assumed_nanousd):
         return True
     if (cost, assumed) != tuple(nanousd_from_usd(first[name]) for name in ("cost_usd", "cost_assumed_usd")):
-        # It was corrected since DuckDB was read, perhaps by the call's own late answer, which knows more.
+        # The hold was corrected since DuckDB was read, perhaps by the call's late answer, which knows more.
         return False
     before = outcome.difference_nanousd
-    # One correction for each attempt, so that each model has what its attempts cost. The last one says whether all is
-    # known; a run that ends in between is completed by the next one.
+    # One correction per attempt, so that each model gets its own cost. The last correction says whether all costs are
+    # known; after a crash in between, the next run does the rest.
     for change in actual.changes:
         seen = cost, assumed
         cost, assumed = cost + change.cost_nanousd, assumed + change.assumed_nanousd

@@ -1,8 +1,8 @@
-"""Giving back charges that are only assumed: a person says that these requests cost nothing.
+"""Giving back assumed charges: a person decides that these requests were free.
 
-Each charge is one attempt's, and one event, with author and reason. The gate gives an attempt back once, and only while
-its hold stands as it was read. So the whole may be repeated after a crash, or run twice at once, and a correction that
-somebody made since is left alone.
+Each charge of an attempt is given back by one event, with author and reason. The gate gives an attempt's charge back
+only once, and only if its hold has not changed since it was read. So this may be repeated after a crash, or run twice
+at once, and it never undoes a correction that was made meanwhile.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from tollbook.schemas.events import CostAdjusted, payload_json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssumedCharge:
-    """What one attempt of a settled hold was assumed to cost, and how the hold stands, in nano-dollars."""
+    """The assumed charge of one attempt of a settled hold, and the hold's cost and assumed part, in nano-dollars."""
 
     call_id: str
     user_id: str
@@ -30,7 +30,7 @@ class AssumedCharge:
 
 @dataclass(slots=True)
 class Releases:
-    """The outcome: charges given back and their sum; those that were left, since they changed or are too old."""
+    """The outcome: charges given back and their sum; charges not given back, since they changed or are too old."""
 
     released: int = 0
     released_nanousd: int = 0
@@ -41,11 +41,11 @@ class Releases:
 async def release_charges(ledger: Ledger, charges: Iterable[AssumedCharge], *, author: str, reason: str) -> Releases:
     """Give back charges, one after the other.
 
-    Errors: LedgerUnavailable; LedgerRefused. What was given back before stays so; a repeat does the rest.
+    Errors: LedgerUnavailable; LedgerRefused. A repeat does the rest.
     """
     outcome = Releases()
     payload = payload_json(CostAdjusted(basis="released", reason=reason, author=author))
-    # How much of each hold was given back here already: the next charge of the hold is compared with what is left.
+    # How much of each hold was given back here, since the gate compares the hold's rest before the next charge.
     given_back: dict[tuple[str, int], int] = {}
     for charge in charges:
         hold = (charge.call_id, charge.hold)
@@ -59,7 +59,7 @@ async def release_charges(ledger: Ledger, charges: Iterable[AssumedCharge], *, a
             attempt=charge.attempt,
             amount_nanousd=charge.amount_nanousd,
             payload=payload,
-            budgets=(),  # The gate answers which they are.
+            budgets=(),  # The gate knows them.
         )
         try:
             done = await ledger.release(request)

@@ -1,7 +1,7 @@
-"""Routing: which models serve which task type, and what a policy's routes lack.
+"""Routing: the models of each task type, and warnings about a policy's routes.
 
-The defaults are the documented ones. Their providers retire these models in the course of 2026 (checked November
-2026), so every route can be replaced, and `tollbook doctor` says which models the provider no longer offers.
+The default routes are the documented ones. Providers retire these models in the course of 2026 (checked November 2026),
+so every route can be replaced, and `tollbook doctor` reports models that the provider no longer offers.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from tollbook.schemas.routes import Route, Target
 from tollbook.schemas.tasks import PING
 
 MODEL_ROUTING: Final[Mapping[str, Route]] = dict(default_policy().tasks)
-"""The routes of the default policy. `ping` has none: it calls no model."""
+"""The routes of the default policy. `ping` has no route: it calls no model."""
 
 COST_CAPS: Final[Mapping[str, Decimal]] = {
     # Two decimal places, as people write dollars.
@@ -49,7 +49,7 @@ def routing_with(
 ) -> dict[str, Route]:
     """Return routes with some of their fields replaced.
 
-    `overrides` maps task types to any fields of their routes (`fallback` null for none).
+    `overrides` maps task types to fields of their routes (`fallback` null means no fallback).
     Errors: SettingsError, one line for each problem.
     """
     routing = dict(routes)
@@ -72,7 +72,7 @@ def routing_with(
 
 
 def unpriced_routes(routing: Mapping[str, Route], prices: Prices, at_ms: int) -> list[str]:
-    """Return one line for each model of a route without a known price; its calls would be refused (G8)."""
+    """Return one line for each model of a route without a known price: its calls would be refused (G8)."""
     return [
         f"{task_type}: no price is known for its {role} {target}"
         for task_type, route in routing.items()
@@ -82,7 +82,7 @@ def unpriced_routes(routing: Mapping[str, Route], prices: Prices, at_ms: int) ->
 
 
 def policy_warnings(policy: Policy, prices: Prices, at_ms: int) -> list[str]:
-    """Return what a person should know of a policy before it is in force; `prices` are by that policy."""
+    """Return what a person should know about a policy before it is applied; `prices` are the policy's."""
     warnings = [f"{problem}: its calls would be refused" for problem in unpriced_routes(policy.tasks, prices, at_ms)]
     for task_type, route in policy.tasks.items():
         cheaper = route.cheaper_target
@@ -92,7 +92,7 @@ def policy_warnings(policy: Policy, prices: Prices, at_ms: int) -> list[str]:
 
 
 def _is_cheaper(target: Target, than: Target, prices: Prices, at_ms: int) -> bool:
-    """Whether a model costs less for prompt or completion; true where a price is not known, which is told anyway."""
+    """Whether a model is cheaper for prompt or completion; True if a price is unknown, which has another warning."""
     if not all(prices.at(each.provider).knows(each.model, at_ms) for each in (target, than)):
         return True
     one, other = (prices.at(each.provider).price(each.model, at_ms).max_prices(0) for each in (target, than))
@@ -100,6 +100,6 @@ def _is_cheaper(target: Target, than: Target, prices: Prices, at_ms: int) -> boo
 
 
 def roles_of(route: Route) -> list[tuple[str, Target]]:
-    """Return each model of a route with what it is there for: model, fallback, cheaper model."""
+    """Return each model of a route with its role: model, fallback, cheaper model."""
     roles = [("model", route.first), *(("fallback", target) for target in route.fallbacks)]
     return roles if route.cheaper_target is None else [*roles, ("cheaper model", route.cheaper_target)]

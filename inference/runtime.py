@@ -1,6 +1,6 @@
 """Composition root of a process that makes calls: Redis, gate, baselines, provider, prices.
 
-Clocks, ids and randomness are made here and nowhere below.
+Clocks, ids and randomness are made here; the modules below get them as parameters.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ _MIN_ANSWER_TIMEOUT_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class LedgerHandle:
-    """An opened ledger: its identity and the objects that speak to it."""
+    """An opened ledger: its identity and the objects that access it."""
 
     redis: Redis
     pipeline: CommandPipeline
@@ -68,7 +68,7 @@ class LedgerHandle:
 
     @property
     def ledger_id(self) -> str:
-        """The identity given at creation."""
+        """The ledger's identity, given at its creation."""
         return self.states[0].ledger_id
 
     @property
@@ -86,11 +86,12 @@ async def open_ledger(
     may_create: bool = True,
     part: str = "application",
 ) -> AsyncGenerator[LedgerHandle]:
-    """Open the ledger, or create it where there is none, none is expected and it may be.
+    """Open the ledger. If there is none, create it, unless `expected_id` is given or `may_create` is false.
 
-    Only a projector may create: it knows whether its DuckDB belongs to another ledger. `part` is for the sign of life.
-    Errors: LedgerUnavailable, also where there is none; ServerTooOld; ServerUnsafe; PermissionsMissing;
-    WrongPartitions; LedgerReplaced where `expected_id` is another ledger's; UserKeyLost.
+    Only a projector may create a ledger: it knows whether its DuckDB belongs to another one. `part` is the kind of
+    process, for the sign of life.
+    Errors: LedgerUnavailable, also if there is no ledger; ServerTooOld; ServerUnsafe; PermissionsMissing;
+        WrongPartitions; LedgerReplaced if the ledger's id is not `expected_id`; UserKeyLost.
     """
     redis = connect(redis_url)
     async with AsyncExitStack() as stack:
@@ -102,7 +103,7 @@ async def open_ledger(
             watched_server(redis, allow_unsynced=settings.allow_unsynced, pipeline=pipeline)
         )
         first = Keys(settings.namespace)
-        await check_permissions(pipeline, [first])  # First, so that what is missing has a name.
+        await check_permissions(pipeline, [first])  # Before other commands, so that the error names what is missing.
         keys = await _keys_of(pipeline, settings, takes_stored=not may_create)
         await check_permissions(pipeline, keys)
         if expected_id is not None:
@@ -134,15 +135,15 @@ async def open_ledger(
 
 
 def answer_timeout_s(settings: Settings) -> float:
-    """Return how long an answer of Redis is waited for: a connection that falls silent must cost no worker its claims.
+    """Return how long to wait for a reply of Redis, so that a worker with a silent connection does not lose its claims.
 
-    It leaves time to renew them over another connection, within 0.8 of TOLLBOOK_CLAIM_AFTER_S.
+    There is time left to renew the claims over another connection, within 0.8 of TOLLBOOK_CLAIM_AFTER_S.
     """
     return min(ANSWER_TIMEOUT_S, max(_MIN_ANSWER_TIMEOUT_S, settings.claim_after_s / 3))
 
 
 async def _keys_of(pipeline: CommandPipeline, settings: Settings, *, takes_stored: bool) -> tuple[Keys, ...]:
-    """Return the keys of each partition: as many as the settings say, else as the ledger that is there has."""
+    """Return the keys of each partition: as many as set; with `takes_stored` and no setting, as many as stored."""
     count = settings.partitions
     if takes_stored and "partitions" not in settings.model_fields_set:
         stored: bytes | None = await pipeline.execute("HGET", Keys(settings.namespace).meta, "partitions")
@@ -192,7 +193,7 @@ def build_ledger(
     patience: Patience | None = None,
     process: str = "",
 ) -> Ledger:
-    """Return the ledger with baselines read by the `reader` of each partition; `process` as in `build_gates`."""
+    """Return the ledger; `reader` returns the baseline reader of a partition, `process` is as in `build_gates`."""
     gates = build_gates(handle, settings, process=process)
     baselines = [
         Baselines(reader(number), number, monotonic=time.monotonic, max_age_s=settings.tail_keep_s / 3)
@@ -215,7 +216,7 @@ class InferenceRuntime:
     policies: CurrentPolicy
     user_ids: UserIds
     unanswered: dict[str, RunId] = field(default_factory=dict[str, RunId])
-    """By call id: the run that asked for money and got no answer; a repeat of the call goes on with its hold."""
+    """By call id, the run that got no reply to its reservation; a retry of the call resumes its hold."""
 
     @property
     def rules(self) -> Policy:
@@ -224,7 +225,7 @@ class InferenceRuntime:
 
     @property
     def prices(self) -> PriceCatalogue:
-        """The prices of that policy."""
+        """The prices of the newest policy."""
         return self.policies.newest.prices
 
 
@@ -249,12 +250,12 @@ async def open_runtime(
     observer: CallObserver | None = None,
     max_call_s: float | None = None,
 ) -> AsyncGenerator[InferenceRuntime]:
-    """Put a runner together; it is closed at the end. `observer` follows its calls.
+    """Build a runtime, and close it at the end. `observer` follows its calls.
 
-    `read` reads baselines in this process, where the projection is; without it, the projector is asked over Redis.
-    `max_call_s`: its calls take no longer, whatever requests and pauses may add up to.
+    `read` reads baselines in this process if it has the projection; without it, the projector is asked over Redis.
+    `max_call_s` limits the duration of a call; by default, it is the longest sum of its requests and pauses.
 
-    Errors: SettingsError; PolicyDiffers where the settings state another policy than the ledger's; PolicyUnreadable.
+    Errors: SettingsError; PolicyDiffers if the settings differ from the ledger's policy; PolicyUnreadable.
     """
     async with AsyncExitStack() as stack:
         name = process_name()

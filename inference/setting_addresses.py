@@ -1,7 +1,7 @@
-"""Settings that are addresses, ports, keys, names or times to keep.
+"""Types of settings: addresses, ports, keys, names, and how long to keep something.
 
-Every validator raises a ValueError that follows the name of its setting. No message shows a value that may hold a
-password or a key (G10).
+Every validator raises a ValueError whose text follows the name of its setting. No message shows a value that may
+contain a password or a key (G10).
 """
 
 import base64
@@ -17,7 +17,7 @@ from tollbook.schemas.expectations import Expected
 from tollbook.schemas.problems import shown
 
 _MAX_KEEP_S: Final = 10 * 366 * 86_400
-# Of a Standard Webhooks secret.
+# The limits of a Standard Webhooks secret.
 _MIN_KEY_BYTES: Final = 16
 _MAX_KEY_BYTES: Final = 128
 
@@ -26,7 +26,7 @@ def _split_url(value: str) -> SplitResult:
     try:
         return urlsplit(value)
     except ValueError:
-        # Python's own message would quote the host part, which may hold a password.
+        # Python's message would quote the host part, which may contain a password.
         raise ValueError("is not a valid address") from None
 
 
@@ -47,8 +47,8 @@ def check_base_url(value: str) -> str:
 
 
 def check_api_key(value: SecretStr) -> SecretStr:
-    """Return a key that can be sent. Errors: ValueError, which does not show it."""
-    # The key becomes a header: a line break would be an injection, and other characters an error at every call.
+    """Return a key that can be sent in a header. Errors: ValueError, which does not show the key."""
+    # A line break would inject a header, and other characters would fail at every call.
     if not re.fullmatch(r"[\x21-\x7e]{1,1000}", value.get_secret_value()):
         raise ValueError("must be 1 to 1000 printable ASCII characters without spaces and line breaks")
     return value

@@ -1,7 +1,7 @@
-"""Settings that are money or tables: caps, prices, routes, concurrency.
+"""Types of settings: money and tables, such as caps, prices, routes and concurrency.
 
 JSON is read with `parse_float=Decimal`, so that no price or cap is ever a float. Every validator raises a ValueError
-that follows the name of its setting.
+whose text follows the name of its setting.
 """
 
 import re
@@ -29,7 +29,7 @@ _PRICE_FIELDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class CapTable:
-    """Caps in nano-dollars of single users, and of plans where they replace the plan's own."""
+    """Caps in nano-dollars: of single users, and of plans whose own cap is replaced."""
 
     users: Mapping[str, int] = field(default_factory=dict[str, int])
     plans: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -45,7 +45,7 @@ class CapTable:
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencyTable:
-    """Concurrent calls of one worker, by stream; `default` is for the streams that are not named."""
+    """Concurrent calls of one worker, by stream; `default` is for streams without an entry."""
 
     default: int = 32
     streams: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -59,7 +59,7 @@ class ConcurrencyTable:
 
 
 def _memory(value: str) -> str:
-    """A limit of memory, as DuckDB takes it."""
+    """Return a memory limit in DuckDB's form."""
     found = re.fullmatch(r"([1-9]\d{0,6})\s*([MG]B)", value.strip().upper())
     if found is None or int(found[1]) * (1 if found[2] == "MB" else 1_000) < _MIN_MEMORY_MB:
         raise ValueError(f"must be a size such as 512MB or 2GB, at least {_MIN_MEMORY_MB}MB, not {shown(value)}")
@@ -87,7 +87,7 @@ def _calls(value: object, subject: str = "") -> int:
 
 
 def _routes(value: object) -> dict[str, dict[str, object]]:
-    # A temperature is a float; it was read as a Decimal with the rest.
+    # Numbers were read as Decimals, but a temperature is a float.
     return {
         name: {
             key: float(item) if isinstance(item, Decimal) else item
@@ -154,7 +154,7 @@ def _price(model: str, entry: object) -> PriceRule:
     }
     try:
         return PriceRule.model_validate({**usd, "from": fields.get("from")})
-    except ValidationError:  # The amounts are valid, so it is the day.
+    except ValidationError:  # The amounts are valid, so the day is not.
         day = shown(fields.get("from"))
         raise ValueError(f"'from' of {model!r} must be a day in UTC such as '2026-12-01', not {day}") from None
 
@@ -166,7 +166,7 @@ def _nanousd(value: object, subject: str = "") -> int:
 def _usd(value: object, subject: str, maximum: int) -> Decimal:
     """Return dollars as a number. Errors: ValueError for floats, bools, NaN, negatives and more than the maximum."""
     try:
-        # The money boundary decides what is an amount at all.
+        # `nanousd_from_usd` decides what is a valid amount.
         nanousd_from_usd(cast(Decimal, value))
         dollars = Decimal(cast(Decimal, value))
     except MoneyError:

@@ -1,20 +1,19 @@
-"""Settings: the environment and `.env`, checked once at the start.
+"""Settings from the environment and `.env`, checked once at the start.
 
-A misspelt name would silently leave a default in force, and defaults cost money, so an unknown `TOLLBOOK_*` variable
-is refused. No message shows a value that may be secret (G10).
+An unknown `TOLLBOOK_*` variable is refused: with a misspelt name, a default would silently be used, and defaults cost
+money. No message shows a value that may be secret (G10).
 
-The file is long because it is one list: every setting stands here once, with its default, its limits and its meaning.
+The file is long because it is one list: every setting is here once, with its default, its limits and its meaning.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from dotenv import dotenv_values
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from tollbook.inference.environment import unknown_variables, variables_of
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.setting_addresses import (
     ApiKey,
@@ -46,12 +45,11 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection import PROJECTION_FILE
 from tollbook.ledger.server.replication import Replication
 from tollbook.schemas.policy import Dialect, ProviderRule
-from tollbook.schemas.problems import closest_name, problems_of, unknown_name
+from tollbook.schemas.problems import problems_of, unknown_name
 
 _DAY_S: Final = 86_400
-_PREFIX: Final = "TOLLBOOK_"
 DEMO_DATA_DIR: Final = Path("tollbook-demo")
-"""Where `tollbook demo --keep` leaves its data. Commands that read use it when there is no other data."""
+"""The data directory of `tollbook demo --keep`. Commands that only read use it if there is no other data."""
 
 
 def _field(name: str, default: Any, description: str, **limits: Any) -> Any:
@@ -87,22 +85,22 @@ class Settings(BaseSettings):
     allow_unsynced: bool = _field(
         "TOLLBOOK_ALLOW_UNSYNCED",
         False,
-        "1: use a server that does not sync every write, keeps no append-only file, or does not say so; a crash of it "
-        "can lose holds and charges, without the file the whole ledger",
+        "1: use a server that does not sync every write, has no append-only file, or does not report this; its crash "
+        "can lose holds and charges, or without the file the whole ledger",
     )
     min_replicas: int = _field(
         "TOLLBOOK_MIN_REPLICAS",
         0,
-        "replicas that must have a write before anybody goes by it; the same in every process. With fewer, no call is "
-        "made. 0: none, and a failover can lose the last writes",
+        "replicas that must have a write before any process relies on it; the same in every process. With fewer, no "
+        "call is made. 0: none, and a failover can lose the last writes",
         ge=0,
         le=100,
     )
     replica_durability: Literal["memory", "disk"] = _field(
         "TOLLBOOK_REPLICA_DURABILITY",
         "memory",
-        "whether those replicas must only have a write (memory), or have synced it to disk as well (disk, which needs "
-        "Redis 7.2 or Valkey)",
+        "whether these replicas must have a write in memory, or must have synced it to disk (disk needs Redis 7.2 or "
+        "Valkey)",
     )
     port: Port | None = _field("TOLLBOOK_PORT", None, "port of the embedded server; unset: a free one")
 
@@ -115,31 +113,31 @@ class Settings(BaseSettings):
     dialect: Literal["auto", "openrouter", "openai", "anthropic"] = _field(
         "TOLLBOOK_DIALECT",
         "auto",
-        "how the provider at OPENROUTER_BASE_URL is spoken to: openrouter (with OpenRouter's own request fields), "
-        "openai (chat completions), anthropic (Messages); auto: by its address",
+        "API of the provider at OPENROUTER_BASE_URL: openrouter (with OpenRouter's own request fields), openai (chat "
+        "completions), anthropic (Messages); auto: by its address",
     )
     stand_in_url: BaseUrl | None = _field(
         "TOLLBOOK_STAND_IN_URL",
         None,
-        "address of a stand-in that is called in place of every provider in the policy; `up --stand-in` sets it",
+        "address of a stand-in that is called instead of every provider in the policy; `up --stand-in` sets it",
     )
     app_title: AppTitle = _field("TOLLBOOK_APP_TITLE", "Tollbook", "name of the application in OpenRouter's rankings")
     app_url: AppUrl | None = _field("TOLLBOOK_APP_URL", None, "address of the application in OpenRouter's rankings")
     provider_user: Literal["hashed", "none", "plain"] = _field(
         "TOLLBOOK_PROVIDER_USER",
         "hashed",
-        "what the provider is told of a user: hashed (a keyed hash of the id), none, or plain (the id itself)",
+        "user name that is sent to the provider: hashed (a keyed hash of the id), none, or plain (the id itself)",
     )
     stream_replies: bool = _field(
         "TOLLBOOK_STREAM_REPLIES", True,
-        "whether the default provider's replies are streamed if it is an OpenRouter, so that little stays assumed of a "
-        "worker that dies",
+        "whether the default provider's replies are streamed if it is an OpenRouter; then the cost of a dead worker's "
+        "request can usually be asked for",
     )  # fmt: skip
     attempt_timeout_s: float = _seconds(
         "TOLLBOOK_ATTEMPT_TIMEOUT_S", 60.0, "maximum duration of one HTTP request", gt=0, le=3600
     )
     idle_timeout_s: float | None = _seconds(
-        "TOLLBOOK_IDLE_TIMEOUT_S", None, "maximum wait for the next byte of a reply that is streamed", gt=0, le=3600
+        "TOLLBOOK_IDLE_TIMEOUT_S", None, "maximum wait for the next byte of a streamed reply", gt=0, le=3600
     )
     connect_timeout_s: float = _seconds(
         "TOLLBOOK_CONNECT_TIMEOUT_S", 10.0, "maximum wait for a connection to the provider", gt=0, le=300
@@ -150,7 +148,11 @@ class Settings(BaseSettings):
     )
     backoff_max_s: float = _seconds("TOLLBOOK_BACKOFF_MAX_S", 8.0, "maximum pause before a retry", ge=0, le=300)
     retry_after_max_s: float = _seconds(
-        "TOLLBOOK_RETRY_AFTER_MAX_S", 20.0, "maximum pause that a provider's Retry-After is followed for", ge=0, le=600
+        "TOLLBOOK_RETRY_AFTER_MAX_S",
+        20.0,
+        "longest Retry-After of a provider after which the same model is retried",
+        ge=0,
+        le=600,
     )
 
     concurrency: Annotated[Concurrency, NoDecode] = _field(
@@ -161,7 +163,7 @@ class Settings(BaseSettings):
     claim_after_s: float = _seconds(
         "TOLLBOOK_CLAIM_AFTER_S",
         30.0,
-        "a task whose worker gives no sign of life for so long is given to another worker",
+        "time without a heartbeat of its worker after which a task is given to another worker",
         ge=1,
         le=86_400,
     )
@@ -171,7 +173,7 @@ class Settings(BaseSettings):
     stop_grace_s: float = _seconds(
         "TOLLBOOK_STOP_GRACE_S",
         15.0,
-        "time in which a process that is told to stop ends; running tasks have most of it to finish",
+        "maximum duration of a graceful shutdown; running tasks have most of it to finish",
         ge=0,
         le=3600,
     )
@@ -179,7 +181,7 @@ class Settings(BaseSettings):
     dead_letters_max: int = _field(
         "TOLLBOOK_DEAD_LETTERS_MAX",
         10_000,
-        "maximum number of dead letters; the oldest are dropped, and counted",
+        "maximum number of dead letters; the oldest are dropped and counted",
         ge=1,
         le=1_000_000,
     )
@@ -189,12 +191,12 @@ class Settings(BaseSettings):
     task_keep_s: Annotated[KeepSeconds, NoDecode] = _field(
         "TOLLBOOK_TASK_KEEP_S",
         1.0 * _DAY_S,
-        "how long finished tasks stay on their streams, seconds; off: until somebody else removes them",
+        "how long finished tasks are kept on their streams, seconds; off: Tollbook removes none",
     )
     reply_stream_max: int = _field(
         "TOLLBOOK_REPLY_STREAM_MAX",
         100_000,
-        "number of entries that a reply stream is kept to, approximately; 0: no limit",
+        "approximate maximum number of entries of a reply stream; 0: no limit",
         ge=0,
         le=100_000_000,
     )
@@ -223,7 +225,7 @@ class Settings(BaseSettings):
     archive_url: S3Url | None = _field(
         "TOLLBOOK_ARCHIVE_URL",
         None,
-        "place of sealed segments in an object store, in place of a directory: s3://bucket/prefix. It needs "
+        "place of sealed segments in an object store, instead of a directory: s3://bucket/prefix. It needs "
         "tollbook[s3]; credentials, AWS_REGION and AWS_ENDPOINT_URL are found as by other AWS programs",
     )
     publish_url: S3Url | None = _field(
@@ -237,7 +239,7 @@ class Settings(BaseSettings):
     )
     segment_events: int = _field("TOLLBOOK_SEGMENT_EVENTS", 100_000, "events in a full segment", ge=1, le=1_000_000)
     segment_age_s: float = _seconds(
-        "TOLLBOOK_SEGMENT_AGE_S", 3600.0, "a segment that is not full is sealed when its first event is this old", gt=0
+        "TOLLBOOK_SEGMENT_AGE_S", 3600.0, "age of its first event at which a segment is sealed without being full", gt=0
     )
     stream_keep_s: float = _seconds(
         "TOLLBOOK_STREAM_KEEP_S", 7.0 * _DAY_S, "how long sealed events stay on the ledger stream", ge=0
@@ -268,8 +270,8 @@ class Settings(BaseSettings):
     tokenizers: Literal["on", "off"] = _field(
         "TOLLBOOK_TOKENIZERS",
         "on",
-        "whether OpenAI's models are held by their true count of tokens, where tollbook[tokenizers] is installed; "
-        "off: by bytes",
+        "whether holds for OpenAI's models use the true number of tokens, if tollbook[tokenizers] is installed; off: "
+        "the number of bytes",
     )
     caps: Annotated[CapOverrides, NoDecode] = _field(
         "TOLLBOOK_CAPS", CapTable(), 'caps in dollars, JSON: {"users": {"u42": 100}, "plans": {"trial": 3}}'
@@ -284,7 +286,7 @@ class Settings(BaseSettings):
     confirm_usd: int = _field(
         "TOLLBOOK_CONFIRM_USD",
         100,
-        "commands that move more dollars than this ask first, or want --yes",
+        "commands that move more dollars than this ask for confirmation, or need --yes",
         ge=0,
         le=1_000_000,
     )
@@ -292,15 +294,15 @@ class Settings(BaseSettings):
     webhook_secret: WebhookSecret | None = _field(
         "TOLLBOOK_WEBHOOK_SECRET",
         None,
-        "secret with which webhooks of alerts are signed: whsec_ and at least 16 random bytes in base64",
+        "secret that signs the webhooks of alerts: whsec_ and at least 16 random bytes in base64",
         repr=False,
     )
 
     duckdb_memory: MemoryLimit = _field(
-        "TOLLBOOK_DUCKDB_MEMORY", "1GB", "memory that the projector's DuckDB may take, such as 512MB or 2GB"
+        "TOLLBOOK_DUCKDB_MEMORY", "1GB", "memory that the projector's DuckDB may use, such as 512MB or 2GB"
     )
     report_memory: MemoryLimit = _field(
-        "TOLLBOOK_REPORT_MEMORY", "2GB", "memory that DuckDB may take for the report, `spend` and notebooks"
+        "TOLLBOOK_REPORT_MEMORY", "2GB", "memory that DuckDB may use for the report, `spend` and notebooks"
     )
 
     metrics_port: Annotated[MetricsPort, NoDecode] = _field(
@@ -319,20 +321,20 @@ class Settings(BaseSettings):
     gateway_wait_s: float = _seconds(
         "TOLLBOOK_GATEWAY_WAIT_S",
         30.0,
-        "maximum wait of a gateway's call for money that other calls hold",
+        "maximum wait of a gateway call for money that other calls hold",
         ge=0,
         le=600,
     )
     gateway_timeout_s: float = _seconds(
         "TOLLBOOK_GATEWAY_TIMEOUT_S",
         600.0,
-        "maximum duration of a gateway's call, with its wait for money and its fallbacks; TOLLBOOK_ATTEMPT_TIMEOUT_S "
-        "limits how long a provider may be silent",
+        "maximum duration of a gateway call, including its wait for money and its fallbacks; "
+        "TOLLBOOK_ATTEMPT_TIMEOUT_S limits how long a provider may be silent",
         gt=0,
         le=3600,
     )
     gateway_max_calls: int = _field(
-        "TOLLBOOK_GATEWAY_MAX_CALLS", 4096, "calls that a gateway has under way at a time", ge=1, le=1_000_000
+        "TOLLBOOK_GATEWAY_MAX_CALLS", 4096, "maximum number of concurrent calls of a gateway", ge=1, le=1_000_000
     )
     gateway_cors: Annotated[Origins, NoDecode] = _field(
         "TOLLBOOK_GATEWAY_CORS",
@@ -344,7 +346,7 @@ class Settings(BaseSettings):
     gateway_proxies: str = _field(
         "TOLLBOOK_GATEWAY_PROXIES",
         "",
-        "addresses of proxies before the gateway, whose X-Forwarded-For is believed, separated by commas; unset: none",
+        "addresses of proxies before the gateway whose X-Forwarded-For is trusted, separated by commas; unset: none",
     )
     traces: Literal["off", "otlp", "console"] = _field(
         "TOLLBOOK_TRACES", "off", "where traces are sent: off, otlp (a collector, set by OTEL_* variables) or console"
@@ -361,7 +363,7 @@ class Settings(BaseSettings):
         return value.upper() if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "Settings":
+    def _check_combinations(self) -> "Settings":
         if self.result_ttl_s > self.idempotency_ttl_s:
             raise ValueError(
                 f"TOLLBOOK_RESULT_TTL_S: must be at most TOLLBOOK_IDEMPOTENCY_TTL_S ({self.idempotency_ttl_s}), "
@@ -374,12 +376,12 @@ class Settings(BaseSettings):
         if (self.gateway_cert is None) != (self.gateway_key is None):
             names = ["TOLLBOOK_GATEWAY_CERT", "TOLLBOOK_GATEWAY_KEY"]
             given, missing = names if self.gateway_key is None else names[::-1]
-            raise ValueError(f"{given}: needs {missing} beside it: TLS takes a certificate and its key")
+            raise ValueError(f"{given}: needs {missing} too: TLS takes a certificate and its key")
         return self
 
     @property
     def replication(self) -> Replication | None:
-        """What is waited for after writes to the ledger; None for nothing."""
+        """The replicas to wait for after writes to the ledger; None for none."""
         if not self.min_replicas:
             return None
         return Replication(
@@ -393,7 +395,7 @@ class Settings(BaseSettings):
 
     @property
     def archive_place(self) -> str:
-        """Where the sealed segments are: a directory, or an address in an object store."""
+        """The place of the sealed segments: a directory, or an address in an object store."""
         return self.archive_url or str(self.archive_path)
 
     @property
@@ -403,24 +405,24 @@ class Settings(BaseSettings):
 
     @property
     def has_provider(self) -> bool:
-        """Whether calls can be made: with a key, or to another server than OpenRouter, which may need none."""
+        """Whether calls can be made: a key is set, or another server than OpenRouter, which may need no key."""
         default_url = type(self).model_fields["openrouter_base_url"].default
         return self.openrouter_api_key is not None or self.openrouter_base_url != default_url
 
     def url_of(self, rule: ProviderRule) -> str:
-        """Return the address at which a provider of the policy is called: its own, or the stand-in's."""
+        """Return the address for calls to a provider of the policy: its own, or the stand-in's."""
         if self.stand_in_url is None:
             return rule.base_url
         return f"{self.stand_in_url.rstrip('/')}/{rule.dialect}/v1"
 
     @property
     def streams_replies(self) -> bool:
-        """Whether the default provider is asked for event streams."""
+        """Whether replies of the default provider are requested as event streams."""
         return self.stream_replies and self.provider_dialect == "openrouter"
 
     @property
     def provider_dialect(self) -> Dialect:
-        """How the provider is spoken to. OpenAI's own API, and Azure's, refuse what other servers take."""
+        """The dialect of the default provider. OpenAI's own API and Azure's refuse fields that other servers accept."""
         url = self.openrouter_base_url
         if self.dialect == "openrouter" or (self.dialect == "auto" and _is_at(url, "openrouter.ai")):
             return "openrouter"
@@ -429,9 +431,9 @@ class Settings(BaseSettings):
         return "openai" if _is_at(url, "api.openai.com") or _is_at(url, "openai.azure.com") else "compatible"
 
     def model_ids_of(self, dialect: Dialect, url: str) -> Literal["openai", "openrouter"] | None:
-        """Return whose model ids a provider has, by which tokens are counted; None where they are not.
+        """Return the scheme of a provider's model ids, which shows how to count tokens; None if they are not counted.
 
-        Azure's deployments and other servers have ids of their own.
+        Azure's deployments and other servers have their own ids.
         """
         if self.tokenizers == "off":
             return None
@@ -446,11 +448,12 @@ def _is_at(url: str, domain: str) -> bool:
 
 
 def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
-    """Read the settings. `overrides` (field names) win over the environment, and that over `env_file`.
+    """Read the settings. `overrides` (by field name) take precedence over the environment, and that over `env_file`.
 
     Errors: SettingsError, one line for each problem.
     """
-    problems = _unknown_names(os.environ) + _unknown_names(_variables_of(env_file))
+    known = [str(field.validation_alias) for field in Settings.model_fields.values()]
+    problems = unknown_variables(os.environ, known) + unknown_variables(variables_of(env_file), known)
     problems += [
         unknown_name("setting", name, Settings.model_fields) for name in overrides.keys() - Settings.model_fields
     ]
@@ -477,36 +480,6 @@ def settings_table() -> list[tuple[str, str, str]]:
         default = "" if field.default is None or field.default == {} else str(field.default)
         rows.append((str(field.validation_alias), default, field.description or ""))
     return rows
-
-
-def read_variable(name: str, *, env_file: Path | None = Path(".env")) -> str | None:
-    """Return an environment variable that the policy names, of the environment or else of `env_file`; None if empty.
-
-    Errors: SettingsError where the file cannot be read.
-    """
-    value = os.environ.get(name) or _variables_of(env_file).get(name)
-    return value.strip() or None if isinstance(value, str) else None
-
-
-def _variables_of(env_file: Path | None) -> Mapping[str, object]:
-    try:
-        return dotenv_values(env_file) if env_file else {}
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
-        raise SettingsError([f"{env_file} cannot be read: {reason}"]) from exc
-
-
-def _unknown_names(variables: Mapping[str, object]) -> list[str]:
-    known = [str(field.validation_alias) for field in Settings.model_fields.values()]
-    # Compared without the prefix, which would make any two names look alike.
-    endings = [name.removeprefix(_PREFIX) for name in known if name.startswith(_PREFIX)]
-    problems: list[str] = []
-    for name in variables:
-        if name.upper().startswith(_PREFIX) and name.upper() not in known:
-            closest = closest_name(name[len(_PREFIX) :], endings)
-            hint = f"did you mean {_PREFIX}{closest}?" if closest else "the documentation lists all settings"
-            problems.append(f"{name}: unknown setting; {hint}")
-    return problems
 
 
 def _subject(path: str) -> str:

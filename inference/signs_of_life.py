@@ -1,7 +1,7 @@
-"""Signs of life: every process on a ledger shows its version and the settings by which it decides.
+"""Signs of life: every process of a ledger publishes its version and digests of the settings by which it decides.
 
-Processes with other caps, routes or prices decide differently on one ledger, and no one of them can see it; `doctor`
-compares the signs and names the process that differs, and the one that holds tasks back. A sign holds digests of
+Processes with different settings decide differently on one ledger, and no process can see this by itself. `doctor`
+compares the signs and names the process that differs, and a process that holds tasks back. A sign has digests of
 settings, never their values (G10).
 """
 
@@ -30,12 +30,12 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 RENEWED_S: Final = 10.0
 ALIVE_MS: Final = 35_000
 _GOODBYE_S: Final = 1.0
-# A task that is held back is tried again every few seconds; each try may wait for Redis and for the projector.
+# A task that is held back is retried every few seconds; each retry may wait for Redis and for the projector.
 _HELD_BACK_S: Final = 30.0
 _MAX_REASON: Final = 300
 _FORGOTTEN_MS: Final = 24 * 3600 * 1000
-# Settings by which a process decides what a call may cost, how long it is waited for, when it is given up, and when it
-# goes by what it has written.
+# Settings by which a process decides what a call may cost, how long a call waits for money, when it is given up, and
+# when a write counts as safe.
 DECIDING: Final = (
     "partitions", "caps", "day_cap_nanousd", "campaign_cap_nanousd", "routes", "prices", "price_provider",
     "hold_wait_s", "claim_after_s", "max_task_attempts", "result_ttl_s", "idempotency_ttl_s", "tail_keep_s",
@@ -46,9 +46,9 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """One process; `part` is `up`, `worker`, `projector` or `application`, and `settings` has digests.
+    """The sign of one process; `part` is `up`, `worker`, `projector` or `application`; `settings` has digests.
 
-    `holds_back`: why it holds tasks back just now; None where it does not.
+    `holds_back` says why the process holds tasks back now; None if it does not.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Sign:
     holds_back: str | None = None
 
     def differing_settings(self, other: Mapping[str, str]) -> list[str]:
-        """Return the names of the settings in which it differs."""
+        """Return the names of the settings that differ from `other`."""
         return [name for name, digest in other.items() if self.settings.get(name) != digest]
 
 
@@ -71,7 +71,7 @@ def settings_digests(settings: Settings) -> dict[str, str]:
 
 
 class SignOfLife:
-    """What this process shows of itself. Make it with `sign_of_life`."""
+    """Writes the sign of this process. Make it with `sign_of_life`."""
 
     def __init__(self, pipeline: CommandPipeline, settings: Settings, *, name: str, part: str) -> None:
         self._pipeline = pipeline
@@ -83,14 +83,14 @@ class SignOfLife:
         self._has_changed = asyncio.Event()
 
     def hold_back(self, problem: Exception) -> None:
-        """Show that tasks are held back, and why, until this was not said again for half a minute."""
+        """Show that tasks are held back, and why, until half a minute after the last call of this."""
         now = asyncio.get_running_loop().time()
         if now > self._reason_ends:
             self._has_changed.set()
         self._reason, self._reason_ends = " ".join(str(problem).split())[:_MAX_REASON], now + _HELD_BACK_S
 
     async def show(self) -> None:
-        """Show the sign once. While Redis does not answer, nothing is shown."""
+        """Write the sign once. If Redis does not answer, nothing is written."""
         sign: dict[str, Any] = dict(self._facts)
         if asyncio.get_running_loop().time() <= self._reason_ends:
             sign["holds_back"] = self._reason
@@ -103,7 +103,7 @@ class SignOfLife:
             _log.debug("sign_of_life.not_shown", problem=str(exc))
 
     async def keep_showing(self) -> None:
-        """Show the sign again and again, and at once when tasks begin to be held back."""
+        """Write the sign every ten seconds, and at once when tasks begin to be held back."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RENEWED_S):
@@ -112,7 +112,7 @@ class SignOfLife:
             await self.show()
 
     async def remove(self) -> None:
-        """Show this process no more."""
+        """Remove the sign of this process."""
         with contextlib.suppress(LedgerUnavailable, RedisError, TimeoutError):
             async with asyncio.timeout(_GOODBYE_S):
                 await self._pipeline.execute("HDEL", self._key, self._name)
@@ -122,7 +122,7 @@ class SignOfLife:
 async def sign_of_life(
     pipeline: CommandPipeline, settings: Settings, *, name: str, part: str
 ) -> AsyncGenerator[SignOfLife]:
-    """Show this process for as long as this is open."""
+    """Show this process until the context ends."""
     sign = SignOfLife(pipeline, settings, name=name, part=part)
     await sign.show()
     showing = asyncio.create_task(sign.keep_showing())
@@ -154,7 +154,7 @@ def _digest(value: object) -> str:
 
 
 def _canonical(value: object) -> str:
-    # Tables in any order are the same table.
+    # The order of a table's entries does not matter.
     if isinstance(value, Mapping):
         value = cast("Mapping[object, object]", value)
         return f"{{{','.join(sorted(f'{key}:{_canonical(each)}' for key, each in value.items()))}}}"

@@ -1,6 +1,6 @@
-"""The policy that a process is told to use: the policy file, and the settings that are shorthand for parts of it.
+"""The stated policy of a process: the policy file, and the settings that are shorthand for parts of it.
 
-What is in force is the ledger's; this is what is applied to a new ledger, and compared with an older one's.
+The policy in force is the ledger's. The stated policy is applied to a new ledger, and compared with an existing one's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from tollbook.schemas.policy import BudgetRule, Policy, PriceRule, default_polic
 from tollbook.schemas.problems import problems_of, shown, unknown_name
 from tollbook.schemas.windows import WindowKind
 
-# Budgets for which there is a setting: name of the budget, its attribute, its window.
+# The settings that define a budget, with the budget's name, attribute and window.
 _BUDGETS: Final[Mapping[str, tuple[str, str, WindowKind]]] = {
     "TOLLBOOK_DAY_CAP_USD": ("day", "user", "day"),
     "TOLLBOOK_CAMPAIGN_CAP_USD": ("campaign", "campaign", "month"),
@@ -26,7 +26,7 @@ _BUDGETS: Final[Mapping[str, tuple[str, str, WindowKind]]] = {
 
 
 class PolicySettings(Protocol):
-    """The settings that say something about the policy."""
+    """The settings that are a part of the stated policy."""
 
     @property
     def policy_file(self) -> Path | None: ...  # noqa: D102 - as in `Settings`.
@@ -45,9 +45,9 @@ class PolicySettings(Protocol):
 
 
 def policy_of(settings: PolicySettings) -> Policy:
-    """Return the policy of the file and of the settings that are shorthand for parts of it; else the defaults.
+    """Return the policy of the file and of the shorthand settings, completed by the defaults.
 
-    Errors: SettingsError, one line for each problem; also where file and shorthand differ about the same thing.
+    Errors: SettingsError, one line for each problem; also if file and shorthand differ about the same thing.
     """
     path = policy_path(settings)
     file = PolicyFile(Path(POLICY_FILE), {}, default_policy()) if path is None else read_policy_file(path)
@@ -55,15 +55,15 @@ def policy_of(settings: PolicySettings) -> Policy:
 
 
 def with_shorthand(settings: PolicySettings, base: Policy, name: str) -> Policy:
-    """Return a policy with the parts that settings are shorthand for; `name` is the policy's, for messages.
+    """Return a policy with the shorthand settings applied; `name` is the policy's name, for messages.
 
-    Errors: SettingsError where both state the same user, price or budget, and differ about it.
+    Errors: SettingsError if both have the same user, price or budget, but differ about it.
     """
     return _Merge(PolicyFile(Path(name), {}, base)).policy_with(settings)
 
 
 def policy_sources(settings: PolicySettings) -> tuple[str, ...]:
-    """Return what states a policy about money explicitly: the file and settings by name. Without any: ()."""
+    """Return the names of the policy file and of the shorthand settings that are set; () without any."""
     path = policy_path(settings)
     shorthand = {
         "TOLLBOOK_CAPS": settings.caps != CapTable(),
@@ -76,9 +76,9 @@ def policy_sources(settings: PolicySettings) -> tuple[str, ...]:
 
 
 def concurrency_of(settings: PolicySettings, policy: Policy) -> dict[str, int]:
-    """Return the concurrent calls per worker of each stream of a policy; what TOLLBOOK_CONCURRENCY says wins.
+    """Return the concurrent calls per worker of each stream of a policy; TOLLBOOK_CONCURRENCY takes precedence.
 
-    Errors: SettingsError where it names a stream that the policy does not have.
+    Errors: SettingsError if it names a stream that the policy does not have.
     """
     table = settings.concurrency
     unknown = [unknown_name("stream", name, policy.streams) for name in table.streams if name not in policy.streams]
@@ -88,7 +88,10 @@ def concurrency_of(settings: PolicySettings, policy: Policy) -> dict[str, int]:
 
 
 def chosen_streams(names: Sequence[str], policy: Policy) -> tuple[str, ...]:
-    """Return the streams that a worker is to serve: the named ones, else all of the policy. Errors: UnknownStream."""
+    """Return the streams that a worker serves: the named ones, or without names all of the policy.
+
+    Errors: UnknownStream.
+    """
     unknown = [name for name in names if name not in policy.streams]
     if unknown:
         raise UnknownStream([unknown_name("stream", name, policy.streams) for name in unknown])
@@ -96,9 +99,9 @@ def chosen_streams(names: Sequence[str], policy: Policy) -> tuple[str, ...]:
 
 
 def policy_path(settings: PolicySettings) -> Path | None:
-    """Return the policy file: the one that TOLLBOOK_POLICY names, else `tollbook.toml` here, or None without one.
+    """Return the policy file: the one in TOLLBOOK_POLICY, else `tollbook.toml` in the working directory, or None.
 
-    Errors: SettingsError where TOLLBOOK_POLICY names no file.
+    Errors: SettingsError if TOLLBOOK_POLICY names no file.
     """
     named = settings.policy_file
     if named is not None:
@@ -112,12 +115,12 @@ def policy_path(settings: PolicySettings) -> Path | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # A name that no file can have.
+    except (OSError, ValueError):  # The path is not a valid file name.
         return False
 
 
 class _Merge:
-    """Puts the shorthand into the policy of a file, and collects what does not go together."""
+    """Applies the shorthand settings to the policy of a file, and collects the contradictions."""
 
     def __init__(self, file: PolicyFile) -> None:
         self._file = file
@@ -137,7 +140,7 @@ class _Merge:
             raise SettingsError(self._problems)
         try:
             return Policy.model_validate({**dict(base), **changes})
-        except ValidationError as exc:  # The parts are valid; this is about how they go together.
+        except ValidationError as exc:  # Each part is valid, but not their combination.
             raise SettingsError(problems_of(exc, Policy)) from None
 
     def _plans(self, caps: CapTable) -> dict[str, Any]:
@@ -148,7 +151,7 @@ class _Merge:
                 continue
             cap_usd = usd_from_nanousd(cap_nanousd)
             if cap_usd != plans[name].cap_usd:
-                self._refuse_where_said("TOLLBOOK_CAPS", f"the cap of plan {name!r}", "plans", name, "cap_usd")
+                self._refuse_if_in_file("TOLLBOOK_CAPS", f"the cap of plan {name!r}", "plans", name, "cap_usd")
             plans[name] = {**dict(plans[name]), "cap_usd": cap_usd}
         return plans
 
@@ -171,7 +174,7 @@ class _Merge:
         for name, fields in overrides.items():
             for field in fields:
                 if getattr(routes[name], field) != getattr(before[name], field):
-                    self._refuse_where_said("TOLLBOOK_ROUTES", f"{field!r} of {name!r}", "tasks", name, field)
+                    self._refuse_if_in_file("TOLLBOOK_ROUTES", f"{field!r} of {name!r}", "tasks", name, field)
         return dict(routes)
 
     def _prices(self, given: Mapping[str, tuple[PriceRule, ...]]) -> dict[str, Any]:
@@ -194,14 +197,14 @@ class _Merge:
         return tuple(budgets.values())
 
     def _compare_concurrency(self, table: ConcurrencyTable) -> None:
-        """The table is of this process, and no part of the policy; but it must not contradict the file."""
+        """Check that the setting does not contradict the file, although it is not a part of the policy."""
         for stream, calls in table.streams.items():
             rule = self._file.policy.streams.get(stream)
             if rule is not None and rule.concurrency != calls:
                 subject = f"the concurrency of stream {stream!r}"
-                self._refuse_where_said("TOLLBOOK_CONCURRENCY", subject, "streams", stream, "concurrency")
+                self._refuse_if_in_file("TOLLBOOK_CONCURRENCY", subject, "streams", stream, "concurrency")
 
-    def _refuse_where_said(self, setting: str, subject: str, *place: str) -> None:
+    def _refuse_if_in_file(self, setting: str, subject: str, *place: str) -> None:
         if self._file.says(*place):
             self._refuse(setting, subject)
 

@@ -1,4 +1,4 @@
-"""Structured output: a pydantic model as the form of an answer, and the answer as an instance of it."""
+"""Structured output: requesting an answer in the form of a pydantic model, and parsing it into an instance."""
 
 import re
 from typing import Any, Final, TypeVar, cast
@@ -11,23 +11,23 @@ from tollbook.schemas.results import InferenceResult
 
 M = TypeVar("M", bound=BaseModel)
 
-# Models that follow no schema put JSON into a block of Markdown.
+# Language models that do not follow a schema strictly put JSON into a block of Markdown.
 _FENCED: Final = re.compile(r"\s*```(?:json)?\s*\n(.*)\n\s*```\s*", re.DOTALL)
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_NAME_CHARACTERS: Final = 64
 
 
 class ParsedResult(InferenceResult):
-    """The result of a call whose answer had to have the form of a pydantic model."""
+    """The result of a call whose answer has the form of a pydantic model."""
 
     parsed: Any
     """The answer as an instance of the model."""
 
 
 def response_format_of(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the `response_format` that asks for JSON of a model's form.
+    """Return the `response_format` that requests JSON in the form of a pydantic model.
 
-    It is strict, as OpenAI calls a schema that answers always follow, unless the model has fields of any name.
+    It is strict, so that answers always follow the schema, unless the model allows fields of any name.
     """
     schema = model.model_json_schema()
     strict = _closed(schema)
@@ -37,7 +37,7 @@ def response_format_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def with_response_format(fields: dict[str, Any], response_model: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return a task's fields with the schema of a pydantic model that stands in `response_format`, or is given."""
+    """Return a task's fields with the schema of a pydantic model, from `response_model` or from `response_format`."""
     model = response_model or fields.get("response_format")
     if isinstance(model, type) and issubclass(model, BaseModel):
         return {**fields, "response_format": response_format_of(model)}
@@ -47,23 +47,24 @@ def with_response_format(fields: dict[str, Any], response_model: type[BaseModel]
 def parse_output(result: InferenceResult, model: type[M]) -> M:
     """Return an answer as an instance of a model.
 
-    Errors: OutputInvalid, with the result, where the model refused to answer or the answer has another form.
+    Errors: OutputInvalid, with the result, if the model refused to answer or the answer has another form.
     """
     if result.content is None:
-        raise OutputInvalid("the model gave no answer that could be read", result)
+        raise OutputInvalid("the model gave no text as an answer", result)
     fenced = _FENCED.fullmatch(result.content)
     try:
         return model.model_validate_json(fenced[1] if fenced else result.content)
     except ValidationError as exc:
-        # The answer's own values and names stay out of the text, which may be logged (G10).
+        # The text may be logged, so it must not contain values or names from the answer (G10).
         problems = as_text(problems_of(exc, model, hides=lambda value: True))  # noqa: ARG005 - all are hidden.
-        raise OutputInvalid(f"the answer is no {model.__name__}: {problems}", result) from None
+        raise OutputInvalid(f"the answer is not a valid {model.__name__}: {problems}", result) from None
 
 
 def _closed(schema: Any) -> Any:
-    """Return a schema of which every object has exactly its fields, or None where one may have any.
+    """Return a schema in OpenAI's strict form, or None if an object in it may have any fields.
 
-    OpenAI's strict form (November 2026): all fields required, no others, no defaults, nothing beside a reference.
+    In the strict form (November 2026), all fields are required, no others are allowed, there are no defaults, and there
+    is nothing beside a reference.
     """
     if isinstance(schema, list):
         items = [_closed(each) for each in cast("list[Any]", schema)]

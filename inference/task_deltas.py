@@ -1,9 +1,9 @@
-"""The answer of a task while it comes: a worker appends its deltas to a Redis stream, a publisher reads along.
+"""Streaming the answer of a task: a worker appends its deltas to a Redis stream, and a publisher reads them.
 
-One stream for a task, `{tollbook:P}:deltas:<task_id>`, bounded and short-lived. Its entries have one field each:
-`delta` (a chunk as JSON), `gap` (deltas before were lost), `restarted` (what came before is void: another run begins),
-`end` (the result's status). The result alone is certain: it says all that the deltas say, and is stored before the end.
-Invariant: no call waits for this stream.
+Each task has one stream, `{tollbook:P}:deltas:<task_id>`, limited in length and lifetime. Its entries have one field
+each: `delta` (a chunk as JSON), `gap` (earlier deltas were lost), `restarted` (discard the earlier deltas: another run
+begins), `end` (the result's status). Only the result is certain: it has all that the deltas have, and is stored before
+the end. Invariant: no call waits for this stream.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.schemas.results import InferenceResult
 
 MAX_ENTRIES: Final = 20_000
-"""About how many entries a stream keeps; older ones go."""
+"""About how many entries a stream keeps; older ones are trimmed."""
 KEPT_S: Final = 3_600
 _PATIENCE_S: Final = 1.0
-"""How long an entry may take; what has come meanwhile is lost with it then."""
+"""How long appending an entry may take; after that, it is lost together with the deltas that came meanwhile."""
 _log = LazyLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskUpdate:
-    """What a reader of a task's answer is told next.
+    """The next update for a reader of a task's answer.
 
-    `delta`: the next part, a chunk in OpenAI's form. `gap`: parts before it were lost. `restarted`: what came before is
-    void, since another worker begins anew. `result`: the end; it says all that the parts said, and is the last.
+    `delta`: the next part, a chunk in OpenAI's form. `gap`: earlier parts were lost. `restarted`: discard the earlier
+    parts, since another worker starts again. `result`: the last update; it has all that the parts had.
     """
 
     kind: Literal["delta", "gap", "restarted", "result"]
@@ -42,12 +42,12 @@ class TaskUpdate:
 
     @property
     def text(self) -> str:
-        """The part of the answer's text that a delta has."""
+        """The text of a delta; '' if it has none."""
         return "".join(choice["delta"].get("content", "") for choice in (self.delta or {}).get("choices", ()))
 
 
 class DeltaStream:
-    """Appends the deltas of one task, in the background: a slow Redis loses some, and slows no call."""
+    """Appends the deltas of one task in the background: with a slow Redis, deltas are lost, but no call is slowed."""
 
     def __init__(self, pipeline: CommandPipeline, key: str, *, patience_s: float = _PATIENCE_S) -> None:
         self._pipeline = pipeline
@@ -60,13 +60,13 @@ class DeltaStream:
         self._is_restart = False
 
     def begin(self, *, is_restart: bool) -> None:
-        """Have it said that a run begins, where it is not the first."""
+        """Begin a run; with `is_restart`, append that the earlier deltas are void."""
         if is_restart:
             self._is_restart = True
             self._start_writing()
 
     async def take(self, delta: Delta) -> None:
-        """Take a delta; it is appended soon, with others where there are many."""
+        """Take a delta; it is appended soon, merged with others if there are many."""
         self._waiting.append(delta)
         self._start_writing()
 
@@ -75,12 +75,12 @@ class DeltaStream:
             self._writing = asyncio.create_task(self._write())
 
     async def flush(self) -> None:
-        """Append what is left. It takes a few seconds at most."""
+        """Append the waiting deltas; takes a few seconds at most."""
         if self._writing is not None:
             await self._writing
 
     async def end(self, status: str) -> None:
-        """Append what is left, and the end."""
+        """Append the waiting deltas and the end."""
         await self.flush()
         await self._append("end", status)
 
@@ -97,7 +97,7 @@ class DeltaStream:
             try:
                 text = json.dumps(merged(batch), separators=(",", ":"))
             except (TypeError, ValueError) as exc:
-                # Of another form than is known: the result has the answer, and must not be lost for it (G4).
+                # Deltas of an unknown form must not lose the result, which has the whole answer (G4).
                 _log.warning("deltas.not_merged", key=self._key, problem=type(exc).__name__)
                 self._has_gap = True
                 continue
@@ -106,7 +106,7 @@ class DeltaStream:
                 self._waiting.clear()
 
     async def _append(self, field: str, value: str) -> bool:
-        """Append an entry; return False where Redis did not take it in time."""
+        """Append an entry; return False if Redis did not confirm it in time."""
         try:
             async with asyncio.timeout(self._patience_s):
                 added = self._pipeline.execute("XADD", self._key, "MAXLEN", "~", MAX_ENTRIES, "*", field, value)
@@ -122,28 +122,28 @@ class DeltaStream:
 
 
 def merged(deltas: list[Delta]) -> Delta:
-    """Return deltas that follow each other as one: texts and lists go on."""
+    """Return consecutive deltas as one delta: texts and lists are concatenated."""
     if len(deltas) == 1:
         return deltas[0]
-    said: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     logprobs: dict[str, Any] = {}
     finish: str | None = None
     for delta in deltas:
         choice = delta["choices"][0]
-        _go_on(said, choice["delta"])
-        _go_on(logprobs, choice["logprobs"] or {})
+        _extend(joined, choice["delta"])
+        _extend(logprobs, choice["logprobs"] or {})
         finish = choice["finish_reason"] or finish
-    return {"choices": [{"index": 0, "delta": said, "finish_reason": finish, "logprobs": logprobs or None}]}
+    return {"choices": [{"index": 0, "delta": joined, "finish_reason": finish, "logprobs": logprobs or None}]}
 
 
-def _go_on(joined: dict[str, Any], part: Mapping[str, Any]) -> None:
+def _extend(joined: dict[str, Any], part: Mapping[str, Any]) -> None:
     for name, value in part.items():
         if value is not None:
             joined[name] = joined[name] + value if joined.get(name) is not None else value
 
 
 def read_entry(fields: Mapping[bytes, bytes]) -> TaskUpdate | None:
-    """Return what an entry says; None for the end, which the result says better, and for what is no entry."""
+    """Return the update of an entry; None for the end, since the result follows, and for an unknown entry."""
     if b"restarted" in fields:
         return TaskUpdate(kind="restarted")
     if b"gap" in fields:

@@ -1,8 +1,8 @@
-"""Counts of tokens by the tokenizers that OpenAI publishes, offline: the extra `tollbook[tokenizers]`.
+"""Counting tokens offline with OpenAI's published tokenizers: the extra `tollbook[tokenizers]`.
 
-Invariant (G1): a count is the true one, or there is none. Tokenizers split a text by the classes of its characters,
-and their tables of Unicode differ; so a text is counted only if each of its characters has had one class since
-Unicode 3.2. Of any other text, and of models whose tokenizer is not public, the bytes are the bound (`bounds`).
+Invariant (G1): a count is exact, or there is none. Tokenizers split a text by the classes of its characters, and their
+Unicode tables differ. So a text is counted only if each of its characters has had the same class since Unicode 3.2. For
+other texts, and for models whose tokenizer is not public, the number of bytes is the bound (`bounds`).
 """
 
 import re
@@ -12,11 +12,11 @@ from functools import cache, lru_cache
 from typing import Any, Final, cast
 
 Counter = Callable[[str], int | None]
-"""Counts the tokens of a text; None where they are not certain."""
+"""Counts the tokens of a text; returns None if the number is not certain."""
 _SINCE: Final = unicodedata.ucd_3_2_0
 _O200K: Final = "o200k_base"
 _CL100K: Final = "cl100k_base"
-# The models of tiktoken's table (0.12, November 2026), with a date behind the name or not.
+# The models of tiktoken's table (0.12, November 2026), with or without a date at the end of the name.
 _ENCODINGS: Final[tuple[tuple[str, str], ...]] = (
     (
         r"(chat)?gpt-4o(-mini)?|gpt-4\.1(-mini|-nano)?|gpt-4\.5|gpt-5(-mini|-nano)?|o1(-mini)?|o3(-mini)?|o4-mini",
@@ -33,7 +33,7 @@ _loaded: Final[dict[str, Counter]] = {}
 
 
 def counter_of(model: str) -> Counter | None:
-    """Return what counts the tokens of a model of OpenAI's; None where that is not public, or not loaded."""
+    """Return the token counter of a model of OpenAI; None if its tokenizer is not public, or not loaded."""
     return _loaded.get(_encoding_of(model) or "") if _loaded else None
 
 
@@ -43,7 +43,7 @@ def _encoding_of(model: str) -> str | None:
 
 
 def load_tokenizers() -> None:
-    """Load the tokenizers, if they are installed, for all calls of this process: it takes about two seconds."""
+    """Load the tokenizers for this process, if they are installed; takes about two seconds."""
     try:
         import quicktok  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
@@ -61,7 +61,7 @@ def _certain(count: Callable[[str], int]) -> Counter:
 
 
 def is_countable(text: str) -> bool:
-    """Whether every tokenizer splits a text in the same way, whatever its table of Unicode."""
+    """Whether every tokenizer splits a text in the same way, independent of its Unicode table."""
     return text.isascii() or all(map(_has_one_class, set(text)))
 
 
@@ -72,5 +72,5 @@ def _has_one_class(character: str) -> bool:
 
 
 def _class(category: str) -> str:
-    """Return what tokenizers tell apart: kinds of letters, marks, numbers and spaces; all else is one class."""
+    """Return the class that tokenizers distinguish: a kind of letter, mark, number or space, or `other`."""
     return category if category[0] in "LMNZ" else "other"

@@ -1,7 +1,7 @@
-"""Lines of TOML text: where each table, key and list item stands, and where the text is broken.
+"""Line numbers in TOML text: the line of each table, key and list item, and of a syntax error.
 
-tomllib knows neither. Lines end as TOML has it, with a line feed alone: editors count them so. The time that this takes
-grows with the text, not with its square.
+tomllib does not report these. As in TOML, only a line feed ends a line; editors count in the same way. The running time
+is linear in the length of the text, not quadratic.
 """
 
 import re
@@ -12,17 +12,17 @@ from decimal import Decimal
 from typing import Any, Final, cast
 
 Place = tuple[str | int, ...]
-"""Names of tables and keys, and positions in lists, from the outermost on."""
+"""Names of tables and keys, and positions in lists, outermost first."""
 MAX_DEPTH: Final = 100
 """How deep tables and lists may be nested."""
-# What can hide a bracket or the end of a line, the brackets, and the end of a line.
+# Strings and comments, which can hide brackets and line ends; brackets; line ends.
 _TOKEN: Final = re.compile(
     r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|[\[\]{}\n]', re.DOTALL
 )
 
 
 def read_toml(text: str) -> dict[str, Any]:
-    """Read TOML text, numbers with a point as decimals. Errors: tomllib.TOMLDecodeError."""
+    """Read TOML text, with decimals for numbers with a point. Errors: tomllib.TOMLDecodeError."""
     try:
         return tomllib.loads(text, parse_float=Decimal)
     except RecursionError:
@@ -34,7 +34,7 @@ def read_toml(text: str) -> dict[str, Any]:
 
 
 def lines_of(text: str) -> dict[Place, int]:
-    """Return the line of each table, key and list item of TOML text; what stands in one statement has its first line.
+    """Return the line of each table, key and list item of TOML text: the first line of its statement.
 
     The text must not be nested deeper than MAX_DEPTH.
     """
@@ -53,29 +53,29 @@ def places_in(value: object) -> Iterator[Place]:
 
 
 def syntax_problem(text: str, error: tomllib.TOMLDecodeError) -> tuple[int, str]:
-    """Return the line on which text is no TOML, and what tomllib says of it."""
+    """Return the line of a syntax error, and what is wrong there."""
     found = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", str(error), re.DOTALL)
     if found is None:
-        return _first_broken(text), _begun_small(str(error))
+        return _first_broken(text), _uncapitalized(str(error))
     line = int(found[2]) if found[2] else max(1, text.rstrip().count("\n") + 1)
     if found[1] == "Cannot overwrite a value":
-        # tomllib is past the value when it finds that the key has one.
-        return _first_broken(text), "this key or table stands in the file before"
+        # tomllib reports the position after the value, which may be on a later line.
+        return _first_broken(text), "this key or table is defined twice in the file"
     if found[1].startswith("Cannot declare"):
-        return line, "this table stands in the file before"
-    return line, _begun_small(found[1])
+        return line, "this table is defined twice in the file"
+    return line, _uncapitalized(found[1])
 
 
 def line_of_depth(text: str, value: Mapping[str, Any]) -> int | None:
-    """Return the line that makes a text's value deeper than MAX_DEPTH; None where it is not."""
+    """Return the line where a text is nested deeper than MAX_DEPTH, or None."""
     if not _is_deeper(value, MAX_DEPTH):
         return None
-    # A header and a key together: one of the two has more than the half.
+    # The depth is that of a header and a key together, so one of the two has more than half of it.
     deep = (line for line, statement, _ in _statements(text) if _is_deeper(read_toml(statement), MAX_DEPTH // 2))
     return next(deep, 1)
 
 
-def _begun_small(sentence: str) -> str:
+def _uncapitalized(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
 
 
@@ -87,7 +87,7 @@ def _is_deeper(value: object, depth: int) -> bool:
 
 
 def _first_broken(text: str) -> int:
-    """Return the line of the statement with which the text up to there is no longer TOML."""
+    """Return the line of the first statement at whose end the text so far is no valid TOML."""
     found = list(_statements(text))
     place = bisect_left(found, True, key=lambda each: _is_broken(text[: each[2]]))
     return found[min(place, len(found) - 1)][0] if found else 1
@@ -153,7 +153,7 @@ def _names_of_header(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _in_lists(names: tuple[str, ...], lengths: Mapping[Place, int]) -> Place:
-    """Return where a header leads: a name of a list of tables means its last table so far."""
+    """Return the place of a header: the name of a list of tables means the last table in it so far."""
     place: Place = ()
     for name in names:
         place = (*place, name)

@@ -1,6 +1,6 @@
-"""Usage of users for an application's own pages and endpoints.
+"""The usage of users, for an application's own pages and endpoints.
 
-Usable as a FastAPI dependency: `usage: Annotated[UsageService, Depends(UsageService)]`.
+It can be a FastAPI dependency: `usage: Annotated[UsageService, Depends(UsageService)]`.
 """
 
 from tollbook.inference.bounds import bound, bound_embeddings
@@ -16,13 +16,13 @@ from tollbook.schemas.tasks import PING, InvalidTask
 
 
 class UsageService:
-    """Says what a user has spent, and whether an action would fit. Takes no arguments, so that Depends can make it.
+    """Reports what a user has spent, and whether an action would fit. Takes no arguments, so that Depends can make it.
 
     Errors of every method: InvalidTask for an argument; LedgerUnavailable; LedgerRefused.
     """
 
     async def get_usage_for_user(self, user_id: str, plan: str | None = None) -> UsageSummary:
-        """Return the user's billing period now."""
+        """Return the user's current billing period."""
         return await CostTracker().get_usage_summary(user_id, plan)
 
     async def check_action_limit(
@@ -30,15 +30,15 @@ class UsageService:
     ) -> UsageSummary:
         """Return the user's period if a task of the type `action` with this prompt would fit now.
 
-        The call's upper bound is checked, as the gate will check it; the gate decides again for the call itself.
+        The call's upper bound is checked in the same way as by the gate; the gate decides again for the call itself.
         Errors: PlanLimitReached; PriceUnknown.
         """
         async with using_runtime() as runtime:
-            policies, kept = runtime.policies, runtime.user_ids.on_ledger(user_id)
-            await policies.read_by(kept, lambda policy: _check_action(action, policy.policy))
+            policies, stored_id = runtime.policies, runtime.user_ids.on_ledger(user_id)
+            await policies.read_by(stored_id, lambda policy: _check_action(action, policy.policy))
             if action == PING:
                 return await self.get_usage_for_user(user_id, plan)
-            policy = policies.of(kept)
+            policy = policies.of(stored_id)
             route = policy.policy.tasks[action]
             prices = policy.prices.at(route.first.provider)
             price, count = prices.price(route.model, now_ms()), prices.models.counter(route.model)

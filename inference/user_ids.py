@@ -1,9 +1,10 @@
-"""Users' ids on a ledger whose policy keeps them as keyed hashes: made at the edge, and resolved beside the ledger.
+"""Users' ids as keyed hashes on the ledger: hashed at the edge, and resolved by a table beside the ledger.
 
-A ledger cannot forget. So where ids are personal, no id is put on it, but a keyed hash (`user_ids = "hashed"`). Which
-hash is whose stands in one table in Redis, beside the ledger, from which an entry can be removed at any time (G10).
-The key is made with the ledger and is in no event. Without it a person would have another hash, and caps would begin
-anew: so it is also kept in the projector's data directory, and a ledger whose key is lost is not opened.
+A ledger cannot forget. So if ids are personal, the ledger gets a keyed hash instead of the id (`user_ids = "hashed"`).
+One table in Redis, beside the ledger, maps each hash to its id; an entry can be removed at any time (G10). The key of
+the hashes is made with the ledger and is in no event. With another key, a person would have another hash, and caps
+would start again from zero. So a copy of the key is in the projector's data directory, and a ledger whose key is lost
+is not opened.
 """
 
 import asyncio
@@ -27,23 +28,24 @@ _PAGE: Final = 1_000
 
 
 class UserKeyLost(LedgerRefused):
-    """The ledger has hashed ids, and the key of the hashes is missing or another one."""
+    """The ledger has hashed ids, but the key of the hashes is missing or wrong."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(
-            f"{problem}: with another key, every user would have another id and a cap that begins anew. Put back the "
-            f"backup of Redis, or the file {KEY_FILE} of the projector's data directory, and start the projector"
+            f"{problem}: with another key, every user would have another id, and spend would start again at zero. "
+            f"Restore the backup of Redis, or the file {KEY_FILE} of the projector's data directory, and start the "
+            "projector"
         )
 
 
 class UserIds:
-    """Turns users' ids into those on the ledger and back. On a ledger with plain ids they are the same.
+    """Converts users' ids to their form on the ledger and back. On a ledger with plain ids, both are the same.
 
     Errors of every method that asks Redis: LedgerUnavailable.
     """
 
     def __init__(self, policies: CurrentPolicy, pipeline: CommandPipeline, keys: Keys, ledger_key: bytes) -> None:
-        """`keys` are those of the first partition, `ledger_key` is the ledger's own key."""
+        """`keys` are the first partition's; `ledger_key` is the ledger's own key."""
         self._policies = policies
         self._pipeline = pipeline
         self._keys = keys
@@ -52,18 +54,18 @@ class UserIds:
 
     @property
     def is_hashed(self) -> bool:
-        """Whether the ledger's policy wants hashes."""
+        """Whether the ledger's policy has hashed ids."""
         return self._policies.newest.policy.user_ids == "hashed"
 
     def on_ledger(self, user_id: str) -> str:
-        """Return the id that a user has on the ledger, to look it up; a hash stays as it is."""
+        """Return a user's id on the ledger, to look it up; a hash is returned unchanged."""
         user_id = normalise_id(user_id)
         return hash_of(user_id, self._key) if self.is_hashed else user_id
 
     async def keep(self, user_id: str) -> str:
-        """Return the id that a user has on the ledger, and see that the table can resolve it.
+        """Return a user's id on the ledger, and add it to the table that resolves it.
 
-        Errors: ValueError for an id that none can have.
+        Errors: ValueError for an invalid id.
         """
         user_id = check_id(user_id)
         kept = self.on_ledger(user_id)
@@ -75,42 +77,42 @@ class UserIds:
         return kept
 
     async def task(self, task: Task) -> Task:
-        """Return a task as the ledger may know it; nothing behind the edge sees another id than this."""
+        """Return a task with the user's id on the ledger; no later step sees the plain id."""
         if not self.is_hashed:
             return task
         return task.model_copy(update={"user_id": await self.keep(task.user_id)})  # G10
 
     async def value_of(self, rules: Iterable[BudgetRule], budget: str, value: str | None) -> str | None:
-        """Return the value under which a budget keeps a balance, with the user in it as on the ledger."""
+        """Return the value of a budget's balance, with the user's id in it as on the ledger."""
         rule = next((each for each in rules if each.name == budget), None)
         if rule is None or value is None or "user" not in rule.by or not self.is_hashed:
             return value
         try:
             parts = read_values(value, len(rule.by))
         except ValueError:
-            return value  # Refused where the budget is looked up.
+            return value  # Invalid: it is refused when the budget is looked up.
         place = rule.by.index("user")
         parts[place] = await self.keep(parts[place])
         return budget_value(parts)
 
     async def plain(self, kept: Iterable[str]) -> dict[str, str]:
-        """Return the plain id of each hash that the table knows."""
+        """Return the plain id of each hash that is in the table."""
         return await read_plain(self._pipeline, self._keys, kept)
 
     async def known(self) -> dict[str, str]:
-        """Return the whole table: hash and plain id."""
+        """Return the whole table: the plain id by hash."""
         found: Any = as_map(await self._pipeline.execute("HGETALL", self._keys.users))
         return {kept.decode(): plain.decode() for kept, plain in found.items()}
 
     async def forget(self, user_id: str) -> bool:
-        """Remove a user from the table; return whether it was there."""
+        """Remove a user from the table; return False if the user was not in it."""
         kept = self.on_ledger(user_id)
         self._remembered.pop(kept, None)
         return bool(await self._pipeline.execute("HDEL", self._keys.users, kept))
 
 
 async def read_plain(pipeline: CommandPipeline, keys: Keys, kept: Iterable[str]) -> dict[str, str]:
-    """Return the plain id of each hash that the table knows. Errors: LedgerUnavailable."""
+    """Return the plain id of each hash that is in the table. Errors: LedgerUnavailable."""
     wanted = [each for each in dict.fromkeys(kept) if is_hashed_id(each)]
     known: dict[str, str] = {}
     for start in range(0, len(wanted), _PAGE):
@@ -121,7 +123,7 @@ async def read_plain(pipeline: CommandPipeline, keys: Keys, kept: Iterable[str])
 
 
 async def read_user_ids(pipeline: CommandPipeline, namespace: str) -> UserIds | None:
-    """Return the ids of a ledger, without opening it for writing; None where they are plain.
+    """Return the user ids of a ledger without opening it for writing; None if the ids are plain.
 
     Errors: UserKeyLost; LedgerUnavailable; PolicyUnreadable.
     """
@@ -138,7 +140,7 @@ async def read_user_ids(pipeline: CommandPipeline, namespace: str) -> UserIds | 
 async def open_user_key(
     pipeline: CommandPipeline, keys: Keys, policies: CurrentPolicy, *, data_dir: Path, ledger_id: str
 ) -> bytes:
-    """Return the ledger's key; made now for a ledger that has none and needs none yet, else put back from its copy.
+    """Return the ledger's key. If Redis has none, store its copy again, or a new key if the ledger has no hashes yet.
 
     Errors: UserKeyLost; LedgerUnavailable.
     """
@@ -148,5 +150,5 @@ async def open_user_key(
         raise UserKeyLost("the key of the ledger's hashed user ids is lost")
     key = await ledger_user_key(pipeline, keys, copy)
     if is_hashed and copy not in (None, key):
-        raise UserKeyLost("the key of the ledger's hashed user ids in Redis is not the one that is kept here")
+        raise UserKeyLost("the key of the ledger's hashed user ids in Redis is not the one in the data directory")
     return key

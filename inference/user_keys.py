@@ -1,6 +1,6 @@
-"""The key of users' hashes, and the hashes; the copy of the key in the projector's data directory.
+"""The key of users' hashes, the hashes, and the copy of the key in the projector's data directory.
 
-Nothing heavy is imported here: light commands hash what people type.
+Imports nothing heavy, since light commands use it to hash user ids.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from tollbook.schemas.identifiers import hashed_id, is_hashed_id
 
 KEY_FILE: Final = "user-ids.key"
 """The copy of the ledger's key in the projector's data directory."""
-# Another key than that of the names that providers are told: who knows one name must not know the other (G10).
+# Another key than for the names sent to providers: such a name must not reveal the id on the ledger (G10).
 _PURPOSE: Final = b"tollbook: users' ids on the ledger"
 _log = LazyLogger(__name__)
 
@@ -26,14 +26,14 @@ def derived_key(ledger_key: bytes) -> bytes:
 
 
 def hash_of(user_id: str, key: bytes) -> str:
-    """Return the hash of an id by a derived key; what is a hash already stays as it is."""
+    """Return the hash of an id by a derived key; a hash is returned unchanged."""
     if is_hashed_id(user_id):
         return user_id
     return hashed_id(hmac.new(key, user_id.encode(), hashlib.sha256).digest())
 
 
 def keep_key_copy(data_dir: Path, ledger_id: str, key: bytes) -> None:
-    """Keep the ledger's key beside the projection. Where that cannot be, a line in the log says so."""
+    """Store a copy of the ledger's key beside the projection; if that fails, log a warning."""
     if read_key_copy(data_dir, ledger_id) == key:
         return
     try:
@@ -44,7 +44,7 @@ def keep_key_copy(data_dir: Path, ledger_id: str, key: bytes) -> None:
 
 
 def read_key_copy(data_dir: Path, ledger_id: str | None = None) -> bytes | None:
-    """Return the key that is kept in a data directory, for this ledger where one is given; None without one."""
+    """Return the copy of the key in a data directory, or None; with `ledger_id`, only that ledger's."""
     try:
         document = json.loads(read_private(data_dir / KEY_FILE))
         return bytes.fromhex(document["key"]) if ledger_id in (None, document["ledger_id"]) else None

@@ -1,1 +1,1 @@
-"""Alerts on their way to people: a queue in Redis, and the receivers that are served from it."""
+"""Delivery of alerts to people: a queue in Redis, and the receivers that get the alerts in it."""

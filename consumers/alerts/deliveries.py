@@ -1,7 +1,7 @@
-"""Deliveries: each alert goes to each receiver at least once, alerts about one budget in their order.
+"""Deliveries: each alert goes to each receiver at least once, and alerts about one budget go in their order.
 
-A receiver that fails is tried again after a pause that doubles. It holds up neither calls, nor other receivers, nor
-alerts about other budgets. After a day of failures an alert is given up, so that newer ones come through.
+A delivery that fails is retried after a pause that doubles. It delays no calls, no other receivers and no alerts about
+other budgets. After a day of failures an alert is given up, so that newer alerts are delivered.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class Deliveries:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         max_open: int = 1_000,
     ) -> None:
-        """`unusable` has, by name, why a receiver cannot be used; `max_open` alerts of one may be under way."""
+        """`unusable` has, by receiver name, why it cannot be used; `max_open` limits a receiver's alerts in flight."""
         self._queue = queue
         self._receivers = tuple(receivers)
         self._unusable = dict(unusable)
@@ -47,7 +47,7 @@ class Deliveries:
         self._max_open = max_open
 
     async def prepare(self) -> None:
-        """Make the receivers known: each gets what is raised from now on. Errors: redis.RedisError."""
+        """Register the receivers: each gets the alerts raised from now on. Errors: redis.RedisError."""
         await self._queue.keep_receivers({receiver.name for receiver in self._receivers} | self._unusable.keys())
         for name, problem in self._unusable.items():
             await self._queue.write_state(ReceiverState(name, problem=problem, failing_since_ms=self._now_ms()))
@@ -58,10 +58,10 @@ class Deliveries:
         """Deliver until cancelled."""
         async with asyncio.TaskGroup() as group:
             for receiver in self._receivers:
-                group.create_task(_Server(receiver, self._queue, self._now_ms, self._sleep, self._max_open).run())
+                group.create_task(_DeliveryLoop(receiver, self._queue, self._now_ms, self._sleep, self._max_open).run())
 
 
-class _Server:
+class _DeliveryLoop:
     """Serves one receiver."""
 
     def __init__(
@@ -80,9 +80,9 @@ class _Server:
         self._tasks: set[asyncio.Task[None]] = set()
         self._last: dict[str, asyncio.Task[None]] = {}
         self._open: set[str] = set()
-        """Entries under way."""
+        """Ids of the entries in flight."""
         self._failing: dict[str, int] = {}
-        """Since when alerts about a subject fail, milliseconds since the epoch."""
+        """By subject, since when its alerts fail, in milliseconds since the epoch."""
         self._state = ReceiverState(receiver.name)
 
     async def run(self) -> None:
@@ -94,12 +94,12 @@ class _Server:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _read(self) -> None:
-        """Begin with what was given to this receiver before, and not taken; then go on with what is new."""
+        """Read the alerts that this receiver was given before and did not acknowledge, then the new ones."""
         after = "0"
         while True:
             try:
                 if after == "0":
-                    await self._take_up_state()
+                    await self._load_state()
                 is_new = after == ">"
                 found = await self._queue.read(
                     self._receiver.name, after=after, count=_PAGE, block_ms=_BLOCK_MS if is_new else None
@@ -107,21 +107,21 @@ class _Server:
             except (RedisError, OSError) as exc:
                 _log.warning("alerts.not_read", receiver=self._receiver.name, problem=str(exc))
                 await self._sleep(_FIRST_PAUSE_S)
-                after = "0"  # An answer that was lost has given alerts to this receiver all the same.
+                after = "0"  # A lost reply may have contained alerts: Redis counts them as given to this receiver.
                 continue
             for queued in found:
                 if queued.entry_id not in self._open:
-                    await self._begin(queued)
+                    await self._start(queued)
             if not is_new:
                 after = found[-1].entry_id if found else ">"
 
-    async def _take_up_state(self) -> None:
+    async def _load_state(self) -> None:
         for state in await self._queue.states():
             if state.name == self._receiver.name:
                 self._state = state
 
-    async def _begin(self, queued: Queued) -> None:
-        """Deliver an alert once the one before it about the same subject is done."""
+    async def _start(self, queued: Queued) -> None:
+        """Start delivering an alert; it waits until the earlier alert about the same subject is done."""
         await self._room.acquire()
         self._open.add(queued.entry_id)
         subject = queued.alert.subject if queued.alert else ""
@@ -143,10 +143,10 @@ class _Server:
         if before is not None:
             await asyncio.wait([before])
         if queued.alert is not None:
-            await self._hand_over(queued.alert)
-        await self._until_redis_answers(lambda: self._queue.take(self._receiver.name, queued.entry_id))
+            await self._deliver_with_retries(queued.alert)
+        await self._retry_until_redis_answers(lambda: self._queue.take(self._receiver.name, queued.entry_id))
 
-    async def _hand_over(self, alert: Alert) -> None:
+    async def _deliver_with_retries(self, alert: Alert) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -157,11 +157,11 @@ class _Server:
                 problem, asked_s = type(exc).__name__, None
             else:
                 self._failing.pop(alert.subject, None)
-                await self._note(None, delivered=self._state.delivered + 1, delivered_at_ms=self._now_ms())
+                await self._update_state(None, delivered=self._state.delivered + 1, delivered_at_ms=self._now_ms())
                 return
             is_given_up = self._now_ms() - alert.at_ms > _GIVE_UP_MS
             self._failing.setdefault(alert.subject, self._now_ms())
-            await self._note(problem, dropped=self._state.dropped + is_given_up)
+            await self._update_state(problem, dropped=self._state.dropped + is_given_up)
             _log.warning(
                 "alert.given_up" if is_given_up else "alert.not_taken",
                 receiver=self._receiver.name,
@@ -173,8 +173,8 @@ class _Server:
             await self._sleep(max(pause_s, asked_s or 0))
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    async def _note(self, problem: str | None, **changes: int) -> None:
-        """Show a result. The receiver has a problem for as long as alerts about anything fail."""
+    async def _update_state(self, problem: str | None, **changes: int) -> None:
+        """Write the receiver's state. The receiver has a problem while alerts about any subject fail."""
         self._state = replace(
             self._state,
             problem=(problem or self._state.problem) if self._failing else None,
@@ -186,7 +186,7 @@ class _Server:
         except (RedisError, OSError) as exc:
             _log.debug("alerts.state_not_written", problem=str(exc))
 
-    async def _until_redis_answers(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _retry_until_redis_answers(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             try:
                 return await step()

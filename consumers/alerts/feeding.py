@@ -1,7 +1,7 @@
-"""Alerts of budgets on their way from the ledger to the queue.
+"""Copying budget alerts from the ledger to the queue.
 
-They are events of the ledger, appended by the gate in the step that moved the money. Once folded, each is queued in the
-order of its partition. A process that dies in between queues one again; its id is the same.
+Alerts are events of the ledger. The gate appends them in the step that moves the money. Once folded, they are queued in
+the order of their partition. After a crash an alert may be queued twice, with the same id.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class AlertFeed:
         self._sleep = sleep
 
     async def run(self) -> None:
-        """Queue what is folded, until cancelled."""
+        """Queue the folded alerts until cancelled."""
         while True:
             try:
                 for partition in self._partitions:
@@ -64,9 +64,11 @@ class AlertFeed:
             await self._sleep(_INTERVAL_S)
 
     async def feed(self, partition: int) -> None:
-        """Queue the alerts of a partition that were folded since the last time; the first time, those of a minute.
+        """Queue the alerts of a partition that were folded since the last time.
 
-        Errors: redis.RedisError; LedgerError where the projection is not open.
+        The first time, queue the alerts of the last minute.
+
+        Errors: redis.RedisError; LedgerError if the projection is not open.
         """
         stored = cast("bytes | None", await self._redis.hget(self._key, str(partition)))
         if stored is None:
@@ -86,14 +88,14 @@ def alert_of(row: dict[str, Any]) -> Alert:
     cap, settled = (nanousd_from_decimal(row[name]) for name in ("cap_usd", "settled_usd"))
     fraction: Decimal = row["fraction"]
     share = f"{100 * fraction:.4f}".rstrip("0").rstrip(".")
-    # The first refusal raises the alert of the whole cap too, before it is spent.
+    # The first refused call also raises the alert for 100 %, even if less is spent.
     is_refusal = fraction == 1 and (settled < cap or not cap)
-    said = "A call was refused" if is_refusal else f"{share} % is spent"
+    summary = "A call was refused" if is_refusal else f"{share} % is spent"
     spent, limit = (format_usd(each, places=None) for each in (settled, cap))
     return Alert(
         id=row["id"],
         kind="budget",
-        text=f"{said}: {describe_budget(row['budget'])}, {spent} of {limit}.",
+        text=f"{summary}: {describe_budget(row['budget'])}, {spent} of {limit}.",
         at_ms=row["at_ms"],
         budget=row["name"].partition("~")[0],
         value=row["value"],

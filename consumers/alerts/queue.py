@@ -1,6 +1,6 @@
 """The queue of alerts: a Redis stream with a consumer group for each receiver.
 
-An alert stays with a receiver until it has taken it, also where the process that delivers dies.
+An alert stays pending for a receiver until the receiver has taken it, even if the delivering process dies.
 """
 
 import json
@@ -18,12 +18,12 @@ from tollbook.schemas.alerts import Alert
 
 _MAX_ALERTS: Final = 10_000
 _CONSUMER: Final = "tollbook"
-"""One name for whoever delivers, so that a successor finds what its predecessor had begun."""
+"""Every delivering process uses this name, so that a new process finds the unfinished deliveries of the last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """An alert and its entry in the queue. None for an alert that cannot be read."""
+    """An alert and its entry in the queue. `alert` is None if the entry cannot be read."""
 
     entry_id: str
     alert: Alert | None
@@ -31,7 +31,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class ReceiverState:
-    """How deliveries to one receiver go. Moments are milliseconds since the epoch; None where there was none."""
+    """State of the deliveries to one receiver. Moments are milliseconds since the epoch, None if there was none."""
 
     name: str
     waiting: int = 0
@@ -55,7 +55,7 @@ class AlertQueue:
     _states: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Make the names of the keys."""
+        """Set the names of the keys."""
         self._key, self._states = alerts(self.namespace), alert_receivers(self.namespace)
 
     async def put(self, alert: Alert) -> None:
@@ -64,7 +64,7 @@ class AlertQueue:
         await self.redis.xadd(self._key, cast(Any, fields), maxlen=_MAX_ALERTS, approximate=True)
 
     async def add_receiver(self, name: str) -> None:
-        """Make the group of a receiver; it gets what is raised from now on."""
+        """Create the group of a receiver; the receiver gets the alerts raised from now on."""
         try:
             await self.redis.xgroup_create(self._key, name, id="$", mkstream=True)
         except ResponseError as exc:
@@ -80,7 +80,7 @@ class AlertQueue:
                 await self.redis.hdel(self._states, state.name)
 
     async def read(self, receiver: str, *, after: str, count: int, block_ms: int | None = None) -> list[Queued]:
-        """Return alerts for a receiver. `after` is an id for those it was given before, or `>` for new ones."""
+        """Return alerts for a receiver: new ones if `after` is `>`, else its pending ones after that entry id."""
         found = cast(
             "list[Any] | dict[Any, Any] | None",
             await self.redis.xreadgroup(receiver, _CONSUMER, {self._key: after}, count=count, block=block_ms),
@@ -97,19 +97,19 @@ class AlertQueue:
         await self.redis.xack(self._key, receiver, entry_id)
 
     async def write_state(self, state: ReceiverState) -> None:
-        """Show how deliveries to a receiver go."""
+        """Store the state of a receiver, for commands and metrics."""
         document = {
             name: getattr(state, name) for name in ReceiverState.__dataclass_fields__ if name not in ("name", "waiting")
         }
         await self.redis.hset(self._states, state.name, json.dumps(document))
 
     async def states(self) -> list[ReceiverState]:
-        """Return how deliveries to every receiver go, by name."""
+        """Return the state of every receiver, sorted by name."""
         return await receiver_states(self.redis.execute_command, self.namespace)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
 
 
 async def receiver_states(execute: Callable[..., Awaitable[Any]], namespace: str) -> list[ReceiverState]:
-    """Return how deliveries to every receiver go, by name; `execute` sends one command to Redis. Errors: its own."""
+    """Return the state of every receiver, sorted by name. Errors: those of `execute`, which sends a Redis command."""
     stored = {
         name.decode(): json.loads(value)
         for name, value in as_map(await execute("HGETALL", alert_receivers(namespace))).items()
@@ -134,4 +134,4 @@ def _alert(fields: Mapping[bytes, bytes] | None) -> Alert | None:
     try:
         return Alert.model_validate_json((fields or {})[b"alert"])
     except (KeyError, ValueError):
-        return None  # It was dropped, or written by hand.
+        return None  # The entry was trimmed off the stream, or written by hand.

@@ -1,6 +1,6 @@
-"""Receivers of alerts: a webhook, and what Apprise reaches (Slack, e-mail and many more).
+"""Receivers of alerts: a webhook, and the services that Apprise supports (Slack, e-mail and many more).
 
-A receiver takes an alert or says why not. Addresses hold secrets, so no message names one (G10).
+A receiver takes an alert or says why not. Addresses contain secrets, so no message shows an address (G10).
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from tollbook.schemas.policy import AlertRule
 _WEBHOOK: Final = "webhook"
 _APPRISE: Final = "apprise"
 _TIMEOUT_S: Final = 10.0
-# Of a delivery in all: the one above is for each byte, and a receiver may send them one by one.
+# For the whole delivery. The timeout above starts again with each byte, and a receiver may send single bytes slowly.
 _LIMIT_S: Final = 30.0
 _MAX_PAUSE_S: Final = 3600.0
 
 
 class NotDelivered(Exception):
-    """A receiver did not take an alert. The text says why; `pause_s` is the pause that it asks for, if any."""
+    """A receiver did not take an alert. The text says why; `pause_s` is the pause that it asked for, or None."""
 
     def __init__(self, why: str, *, pause_s: float | None = None) -> None:
         super().__init__(why)
@@ -36,11 +36,11 @@ class NotDelivered(Exception):
 
 
 class ReceiverProblem(ValueError):
-    """A receiver is configured and cannot be used. The text says what to do."""
+    """A receiver is configured but cannot be used. The text says what to do."""
 
 
 class Receiver(Protocol):
-    """Somebody who is told of alerts."""
+    """Gets alerts."""
 
     @property
     def name(self) -> str:
@@ -55,9 +55,9 @@ class Receiver(Protocol):
 def receivers_of(
     rule: AlertRule, secret: SecretStr | None, read: Callable[[str], str | None], http: httpx.AsyncClient
 ) -> tuple[list[Receiver], dict[str, str]]:
-    """Return the receivers that a policy names; and by name, why others cannot be used.
+    """Return the receivers that a policy names, and by name, why the others cannot be used.
 
-    `secret` signs webhooks (TOLLBOOK_WEBHOOK_SECRET); `read` returns an environment variable, None where it is not set.
+    `secret` signs webhooks (TOLLBOOK_WEBHOOK_SECRET); `read` returns an environment variable, or None if it is not set.
     """
     makers: list[tuple[str, str | None, Callable[[str], Receiver]]] = [
         (_WEBHOOK, rule.webhook_env, lambda url: Webhook.of(url, secret, http)),
@@ -129,7 +129,7 @@ class Webhook:
         try:
             async with asyncio.timeout(self.limit_s):
                 reply = await self.http.send(request, stream=True, follow_redirects=False)
-                await reply.aclose()  # Unread: the status says all, and a body may have no end.
+                await reply.aclose()  # The body is not read: the status is enough, and a body may be endless.
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as exc:
             raise NotDelivered(f"no answer ({type(exc).__name__})") from None
         if not reply.is_success:
@@ -137,28 +137,28 @@ class Webhook:
 
 
 def _pause_of(reply: httpx.Response) -> float | None:
-    """Return how long a receiver asks to be left alone: a Retry-After in seconds, at most an hour."""
+    """Return how long a receiver asks to wait: its Retry-After in seconds, at most an hour."""
     value = reply.headers.get("retry-after", "")
     return min(float(value), _MAX_PAUSE_S) if value.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)
 class AppriseReceiver:
-    """Slack, e-mail and the like, by the addresses that Apprise knows (https://github.com/caronc/apprise)."""
+    """Slack, e-mail and the like, by addresses in Apprise's form (https://github.com/caronc/apprise)."""
 
     apprise: Any
     name: str = _APPRISE
 
     @classmethod
     def of(cls, addresses: str) -> "AppriseReceiver":
-        """Make a receiver of addresses with commas or spaces between them. Errors: ReceiverProblem."""
+        """Make a receiver from addresses separated by commas or spaces. Errors: ReceiverProblem."""
         try:
             from apprise import Apprise
         except ImportError:
             raise ReceiverProblem('Slack, e-mail and the like need `pip install "tollbook[alerts]"`') from None
         apprise = Apprise()
         if not apprise.add(addresses):  # pyright: ignore[reportUnknownMemberType]
-            raise ReceiverProblem("an address of the policy's [alerts] apprise_env is none that Apprise knows")
+            raise ReceiverProblem("Apprise does not accept an address in the policy's [alerts] apprise_env; correct it")
         return cls(apprise)
 
     async def deliver(self, alert: Alert) -> None:

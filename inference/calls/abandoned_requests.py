@@ -1,7 +1,7 @@
-"""Requests that nobody waits for any more: their providers are asked what they cost, before the whole hold is assumed.
+"""Asking a provider for the cost of an abandoned request, before the whole hold is assumed.
 
-A cancelled stream is not free: what was generated is billed, also by providers that stop generating at once. The cost
-may be known a moment later only, so it is asked for several times, within a few seconds.
+A cancelled stream is not free: providers bill what was generated, even if they stop at once. The cost may be known only
+a moment later, so it is asked for several times within a few seconds.
 """
 
 import asyncio
@@ -15,20 +15,20 @@ from tollbook.inference.providers.client import ProviderClient
 
 _PATIENCE_S: Final = 5.0
 _PAUSES_S: Final = (0.25, 0.5, 1.0, 2.0)
-"""Pauses before the second try and those after it."""
+"""The pause before each retry."""
 _log = structlog.get_logger(__name__)
 
 
-async def told_cost(
+async def ask_abandoned_cost(
     client: ProviderClient,
     generation_id: str,
     *,
     sleep: Callable[[float], Awaitable[None]],
     patience_s: float = _PATIENCE_S,
 ) -> int | None:
-    """Return what an abandoned request cost, nano-dollars; None where the provider does not say in time.
+    """Return what an abandoned request cost, in nano-dollars; None if the provider does not say in time.
 
-    Errors: none of the provider's or the network's.
+    Failures of the provider or the network give None, no error.
     """
     if not client.can_be_asked:
         return None
@@ -40,6 +40,6 @@ async def told_cost(
                     return cost
                 await sleep(pause_s)
     except (ProviderError, TimeoutError, RuntimeError) as exc:
-        # A RuntimeError: this process ends, and its connections are closed already.
+        # RuntimeError: this process is ending, and its connections are already closed.
         _log.warning("provider.cost_not_told", generation_id=generation_id, problem=str(exc) or "no answer in time")
     return None

@@ -1,4 +1,4 @@
-"""One call: what is asked of which model and for whom, which run of it this is, and the results it can have."""
+"""One call: its user, model, messages and run, and the results that it can have."""
 
 import json
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from tollbook.schemas.routes import DEFAULT_PROVIDER, Route, Target, resolve_mod
 from tollbook.schemas.tasks import Task
 
 _MAX_BYTES: Final = 4_000_000
-"""Of log probabilities, and of details of reasoning: Redis keeps results in its memory."""
+"""The limit for log probabilities and for details of reasoning: Redis keeps results in memory."""
 _JsonT = TypeVar("_JsonT", dict[str, Any], list[dict[str, Any]])
 
 
 @dataclass(frozen=True, slots=True)
 class RunId:
-    """Names one run of a call by the process it is in, so that a resend can be told from a rival.
+    """Identifies one run of a call and its process, so that a retry of this run differs from another run.
 
-    The ledger records it as text, with each hold.
+    The ledger records it as text with each hold.
     """
 
     process: str
@@ -38,14 +38,14 @@ class RunId:
 
     @classmethod
     def parse(cls, text: str) -> "RunId":
-        """Read what `str` wrote; the name of the process may have dots."""
+        """Parse the text of a run id; the process name may contain dots."""
         process, _, run = text.rpartition(".")
         return cls(process, run)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What is to be called for one task, by the policy of `policy_version`."""
+    """The call of one task, by the policy of `policy_version`."""
 
     call_id: str
     run_id: RunId
@@ -63,13 +63,13 @@ class Call:
     stream: str | None = None
     metadata: dict[str, Any] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)  # G10
-    """What the task itself sets for the completion, beside `max_tokens`."""
+    """The task's own parameters of the completion, without `max_tokens`."""
     inputs: tuple[str, ...] = field(default=(), repr=False)  # G10
-    """The texts of which vectors are made; there are no messages then."""
+    """The texts to embed; then there are no messages."""
 
     @property
     def attributes(self) -> dict[str, str]:
-        """By name, what budgets may be kept by: what Tollbook knows of the call, and its tags under other names."""
+        """The attributes that budgets may be kept by. A tag never replaces an attribute that Tollbook sets."""
         known = {"user": self.user_id, "plan": self.plan, "task": self.task_type, "model": self.route.model}
         if self.campaign_id is not None:
             known["campaign"] = self.campaign_id
@@ -79,9 +79,9 @@ class Call:
     def of_task(
         cls, task: Task, *, call_id: str, run_id: RunId, policy: PolicyInForce, stream: str | None = None
     ) -> "Call":
-        """Make a call of a task by a policy; the task's own model and limits win over the route's.
+        """Make a call from a task by a policy; the task's own model and limits override the route's.
 
-        A task that names its model gets no cheaper one. Errors: InvalidTask for names that the policy does not have.
+        A task that names its model is never downgraded. Errors: InvalidTask for names that the policy does not have.
         """
         rules = policy.policy
         route = rules.route_of(check_task(task, rules).task, task.model)
@@ -115,22 +115,22 @@ class Call:
         )
 
     def parameters_for(self, model: str, models: ModelCatalogue) -> dict[str, Any]:
-        """Return what is sent to a model: what the task sets, and what the route sets and the model supports."""
+        """Return the parameters for a model: the task's own, and those of the route that the model supports."""
         defaults = dict(self.route.params)
         if self.route.temperature is not None:
             defaults["temperature"] = self.route.temperature
         return {**models.without_unsupported(model, defaults), **self.parameters}
 
     def downgraded(self) -> "Call":
-        """Return this call of its route's cheaper model; there must be one."""
+        """Return this call with its route's cheaper model; there must be one."""
         return replace(self, route=self.route.downgraded(), downgraded_from=self.route.model)
 
-    def of_fallback(self, target: Target) -> "Call":
-        """Return this call of one of its route's fallbacks, which those after it follow."""
+    def with_fallback(self, target: Target) -> "Call":
+        """Return this call with one of its route's fallbacks; the later fallbacks remain."""
         return replace(self, route=self.route.from_fallback(target))
 
     def without_reasoning(self) -> "Call | None":
-        """Return this call without what models thought in earlier turns; None where there is nothing to leave out."""
+        """Return this call without the reasoning of earlier turns; None if there is no reasoning to leave out."""
         messages = tuple(message.without_reasoning() for message in self.messages)
         left = tuple(message for message in messages if not message.is_empty)
         if not left or not any(message.has_reasoning for message in self.messages):
@@ -138,19 +138,22 @@ class Call:
         return replace(self, messages=left)
 
     def under(self, policy: PolicyInForce) -> "Call":
-        """Return this call by another policy: route, bound and budgets follow from one (G11). Errors: InvalidTask."""
+        """Return this call by another policy, so that route, bound and budgets follow from one policy (G11).
+
+        Errors: InvalidTask.
+        """
         if policy.version == self.policy_version:
             return self
         return Call.of_task(self.task, call_id=self.call_id, run_id=self.run_id, policy=policy, stream=self.stream)
 
 
 def _model_of(name: str, route: Route) -> str:
-    """Return the model that a task names: one of the route's provider."""
+    """Return the id of the model that a task names, at the route's provider."""
     return resolve_model(name) if route.first.provider == DEFAULT_PROVIDER else name
 
 
 def with_larger_limit(call: Call, reply: Attempt) -> Call | None:
-    """Return the call with the larger limit that its route has for a reply that was cut off, None where it has none."""
+    """Return the call with its route's larger token limit if the reply was cut off; None if it was not, or has none."""
     larger = call.route.retry_max_tokens
     if not reply.is_cut or larger is None or larger <= (call.route.max_tokens or 0):
         return None
@@ -160,13 +163,13 @@ def with_larger_limit(call: Call, reply: Attempt) -> Call | None:
 def reply_result(
     call: Call, reply: Attempt, now_ms: int, *, cost_nanousd: int, downgraded_from: str | None = None
 ) -> InferenceResult:
-    """Return what a reply is to its task: an answer, or the reason why there is none (G4).
+    """Return the result that a reply gives: an answer, or the reason why there is none (G4).
 
-    The cost is the whole call's, failed attempts included.
+    The cost is the whole call's, including failed attempts.
     """
     return InferenceResult(
         **_description(call, now_ms),
-        **_said(call, reply),
+        **_output(call, reply),
         downgraded_from=downgraded_from,
         status=TaskStatus.FAILED if reply.error_code else TaskStatus.DONE,
         cost_usd=usd_from_nanousd(cost_nanousd),
@@ -184,14 +187,14 @@ def failed_result(
     cost_nanousd: int = 0,
     last: Attempt | None = None,
 ) -> InferenceResult:
-    """Return that there is no answer; the cost is what the attempts are charged at all the same.
+    """Return the result of a call without an answer; the cost is what the attempts are charged at.
 
-    `last` is the attempt that failed last: its part of a text and the provider's own words are passed on.
+    `last` is the attempt that failed last: its partial text and the provider's error message are passed on.
     """
     words = last.provider_error if last else None
     return InferenceResult(
         **_description(call, now_ms),
-        **(_said(call, last) if last else {}),
+        **(_output(call, last) if last else {}),
         status=TaskStatus.FAILED,
         cost_usd=usd_from_nanousd(cost_nanousd),
         error_code=code,
@@ -202,7 +205,7 @@ def failed_result(
 
 
 def denied_result(call: Call, denial: Denied, now_ms: int) -> InferenceResult:
-    """Refused by the cap, with the numbers that decided."""
+    """Return the result of a call that a cap refused, with the numbers that decided."""
     is_timeout = denial.reason == "wait_timeout"
     code = ErrorCode.BUDGET_WAIT_TIMEOUT if is_timeout else ErrorCode.PLAN_LIMIT_REACHED
     problem = describe_shortage(
@@ -226,7 +229,7 @@ def denied_result(call: Call, denial: Denied, now_ms: int) -> InferenceResult:
 
 
 def finished_result(call: Call, found: FinishedCall, now_ms: int) -> InferenceResult:
-    """The result of a call that is over; its text may have expired, its settlement has not."""
+    """Return the result of a finished call, also if its text has expired: the settlement is still known."""
     if found.result:
         return InferenceResult.model_validate_json(found.result)
     if found.denial is not None:
@@ -239,12 +242,12 @@ def finished_result(call: Call, found: FinishedCall, now_ms: int) -> InferenceRe
 
 
 def exhausted(times: int) -> str:
-    """Return why a task that no worker has finished is given up."""
+    """Return the reason for giving up a task that no worker has finished."""
     return f"workers died over this task, or were stopped, {times} times; it is in the dead-letter stream"
 
 
-def _said(call: Call, attempt: Attempt) -> dict[str, Any]:
-    """Return what an attempt contributes to a result."""
+def _output(call: Call, attempt: Attempt) -> dict[str, Any]:
+    """Return the fields of a result that come from an attempt."""
     return {
         "content": attempt.content,
         "embeddings": list(attempt.embeddings) or None,
@@ -262,13 +265,13 @@ def _said(call: Call, attempt: Attempt) -> dict[str, Any]:
 
 
 def _logprobs(call: Call, attempt: Attempt) -> dict[str, Any] | None:
-    """Return log probabilities, where they were asked for and a result can hold them."""
+    """Return log probabilities if they were asked for and are not too large for a result."""
     is_asked = call.parameters.get("logprobs", call.route.params.get("logprobs"))
     return _within_limit(attempt.logprobs) if is_asked else None
 
 
 def _within_limit(value: _JsonT | None) -> _JsonT | None:
-    """Return a value that a result can hold; None for others, since a part of it would be of no use."""
+    """Return the value, or None if it is too large for a result: a part of it would be of no use."""
     return value if value is None or len(json.dumps(value)) <= _MAX_BYTES else None
 
 

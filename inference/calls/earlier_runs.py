@@ -1,7 +1,7 @@
-"""What earlier runs of a call have left: a result, a refusal, the hold of a run that died or was cut off.
+"""Handling what earlier runs of a call have left: a result, a refusal, or the hold of a run that died or was cut off.
 
-Invariant (G3): a hold whose run is dead is settled in full where a request may be in flight, else at what is known.
-Invariant (G4): the first answer to a call stands.
+Invariant (G3): the hold of a dead run is settled in full if a request may be in flight, else at the known cost.
+Invariant (G4): the first answer to a call is never changed.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Literal
 import structlog
 
 from tollbook.inference.calls.call import Call, denied_result, failed_result, finished_result
-from tollbook.inference.calls.lost_requests import AskCost, ask_nobody
+from tollbook.inference.calls.lost_requests import AskCost, cost_unknown
 from tollbook.inference.calls.steps import CallObserver, settle_observed
 from tollbook.inference.errors import ParameterUnsupported, PriceUnknown
 from tollbook.ledger.errors import IdempotencyConflict
@@ -31,16 +31,16 @@ def settle_dead_hold(
     found: OpenCall,
     outcome: Literal["expired", "taken_over"],
     reason: str,
-    told_nanousd: int | None = None,
+    reported_nanousd: int | None = None,
     result: str = "",
 ) -> SettleRequest:
-    """Settle the hold of a dead run: all of it where a request may be in flight, else what is known (G3).
+    """Return the settlement of a dead run's hold: in full if a request may be in flight, else the known cost (G3).
 
-    `told_nanousd` is what the provider says that request has cost. What it does not say yet, `reconcile` can ask for:
-    the request's id is in the event. With a `result` the call is over; without one it may be run again.
+    `reported_nanousd` is the provider's cost of that request. If the provider does not say it yet, `reconcile` can ask
+    later: the request's id is in the event. With a `result` the call is over; without one it may be run again.
     """
-    cost = _cost_of(found, told_nanousd)
-    assumed = found.assumed_nanousd + (cost - found.spent_nanousd if told_nanousd is None else 0)
+    cost = _cost_of(found, reported_nanousd)
+    assumed = found.assumed_nanousd + (cost - found.spent_nanousd if reported_nanousd is None else 0)
     basis: Basis = "assumed" if assumed else "reported" if cost else "released"
     is_known = found.may_be_under_way and found.generation_id is not None
     payload = CostRecorded(
@@ -65,14 +65,14 @@ def settle_dead_hold(
     )
 
 
-def _cost_of(found: OpenCall, told_nanousd: int | None) -> int:
-    if told_nanousd is not None:
-        return found.spent_nanousd + told_nanousd
+def _cost_of(found: OpenCall, reported_nanousd: int | None) -> int:
+    if reported_nanousd is not None:
+        return found.spent_nanousd + reported_nanousd
     return found.amount_nanousd if found.may_be_under_way else found.spent_nanousd  # G3
 
 
 class EarlierRuns:
-    """Ends what other runs of a call have begun, and repeats what they have answered.
+    """Settles the holds of other runs of a call, and repeats their answers.
 
     Errors of every method: LedgerUnavailable; LedgerRefused.
     """
@@ -83,7 +83,7 @@ class EarlierRuns:
         results: Results,
         observer: CallObserver,
         now_ms: Callable[[], int],
-        ask_cost: AskCost = ask_nobody,
+        ask_cost: AskCost = cost_unknown,
     ) -> None:
         self._ask_cost = ask_cost
         self._ledger = ledger
@@ -92,13 +92,13 @@ class EarlierRuns:
         self._now_ms = now_ms
 
     async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
-        """Settle the hold of a run that has died, unless somebody else has; `give_up` ends the call with this problem.
+        """Settle the hold of a dead run, unless another process has; `give_up` ends the call with this problem.
 
         Errors: CallUnknown.
         """
         code = ErrorCode.ATTEMPTS_EXHAUSTED
-        told = await self._ask_cost(call.user_id, found)
-        cost = _cost_of(found, told)
+        reported_nanousd = await self._ask_cost(call.user_id, found)
+        cost = _cost_of(found, reported_nanousd)
         result = failed_result(call, code, give_up, self._now_ms(), cost_nanousd=cost) if give_up else None
         request = settle_dead_hold(
             call_id=call.call_id,
@@ -106,7 +106,7 @@ class EarlierRuns:
             found=found,
             outcome="taken_over",
             reason=give_up or f"worker {found.worker} gave no sign of life",
-            told_nanousd=told,
+            reported_nanousd=reported_nanousd,
             result=result.model_dump_json() if result else "",
         )
         if await settle_observed(self._ledger, self._observer, request):
@@ -114,7 +114,7 @@ class EarlierRuns:
             _log.warning("call.taken_over", call_id=call.call_id, worker=found.worker, cost_nanousd=cost_nanousd)
 
     async def release_unsent(self, call: Call) -> None:
-        """Settle at zero what a reservation of this run may have held whose reply nobody waited for."""
+        """Settle at zero the hold of this run, if its reservation was made and its reply not awaited."""
         record = await self._ledger.gate_of(call.user_id).call_record(call.call_id)
         if record is None or record.state != "open" or record.hold.worker != str(call.run_id):
             return
@@ -133,9 +133,9 @@ class EarlierRuns:
         await settle_observed(self._ledger, self._observer, request)
 
     async def finished(self, call: Call, found: FinishedCall) -> InferenceResult:
-        """Return the result of a call that is over, and store what says that its own is gone.
+        """Return the result of a finished call; if its stored result is gone, store a result that says so.
 
-        Who waits looks under the task's id, and would wait for ever where a result has expired or was lost.
+        A client that waits for the task's result would wait for ever if the result has expired or was lost.
         """
         result = finished_result(call, found, self._now_ms())
         if found.denial is None:
@@ -152,9 +152,9 @@ class EarlierRuns:
         return await self._store_denial(denied_result(call, denial, self._now_ms()))
 
     async def _store_denial(self, result: InferenceResult) -> InferenceResult:
-        """Store what the ledger has decided; where that was done before, the stored one stands, and is returned.
+        """Store a refusal and return it; if a refusal is already stored, return that one.
 
-        What else may stand under the task's id (a ping's answer, a malformed task's) is not this task's result.
+        Any other result under the task's id (of a ping or a malformed task) is not this task's, and is replaced.
         """
         if await self._results.put(result):  # G4
             return result
@@ -165,9 +165,9 @@ class EarlierRuns:
         return result
 
     async def unpriced(self, call: Call, problem: PriceUnknown | ParameterUnsupported) -> InferenceResult | OpenCall:
-        """Answer a call whose cost cannot be bounded, or that its model does not take.
+        """Answer a call whose cost cannot be bounded, or whose parameters the model does not support.
 
-        The ledger has it only if its model once had a price.
+        The ledger knows the call only if an earlier run could be priced; then an open hold is returned.
 
         Errors: IdempotencyConflict.
         """
@@ -184,7 +184,7 @@ class EarlierRuns:
             return result
         stored = await self._results.get_of(result.task_id, result.user_id) or result
         if record is None and not _is_same_answer(stored, result):
-            # Another task's, perhaps another user's: nobody is given the answer to what they did not ask.
+            # The stored result is another task's, perhaps another user's, and must not be shown.
             raise IdempotencyConflict(call.call_id)  # G4
         return stored
 

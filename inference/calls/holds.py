@@ -1,6 +1,6 @@
-"""The open hold of one call: what it covers, what its attempts cost, and which events are still to be recorded.
+"""The open hold of one call: its amount, what its attempts cost, and the events that are not yet recorded.
 
-Plain bookkeeping without I/O; the runner drives it. Every number of money is nano-dollars.
+Plain bookkeeping without I/O; the runner uses it. All money is in nano-dollars.
 """
 
 from collections import Counter
@@ -27,14 +27,14 @@ from tollbook.schemas.money import MAX_NANOUSD
 from tollbook.schemas.routes import Target, named_provider
 from tollbook.schemas.usage import Usage, media_of
 
-_DEAR_TIERS = frozenset({"priority", "fast", "us"})
-# Which basis names the whole, when attempts were charged on different ones: the least certain.
+_EXPENSIVE_TIERS = frozenset({"priority", "fast", "us"})
+# If attempts were charged on different bases, the basis of the whole is the least certain one.
 _LEAST_CERTAIN_FIRST: tuple[Basis, ...] = ("assumed", "priced", "reported", "released")
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one attempt is charged at, and why. `source` is the price's, where it was priced."""
+    """What one attempt is charged at, and why. `source` is the source of the price, if it was priced."""
 
     nanousd: int
     basis: Basis
@@ -42,12 +42,12 @@ class Charge:
 
     @property
     def assumed_nanousd(self) -> int:
-        """The part nobody confirmed: all or nothing."""
+        """The unconfirmed part of the charge: all of it, or nothing."""
         return self.nanousd if self.basis == "assumed" else 0
 
 
-def with_dearest_usage(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Attempt:
-    """Return an attempt with the dearest of what its reported usage can mean, and a doubt if that matters (G3)."""
+def with_costliest_usage(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Attempt:
+    """Return an attempt with the costliest reading of its reported usage, and a doubt if the readings differ (G3)."""
     if attempt.usage is None or not (attempt.other_readings or attempt.service_tier):
         return attempt
     try:
@@ -62,13 +62,13 @@ def with_dearest_usage(attempt: Attempt, bound: Bound, prices: PriceCatalogue, n
     if doubt is None and attempt.reported_cost_nanousd is None:
         if min(costs) != max(costs):
             doubt = "the reported usage can be read in more than one way"
-        elif is_usual and attempt.service_tier in _DEAR_TIERS:
+        elif is_usual and attempt.service_tier in _EXPENSIVE_TIERS:
             doubt = f"no price is known for {attempt.service_tier} processing"
     return replace(attempt, usage=readings[costs.index(max(costs))], other_readings=(), usage_doubt=doubt)
 
 
 def _at_tiers(readings: Sequence[Usage], price: ModelPrice) -> Iterator[Usage]:
-    """Yield the readings between those of the same total whose prompt just reaches a dearer tier."""
+    """Yield further readings between two of the same total, whose prompt just reaches a more expensive tier."""
     for low, high in combinations(sorted(readings, key=lambda usage: usage.prompt_tokens), 2):
         for tier in price.tiers[1:] if low.total_tokens == high.total_tokens else ():
             start = tier.above_prompt_tokens + 1
@@ -78,9 +78,9 @@ def _at_tiers(readings: Sequence[Usage], price: ModelPrice) -> Iterator[Usage]:
 
 
 def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: int) -> Charge:
-    """Price an attempt: what the provider reports, else its usage priced, else its full bound (G3).
+    """Price an attempt: at the cost that the provider reports, else at its priced usage, else at its full bound (G3).
 
-    `bound` is of this attempt. An explicit zero is a price. An attempt that provably was not charged is released.
+    `bound` is this attempt's. An explicit zero is a cost. An attempt that provably was not charged is released.
     """
     if attempt.charge == "none":
         return Charge(0, "released")
@@ -90,22 +90,22 @@ def charge_of(attempt: Attempt, bound: Bound, prices: PriceCatalogue, now_ms: in
         try:
             price = prices.price(bound.model, now_ms, service_tier=attempt.service_tier)
             tokens_nanousd = price.cost(attempt.usage)
-            fees_nanousd = attempt.fee_nanousd + bound.fee_beside(media_of(attempt.usage))
+            fees_nanousd = attempt.fee_nanousd + bound.fee_without(media_of(attempt.usage))
             priced = Charge(min(tokens_nanousd + fees_nanousd, MAX_NANOUSD), "priced", price.source or None)
             if price.can_price(attempt.usage):
                 return priced
             return Charge(max(priced.nanousd, bound.amount_nanousd), "assumed")  # G3
         except PriceUnknown:
-            pass  # The catalogue lost the model since the hold was made; the bound still covers it.
+            pass  # The catalogue no longer has the model; the bound still covers the attempt.
     return Charge(max(bound.amount_nanousd, attempt.fee_nanousd), "assumed")  # G3
 
 
 @dataclass(slots=True, kw_only=True)
 class Hold:
-    """One open hold. `bound` is of the attempt that it pays for next; `attempts` counts the call's over all its holds.
+    """One open hold. `bound` is the next attempt's; `attempts` counts the call's attempts over all its holds.
 
-    `downgraded_from` is the route's first model where that did not fit a budget.
-    `run` is the run that opened it, as the ledger has it; `budgets` are those it stands against, with their caps by the
+    `downgraded_from` is the route's first model if that model did not fit a budget.
+    `run` is the run that opened the hold, as on the ledger; `budgets` are the hold's budgets, with their caps by the
     policy of `policy_version`.
     """
 
@@ -131,7 +131,7 @@ class Hold:
     _last_basis: Basis | None = None
 
     def begin_attempt(self) -> None:
-        """Count an attempt that starts now."""
+        """Start an attempt: count it."""
         self.attempts += 1
         self._attempts_by_target[self.bound.target] += 1
         self._is_attempting = True
@@ -165,17 +165,17 @@ class Hold:
             ),
         )
 
-    def abandon_attempt(self, told_nanousd: int | None = None) -> None:
-        """Charge an attempt whose reply nobody will read, if one is in flight.
+    def abandon_attempt(self, reported_nanousd: int | None = None) -> None:
+        """Charge the attempt in flight, if there is one, without its reply.
 
-        It is charged at what the provider says that it cost, else at its full bound (G3).
+        `reported_nanousd` is the cost by the provider; if it is None, the full bound is charged (G3).
         """
         if not self._is_attempting:
             return
         self._is_attempting = False
         charge = Charge(self.bound.amount_nanousd, "assumed")  # G3
-        if told_nanousd is not None:
-            charge = Charge(told_nanousd, "reported")
+        if reported_nanousd is not None:
+            charge = Charge(reported_nanousd, "reported")
         self._charge(charge)
         self._add_event(
             "model-called",
@@ -193,26 +193,26 @@ class Hold:
         )
 
     def note_fallback(self, payload: FallbackUsed) -> None:
-        """Note a change of model; it is recorded with the next step."""
+        """Add a change of model to the pending events."""
         self._add_event("fallback-used", payload.model_copy(update={"hold": self.number}))
 
     def attempts_of(self, target: Target) -> int:
-        """How often a model was tried under this hold."""
+        """Return how often a model was tried under this hold."""
         return self._attempts_by_target[target]
 
     @property
     def id_in_flight(self) -> str | None:
-        """The provider's id of the attempt in flight; None without one, or while it is not known."""
+        """The provider's id of the attempt in flight; None if there is none, or its id is not known yet."""
         return self.generation_id if self._is_attempting else None
 
     @property
     def shortage_nanousd(self) -> int:
-        """What is missing for the next attempt."""
+        """How much the hold must be extended by to cover the next attempt."""
         return max(0, self.spent_nanousd + self.bound.amount_nanousd - self.amount_nanousd)
 
     @property
     def is_last_assumed(self) -> bool:
-        """Whether nobody has told this run what its last attempt cost."""
+        """Whether the cost of the last attempt is unknown to this run."""
         return self._last_basis == "assumed"
 
     @property
@@ -224,7 +224,7 @@ class Hold:
         return "released"
 
     def record_request(self, *, extension_payload: str) -> RecordRequest:
-        """Record the attempts so far, and extend the hold for the next, which begins."""
+        """Return the request that records the attempts so far and extends the hold for the next one."""
         return RecordRequest(
             call_id=self.call_id,
             user_id=self.user_id,
@@ -240,11 +240,11 @@ class Hold:
         )
 
     def mark_recorded(self) -> None:
-        """Note that the pending events are on the ledger."""
+        """Clear the pending events: they are on the ledger."""
         self._pending_events.clear()
 
     def note_request(self, generation_id: str) -> NoteRequest:
-        """Keep the provider's id of the attempt in flight."""
+        """Return the request that notes the provider's id of the attempt in flight."""
         return NoteRequest(
             call_id=self.call_id,
             user_id=self.user_id,
@@ -257,7 +257,7 @@ class Hold:
     def settle_request(
         self, *, outcome: Literal["done", "failed"], reason: str | None, result: str, is_final: bool
     ) -> SettleRequest:
-        """Settle at what the attempts cost."""
+        """Return the request that settles the hold at the cost of its attempts."""
         last = self.last
         payload = CostRecorded(
             basis=self.basis,
@@ -283,7 +283,7 @@ class Hold:
         )
 
     def adjust_request(self, *, reason: str, result: str) -> AdjustRequest:
-        """Correct a hold that somebody else settled meanwhile."""
+        """Return the request that corrects the cost of a hold that another process has settled meanwhile."""
         payload = CostAdjusted(
             basis=self.basis,
             reason=reason,

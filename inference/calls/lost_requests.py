@@ -1,7 +1,7 @@
-"""Requests whose worker died: their providers are asked what they cost, before the whole hold is assumed.
+"""Asking a provider for the cost of a dead worker's request, before the whole hold is assumed.
 
-Nobody is kept waiting for long: a provider that does not answer in time is left in peace for a while, and what it would
-have said is asked for by `reconcile`.
+The wait is short: a provider that does not answer in time is not asked again for a while, and `reconcile` asks for the
+cost later.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from tollbook.ledger.gate.requests import OpenCall
 from tollbook.schemas.routes import DEFAULT_PROVIDER
 
 AskCost = Callable[[str, OpenCall], Awaitable[int | None]]
-"""Returns what the request of a user's dead run cost, in nano-dollars; None where nobody can say."""
+"""Returns what the request of a dead run cost, in nano-dollars, or None if unknown; takes the user id and the hold."""
 _ANSWER_TIMEOUT_S: Final = 3.0
 _PAUSE_S: Final = 30.0
 _log = structlog.get_logger(__name__)
 
 
-async def ask_nobody(_user_id: str, _found: OpenCall) -> int | None:
-    """Return None: nobody is asked."""
+async def cost_unknown(_user_id: str, _found: OpenCall) -> int | None:
+    """Return None, without asking a provider."""
     return None
 
 
 class LostRequests:
-    """Asks the providers. One that has failed is not asked again for half a minute; `monotonic` measures it."""
+    """Asks the providers. After a failure, a provider is not asked for half a minute by the clock `monotonic`."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class LostRequests:
         self._paused_until_s: dict[str, float] = {}
 
     async def cost(self, user_id: str, found: OpenCall) -> int | None:
-        """Return what the request in flight of an open hold cost; None where its id is not known, or nobody says.
+        """Return what the request in flight of an open hold cost; None if its id or its cost is not known.
 
-        Errors: none of the provider's or the network's.
+        Failures of the provider or the network give None, no error.
         """
         if not found.may_be_under_way or found.generation_id is None:
             return None

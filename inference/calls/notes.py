@@ -1,7 +1,7 @@
 """Notes beside open holds: the provider's id of each request in flight, as soon as it is known.
 
-No call waits for a note. One that is lost costs only certainty: the request then counts as if its id were not known.
-Answers that come at once need none, so a note is written only when its request is still under way a moment later.
+No call waits for a note. If a note is lost, the request's id counts as unknown. A quick answer needs no note, so a note
+is written only if its request is still in flight a moment later.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from tollbook.ledger.errors import CallUnknown, LedgerError
 from tollbook.ledger.gate.ledger import Ledger
 from tollbook.ledger.gate.requests import NoteRequest
 
-# A note takes a round trip to Redis and a write there, a fifth of what a quick call takes in all.
-_AFTER_S: Final = 0.05
+# A note takes a round trip to Redis and a write there: a fifth of the time of a quick call.
+_DELAY_S: Final = 0.05
 _log = structlog.get_logger(__name__)
 
 
 class Notes:
-    """Writes notes in the background. `lost` counts those that the ledger did not take."""
+    """Writes notes in the background. `lost` counts the notes that could not be written."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -29,13 +29,13 @@ class Notes:
         self.lost = 0
 
     def start(self, request: NoteRequest) -> None:
-        """Write a note in a moment, unless the request has ended by then."""
+        """Write a note after a moment, unless the request has ended by then."""
         self.drop(request.call_id)
         loop = asyncio.get_running_loop()
-        self._waiting[request.call_id] = loop.call_later(_AFTER_S, self._begin, request)
+        self._waiting[request.call_id] = loop.call_later(_DELAY_S, self._begin, request)
 
     def drop(self, call_id: str) -> None:
-        """Write no note any more for the request of a call, which has ended."""
+        """Cancel the waiting note of a call, whose request has ended."""
         waiting = self._waiting.pop(call_id, None)
         if waiting is not None:
             waiting.cancel()

@@ -1,7 +1,7 @@
-"""Money for a call before it is sent: which budgets pay, how much is held, and the wait for other calls' holds.
+"""Reserving money for a call before it is sent: its budgets, the amount, and the wait for other calls' holds.
 
-Invariant (G9): a call is refused only when settled spend and its own bound pass the cap; where other calls' open holds
-stand in the way it waits for them, in the order of arrival and for a bounded time.
+Invariant (G9): a call is refused only if settled spend plus its own bound is above the cap. If only other calls' open
+holds leave too little, the call waits for them, in the order of arrival and for a bounded time.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from tollbook.inference.bounds import Bound, bound, bound_embeddings
 from tollbook.inference.calls.call import Call, exhausted
 from tollbook.inference.calls.earlier_runs import EarlierRuns
 from tollbook.inference.calls.holds import Hold
-from tollbook.inference.calls.lost_requests import AskCost, ask_nobody
+from tollbook.inference.calls.lost_requests import AskCost, cost_unknown
 from tollbook.inference.calls.retry import MODELS_OF_A_CALL
 from tollbook.inference.calls.steps import CallObserver, Unobserved, cleanup_shielded
 from tollbook.inference.current_policy import CurrentPolicy, PolicyInForce
@@ -42,17 +42,17 @@ from tollbook.schemas.events import BudgetReserved, payload_json
 from tollbook.schemas.results import InferenceResult
 from tollbook.schemas.routes import Target
 
-# For clocks that differ and a process that is held up for a moment.
+# Allows for clocks that differ, and for a process that is paused for a moment.
 _LEASE_SLACK_S: Final = 30
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitLimits:
-    """How long a call asks for money, and how often. Units: seconds.
+    """How long a call waits for money, and how often it is tried. Units: seconds.
 
-    `max_attempts`: holds that a call may have before it is given up. `max_parked`: calls of this process that may wait
-    for money at a time. None: any number.
+    `max_attempts`: how many holds a call may have before it is given up. `max_parked`: how many calls of this process
+    may wait for money at a time. None means no limit.
     """
 
     hold_wait_s: float
@@ -64,10 +64,10 @@ class WaitLimits:
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """A hold, or the result of a call that is over; neither where too many calls wait already.
+    """A hold, or the result of a finished call; neither if too many calls already wait.
 
-    `call` is the call by the policy in force. `give_up` is why the call must end without a request, or has been ended;
-    None where it need not.
+    `call` is the call by the policy in force. `give_up` is the reason why the call must end without a request, or has
+    been ended; None if the request is to be sent.
     """
 
     call: Call
@@ -81,7 +81,7 @@ async def _never(_found: OpenCall) -> bool:
 
 
 class Reservations:
-    """Holds money for calls. `max_call_s` is how long the attempts and pauses of a call with one fallback can take.
+    """Reserves money for calls. `max_call_s` is how long the attempts and pauses of a call with one fallback can take.
 
     Errors of every method: LedgerUnavailable; LedgerRefused.
     """
@@ -96,7 +96,7 @@ class Reservations:
         max_call_s: float,
         now_ms: Callable[[], int],
         observer: CallObserver | None = None,
-        ask_cost: AskCost = ask_nobody,
+        ask_cost: AskCost = cost_unknown,
     ) -> None:
         self._observer: CallObserver = observer or Unobserved()
         self._ledger = ledger
@@ -109,7 +109,7 @@ class Reservations:
 
     @property
     def waiting(self) -> int:
-        """Calls of this process that wait for money now."""
+        """How many calls of this process wait for money now."""
         return self._queue.waiting
 
     async def acquire(
@@ -121,17 +121,17 @@ class Reservations:
         is_dead: Callable[[OpenCall], Awaitable[bool]] = _never,
         while_waiting: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> Acquired:
-        """Reserve; wait for the budget where other calls hold it; take over from a run of this call that has died.
+        """Reserve money; wait while other calls' holds use up the budget; take over from a dead run of this call.
 
-        With `give_up`, a call that is not over ends with this problem and no request, as one does that has had
-        `max_attempts` holds. That too goes by a hold: only the ledger can rule out that another run of the call begins,
-        or answers late (G4). `is_dead` decides about the run that holds money; `while_waiting` is open during each
-        wait.
+        With `give_up`, an unfinished call is to end with this problem and without a request; so is a call that has had
+        `max_attempts` holds. A hold is taken even then: only the ledger can rule out that another run of the call
+        begins, or answers late (G4). `is_dead` says whether the run that has an open hold is dead; the context
+        `while_waiting` is entered during each wait.
 
-        Where LedgerUnavailable is raised no request was sent, though the ledger may hold money: a repeat with the same
-        `run_id` goes on with that hold.
-        Where the ledger has a new policy, the call is made again by that one (G11).
-        Errors: IdempotencyConflict; CallUnknown; InvalidTask where the policy has the task's type or plan no more.
+        If LedgerUnavailable is raised, no request was sent, but the ledger may have a hold: a retry with the same
+        `run_id` resumes it.
+        If the ledger has a new policy, the call is made again by that policy (G11).
+        Errors: IdempotencyConflict; CallUnknown; InvalidTask if the policy no longer has the task's type or plan.
         """
         until_ms = self._now_ms() + round(1000 * limits.hold_wait_s)
         pause_s = limits.first_pause_s
@@ -161,17 +161,17 @@ class Reservations:
                     pause_s = min(2 * pause_s, limits.max_pause_s)
                 case Hold() | InferenceResult():
                     if budget is not None:
-                        self._queue.next(budget)  # There may be room for one more.
+                        self._queue.next(budget)  # The budget may have enough for the next waiting call, too.
                     if isinstance(reply, InferenceResult):
                         return Acquired(call, result=reply, give_up=give_up)
                     return Acquired(call, hold=reply, give_up=give_up or _exhausted(reply.number, limits))
 
     async def reserve(self, call: Call, *, is_final: bool = False) -> Hold | InferenceResult | Waiting | OpenCall:
-        """Ask the gate once; `is_final` is refused where it would have to wait.
+        """Ask the gate once; with `is_final`, the call is refused instead of waiting.
 
-        Returns the result of a call that is over; Waiting where only other calls' holds stand in the way; OpenCall
-        where another run of the call holds money.
-        Errors: IdempotencyConflict; PolicyChanged where the call is by another policy than the ledger's.
+        Returns a hold; the result of a finished or refused call; Waiting if only other calls' holds leave too little;
+        or OpenCall if another run of the call has a hold.
+        Errors: IdempotencyConflict; PolicyChanged if the call was made by another policy than the ledger's.
         """
         policy = self._policies.of(call.user_id)
         if policy.version != call.policy_version:
@@ -187,10 +187,10 @@ class Reservations:
         try:
             with self._observer.reserving(first.amount_nanousd) as record_outcome:
                 cheaper = self._cheaper(call, first, policy)
-                reply = await self._ask(call, policy, first, is_final=is_final, is_trial=cheaper is not None)
+                reply = await self._ask_gate(call, policy, first, is_final=is_final, is_trial=cheaper is not None)
                 if cheaper is not None and (isinstance(reply, Waiting) or _is_of_cheaper(call, reply, first)):
                     call, first = cheaper
-                    reply = await self._ask(call, policy, first, is_final=is_final)
+                    reply = await self._ask_gate(call, policy, first, is_final=is_final)
                 record_outcome(reply)
         except asyncio.CancelledError:  # G2
             await cleanup_shielded(call.call_id, self._earlier_runs.release_unsent(call))
@@ -219,7 +219,7 @@ class Reservations:
             case Waiting() | OpenCall():
                 return reply
 
-    async def _ask(
+    async def _ask_gate(
         self, call: Call, policy: PolicyInForce, first: Bound, *, is_final: bool, is_trial: bool = False
     ) -> ReserveReply:
         return await self._ledger.reserve(
@@ -228,7 +228,7 @@ class Reservations:
         )
 
     def _cheaper(self, call: Call, first: Bound, policy: PolicyInForce) -> tuple[Call, Bound] | None:
-        """Return the call of the route's cheaper model, with its bound; None where there is none that needs less."""
+        """Return the call with the route's cheaper model, and its bound; None if no model of the route needs less."""
         target = call.route.cheaper_target
         if target is None:
             return None
@@ -239,11 +239,11 @@ class Reservations:
         return (call.downgraded(), cheaper) if cheaper.amount_nanousd < first.amount_nanousd else None
 
     async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
-        """Settle the hold of a run that has died; `give_up` ends the call. Errors: CallUnknown."""
+        """Settle the hold of a dead run; `give_up` ends the call with this problem. Errors: CallUnknown."""
         await self._earlier_runs.take_over(call, found, give_up=give_up)
 
     async def record_of(self, user_id: str, call_id: str) -> CallRecord | None:
-        """Return what the gate keeps of a user's call. Errors: LedgerUnavailable."""
+        """Return the gate's record of a user's call. Errors: LedgerUnavailable."""
         return await self._ledger.gate_of(user_id).call_record(call_id)
 
     async def _wait_for_turn(self, budget: str, *, is_first: bool, until_ms: int) -> None:
@@ -251,7 +251,7 @@ class Reservations:
             async with asyncio.timeout(max(0, until_ms - self._now_ms()) / 1000):
                 await self._queue.wait(budget, is_first=is_first)
         except TimeoutError:
-            pass  # The next try is the final one.
+            pass  # The next attempt to reserve is final.
 
     def _lease_ms(self, call: Call) -> int:
         models = 1 + len(call.route.fallback)
@@ -278,9 +278,9 @@ class Reservations:
 
 
 def _own_hold(call: Call, found: OpenCall, first: Bound, policy: PolicyInForce) -> Hold:
-    """Return the hold that this run has opened by a request whose reply was lost; nothing was sent under it yet.
+    """Return the hold that this run has opened by a reservation whose reply was lost; no request was sent under it.
 
-    It may stand against the budgets of an earlier policy.
+    The hold may count in the budgets of an earlier policy.
     """
     return Hold(
         call_id=call.call_id,
@@ -299,16 +299,17 @@ def _own_hold(call: Call, found: OpenCall, first: Bound, policy: PolicyInForce) 
 
 
 def _is_of_cheaper(call: Call, reply: ReserveReply, first: Bound) -> bool:
-    """Whether this run has held money for the cheaper model before, by a request whose reply was lost."""
+    """Whether this run has a hold for the cheaper model, by a reservation whose reply was lost."""
     return (
         isinstance(reply, OpenCall) and reply.worker == str(call.run_id) and reply.amount_nanousd < first.amount_nanousd
     )
 
 
 def bound_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: int) -> Bound:
-    """Bound what one attempt of a call can cost, at the prices of the provider that it asks.
+    """Bound the cost of one attempt of a call, at the prices of the target's provider.
 
-    Errors: PriceUnknown; ParameterUnsupported where the provider says that the model does not take what the task sets.
+    Errors: PriceUnknown; ParameterUnsupported if the provider says that the model does not support the task's
+        parameters.
     """
     made = _bound_at(call, target.model, prices.at(target.provider), now_ms)
     return made if target.provider == made.provider else replace(made, provider=target.provider)
@@ -346,9 +347,10 @@ def _bound_at(call: Call, model: str, prices: PriceCatalogue, now_ms: int) -> Bo
 
 
 def bound_first(call: Call, prices: PriceCatalogue, now_ms: int) -> tuple[Call, Bound]:
-    """Bound the first attempt of a call: by its first model, else by the first fallback that takes what the task sets.
+    """Bound the first attempt of a call, with its first model or the first fallback that supports its parameters.
 
-    Returns the call of that model. Errors: PriceUnknown; ParameterUnsupported, for the first model, where none does.
+    Returns the call with that model, and the bound. Errors: PriceUnknown; ParameterUnsupported, for the first model,
+        if no model supports them.
     """
     first = call.route.first
     try:
@@ -356,12 +358,12 @@ def bound_first(call: Call, prices: PriceCatalogue, now_ms: int) -> tuple[Call, 
     except ParameterUnsupported:
         for target in call.route.after(first):
             if can_attempt(call, target, prices, now_ms):
-                return call.of_fallback(target), bound_attempt(call, target, prices, now_ms)
+                return call.with_fallback(target), bound_attempt(call, target, prices, now_ms)
         raise
 
 
 def can_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: int) -> bool:
-    """Whether a model can be asked for this call: its cost has a bound, and it takes what the task sets."""
+    """Whether a model can be asked for this call: its cost has a bound, and it supports the task's parameters."""
     try:
         bound_attempt(call, target, prices, now_ms)
     except (PriceUnknown, ParameterUnsupported):
@@ -370,7 +372,7 @@ def can_attempt(call: Call, target: Target, prices: PriceCatalogue, now_ms: int)
 
 
 def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "extension"]) -> str:
-    """Describe a hold or its extension for the ledger."""
+    """Return the payload of the event for a hold or its extension."""
     return payload_json(
         BudgetReserved(
             kind=kind,
@@ -387,12 +389,12 @@ def reserved_payload(call: Call, attempt_bound: Bound, kind: Literal["hold", "ex
 
 
 def _exhausted(hold: int, limits: WaitLimits) -> str | None:
-    """Return why a call ends that would begin with this hold."""
+    """Return why a call is given up at the hold of this number, or None."""
     return exhausted(hold - 1) if limits.max_attempts is not None and hold > limits.max_attempts else None
 
 
 def _warn_of_other_plan(call: Call, reply: Reserved) -> None:
-    """A task may name an old plan; the ledger's stands, and the publisher ought to know."""
+    """Warn that a task names another plan than the assigned one; the assigned plan is used."""
     if reply.assigned_plan not in (None, call.plan):
         _log.warning(
             "plan.mismatched",

@@ -1,8 +1,8 @@
-"""What to do after a failed attempt: try again, fall back, or give up.
+"""Deciding what to do after a failed attempt: retry, fall back, or give up.
 
-A pure decision. A model that may have charged for a request without an answer is not paid a second time while another
-model can be asked. A reply that was paid for is no failed attempt, whatever it says (G4). The whole table stands in
-docs/reference/outcomes.md.
+The decision is a pure function. If a model may have charged for a request without an answer, and another model can be
+asked, the first model is not asked again. A reply that was paid for is no failed attempt, whatever it says (G4).
+docs/reference/outcomes.md has the whole table.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 MODELS_OF_A_CALL: Final = 2
-"""Models that a call may try by its route: the first and one fallback, unless it has more."""
+"""Models that a call may try by default: the route's first model and one fallback."""
 _REFUSALS: Final = (400, 422)
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Ask the same model again after a pause in seconds, maybe without the reasoning of earlier turns."""
+    """Ask the same model again after `delay_s` seconds, maybe without the reasoning of earlier turns."""
 
     delay_s: float
     is_without_reasoning: bool = False
@@ -32,14 +32,14 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class FallBack:
-    """Ask the fallback model, at once."""
+    """Ask the fallback model at once."""
 
     reason: FailureReason
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Nothing more is tried; `reason` is for people."""
+    """Try nothing more; `reason` is for people."""
 
     reason: str
 
@@ -49,7 +49,7 @@ Step = Retry | FallBack | GiveUp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long to try. Randomness is a parameter: a number from 0 to 1."""
+    """How often to retry, and how long to pause. `random` returns a number from 0 to 1."""
 
     retries: int = 2
     backoff_base_s: float = 0.5
@@ -59,7 +59,7 @@ class RetryPolicy:
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> "RetryPolicy":
-        """Make the policy that the settings describe."""
+        """Make the retry policy of the settings."""
         return cls(
             retries=settings.retries,
             backoff_base_s=settings.backoff_base_s,
@@ -69,18 +69,18 @@ class RetryPolicy:
 
     @property
     def max_requests(self) -> int:
-        """Requests that a call with one fallback can take, one with a larger limit included."""
+        """The most requests that a call with one fallback can make, including one with a larger token limit."""
         return MODELS_OF_A_CALL * (self.retries + 1) + 1
 
     @property
     def max_pauses_s(self) -> float:
-        """Seconds that the pauses of such a call can add up to."""
+        """The longest sum of the pauses of such a call, in seconds."""
         return MODELS_OF_A_CALL * self.retries * max(self.backoff_max_s, self.retry_after_max_s)
 
     def max_call_s(self, attempt_timeout_s: float) -> float:
-        """Return the seconds that such a call can take: every request at its time-out, every pause at its longest.
+        """Return how long such a call can take, in seconds: every request at its timeout, every pause at its longest.
 
-        A call with more models can take more in proportion.
+        A call with more models can take proportionally longer.
         """
         return self.max_requests * attempt_timeout_s + self.max_pauses_s
 
@@ -95,9 +95,9 @@ class RetryPolicy:
     ) -> Step:
         """Decide what follows a failed attempt.
 
-        `attempts_of_model` counts the attempts of this model so far, this one included; `has_fallback` says whether
-        another model is left to be asked, and `is_other_provider` whether that is another provider's. `has_reasoning`:
-        the request brought back what a model thought in earlier turns, and can be made without it.
+        `attempts_of_model` counts the attempts with this model so far, including this one. `has_fallback` says whether
+        another model can still be asked, and `is_other_provider` whether it is another provider's. `has_reasoning` says
+        whether the request had the reasoning of earlier turns and can be repeated without it.
         """
         assert not attempt.is_ok, "a completion needs no further attempt"
         if has_reasoning and _may_refuse_reasoning(attempt) and attempts_of_model <= self.retries:
@@ -112,15 +112,16 @@ class RetryPolicy:
         return GiveUp(attempt.error or attempt.outcome)
 
     def _backoff_s(self, attempts_of_model: int) -> float:
-        """Double from the base up to the maximum; take up to half of it off at random, so that workers spread out."""
+        """Double from the base up to the maximum, minus up to half at random, so that workers do not retry together."""
         longest = min(self.backoff_base_s * 2 ** (attempts_of_model - 1), self.backoff_max_s)
         return longest * (0.5 + self.random() / 2)
 
 
 def _may_refuse_reasoning(attempt: Attempt) -> bool:
-    """Whether a free refusal may be of the reasoning in the request, as an unknown field or another's signature.
+    """Whether the reasoning in the request may have caused a free refusal, as an unknown field or a wrong signature.
 
-    Strict servers (Groq, Mistral) refuse any message with it, others that of another model or endpoint (November 2026).
+    Strict servers (Groq, Mistral) refuse any message with reasoning; others refuse the reasoning of another model or
+    endpoint (November 2026).
     """
     is_refusal = attempt.charge == "none" and attempt.http_status in _REFUSALS
     return is_refusal and attempt.reason in ("bad_request", "unsupported_parameter")

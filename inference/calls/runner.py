@@ -1,8 +1,8 @@
-"""A call from its hold to its settlement: attempts, retries, the fallback, late answers.
+"""Running a call from its hold to its settlement: attempts, retries, the fallback, late answers.
 
-Invariant (G3): once a request may have been sent, the hold is settled at what the provider reported, else at what its
-usage costs, else at the attempt's full bound. A hold always covers what its attempts may have cost plus the bound of
-the next.
+Invariant (G3): once a request may have been sent, the hold is settled at the cost that the provider reported, else at
+the price of its usage, else at the attempt's full bound. A hold always covers what its attempts may have cost plus the
+bound of the next attempt.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from typing import Final
 import structlog
 
 from tollbook.inference.attempts import Attempt, ChatRequest, EmbeddingsRequest
-from tollbook.inference.calls.abandoned_requests import told_cost
+from tollbook.inference.calls.abandoned_requests import ask_abandoned_cost
 from tollbook.inference.calls.call import Call, failed_result, reply_result, with_larger_limit
-from tollbook.inference.calls.holds import Hold, charge_of, with_dearest_usage
+from tollbook.inference.calls.holds import Hold, charge_of, with_costliest_usage
 from tollbook.inference.calls.notes import Notes
 from tollbook.inference.calls.reservations import bound_attempt, can_attempt, reserved_payload
 from tollbook.inference.calls.retry import FallBack, GiveUp, Retry, RetryPolicy
@@ -59,7 +59,7 @@ _log = structlog.get_logger(__name__)
 
 
 class CallTakenOver(LedgerError):
-    """Another run of the call has taken over; its result will stand. What this run cost is on the ledger."""
+    """Another run of the call has taken over; its result will be the task's. This run's cost is on the ledger."""
 
     def __init__(self, call_id: str) -> None:
         super().__init__(f"call {call_id} was taken over by another worker")
@@ -68,7 +68,7 @@ class CallTakenOver(LedgerError):
 
 @dataclass(slots=True)
 class _Run:
-    """How far a run has come: the call, by the limit of its last attempt; its hold; a reply, or why there is none."""
+    """The state of a run: the call as last sent, its hold, and a reply or the reason why there is none."""
 
     call: Call
     hold: Hold
@@ -78,14 +78,14 @@ class _Run:
 
     @property
     def has_passed(self) -> bool:
-        """Whether somebody has read a part of the answer."""
+        """Whether a part of the answer was passed on to a reader."""
         return self.relay is not None and self.relay.has_passed
 
 
 class CallRunner:
-    """Makes calls that money is held for. Clock and sleep are parameters; `observer` follows the steps.
+    """Makes calls that have a hold. Clock and sleep are parameters; `observer` follows the steps.
 
-    `provider_user` returns what the provider is told of a user: nothing, unless given.
+    `provider_user` returns the user name to send to the provider; by default, none is sent.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CallRunner:
         now_ms: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         observer: CallObserver | None = None,
-        provider_user: Callable[[str], str | None] = lambda user_id: None,  # noqa: ARG005 - nobody is named (G10).
+        provider_user: Callable[[str], str | None] = lambda user_id: None,  # noqa: ARG005 - no user is named (G10).
     ) -> None:
         self._provider_user = provider_user
         self._observer: CallObserver = observer or Unobserved()
@@ -114,43 +114,43 @@ class CallRunner:
 
     @property
     def notes_lost(self) -> int:
-        """Ids of requests that could not be kept with their holds."""
+        """How many request ids could not be noted with their holds."""
         return self._notes.lost
 
     def can_be_cut_off(self, call: Call, hold: Hold) -> bool:
-        """Whether the request in flight can be cut off, and its provider be asked all the same what it cost (G3)."""
+        """Whether the provider can still be asked for the cost of the request in flight if it is cut off (G3)."""
         client = self._client_of(call, hold) if hold.id_in_flight is not None else None
         return client is not None and client.can_be_asked
 
     async def run(
         self, call: Call, hold: Hold, *, give_up: str | None = None, on_delta: OnDelta | None = None
     ) -> InferenceResult:
-        """Make a call and settle its hold; with `give_up` it ends with this problem, and no request.
+        """Make a call and settle its hold; with `give_up`, end the call with this problem and without a request.
 
-        With `on_delta` the answer is passed on while it comes. From the first delta on, no other attempt is made: a
-        failure is the call's end then. Whoever leaves cancels: the request is cut off, and the hold settled.
+        With `on_delta`, the answer is passed on while it comes. After the first delta, no other attempt is made: a
+        failure then ends the call. On cancellation, the request is cut off and the hold is settled.
         Errors: CallTakenOver; LedgerUnavailable; LedgerRefused; whatever `on_delta` raises.
         """
         run = _Run(call, hold, DeltaRelay(on_delta) if on_delta is not None else None, failure=give_up)
         try:
-            await self._ask(run)
+            await self._make_attempts(run)
             result = self._result(run, is_given_up=give_up is not None)
             if run.reply is not None and run.relay is not None:
                 await run.relay.finish(run.reply)
         except LedgerError:
             raise
         except (asyncio.CancelledError, Exception) as exc:  # G2 G3
-            # A request may be in flight. Neither who cancels nor a fault of ours may leave a phantom hold behind.
-            await cleanup_shielded(call.call_id, self._leave(run))
+            # A request may be in flight. Neither a cancellation nor our own fault may leave a phantom hold behind.
+            await cleanup_shielded(call.call_id, self._settle_cancelled(run))
             if isinstance(exc, ReaderFailed):
                 raise exc.reason from None
             raise
-        # Who cancels waits: an answer that is paid for and not stored would be paid for again.
+        # A cancellation waits for this: an answer that is paid for but not stored would be paid for again.
         reason = run.reply.error if run.reply is not None else run.failure
         return await complete_shielded(self._settle(hold, result, reason=reason))  # G3 G4
 
-    async def _ask(self, run: "_Run") -> None:
-        """Ask until there is a reply, or nothing more to be tried."""
+    async def _make_attempts(self, run: "_Run") -> None:
+        """Make attempts until there is a reply, or nothing more to try."""
         hold = run.hold
         if run.failure is None and hold.shortage_nanousd:  # G1
             run.failure = f"the price of {hold.bound.model} rose after the money was held; send the task again"
@@ -158,11 +158,11 @@ class CallRunner:
             attempt = await self._attempt(run)
             if not attempt.is_ok:
                 if run.has_passed:
-                    # Of this attempt: whoever reads along has a part of its answer.
+                    # The failure is this attempt's: the reader already has a part of its answer.
                     run.reply, run.failure = None, attempt.error or attempt.outcome
                     break
                 if run.reply is not None:
-                    break  # The first reply stands where the second try fails.
+                    break  # If the attempt with a larger limit fails, the first reply is the outcome.
                 run.failure = await self._after_failure(run, attempt)
                 continue
             run.reply = attempt  # G4
@@ -172,7 +172,7 @@ class CallRunner:
             run.call = larger
 
     def _result(self, run: "_Run", *, is_given_up: bool) -> InferenceResult:
-        """Make the result: of the reply that was paid for, where there is one, else of the attempt that failed last."""
+        """Make the result from the reply, if there is one, else from the attempt that failed last."""
         call, hold, reply = run.call, run.hold, run.reply
         if reply is not None:
             return reply_result(
@@ -199,7 +199,7 @@ class CallRunner:
                 attempt = await self._send(call, hold, prices.models, run.relay.take if run.relay is not None else None)
             finally:
                 self._notes.drop(hold.call_id)
-            attempt = with_dearest_usage(attempt, hold.bound, prices, self._now_ms())
+            attempt = with_costliest_usage(attempt, hold.bound, prices, self._now_ms())
             charge = charge_of(attempt, hold.bound, prices, self._now_ms())
             record_outcome(attempt, charge)
         hold.finish_attempt(attempt, charge)
@@ -210,7 +210,7 @@ class CallRunner:
         try:
             client = self._providers.at(provider, self._policies.of(call.user_id).policy)
         except (ProviderNotConfigured, SettingsError) as exc:
-            # The policy has changed since this process began: it cannot ask that provider, and others may.
+            # The policy has changed since this process started; it cannot ask that provider, but others may.
             _log.error("provider.not_configured", provider=provider, problem=str(exc))
             return Attempt(outcome="not_sent", charge="none", error=str(exc), reason="bad_key", latency_ms=0)
         parameters, user = call.parameters_for(model, models), self._provider_user(call.user_id)
@@ -236,14 +236,14 @@ class CallRunner:
         )
 
     def _note_id(self, hold: Hold, generation_id: str) -> None:
-        """Keep the provider's id of the request in flight: whoever settles its hold can ask what it cost (G3)."""
+        """Note the provider's id of the request in flight, so that any process can ask what the request cost (G3)."""
         hold.generation_id = generation_id
         self._notes.start(hold.note_request(generation_id))
 
     async def _after_failure(self, run: "_Run", failed: Attempt) -> str | None:
-        """Decide what follows and prepare it; return why nothing does, or None."""
+        """Decide on the next attempt and prepare it; return None, or why no attempt follows."""
         call, hold = run.call, run.hold
-        plain = call.without_reasoning()
+        without_reasoning = call.without_reasoning()
         target = hold.bound.target
         fallback = self._fallback_after(call, target, failed)
         step = self._retry.decide(
@@ -251,24 +251,24 @@ class CallRunner:
             attempts_of_model=hold.attempts_of(target),
             has_fallback=fallback is not None,
             is_other_provider=fallback is not None and fallback.provider != target.provider,
-            has_reasoning=plain is not None,
+            has_reasoning=without_reasoning is not None,
         )
         if isinstance(step, GiveUp):
             return step.reason
-        if isinstance(step, Retry) and step.is_without_reasoning and plain is not None:
-            run.call = call = plain
-        following = target
+        if isinstance(step, Retry) and step.is_without_reasoning and without_reasoning is not None:
+            run.call = call = without_reasoning
+        next_target = target
         if isinstance(step, FallBack):
-            assert fallback is not None, "the policy falls back only where there is a fallback"
-            following = fallback
+            assert fallback is not None, "the policy falls back only if there is a fallback"
+            next_target = fallback
         try:
-            self._bound_next(call, hold, following)
+            self._bound_next(call, hold, next_target)
         except (PriceUnknown, InvalidTask) as exc:
-            return _untried(failed, following, exc)  # The policy or the provider's list changed since the call began.
+            return _untried(failed, next_target, exc)  # The policy or the provider's list changed since the call began.
         with self._observer.preparing(
             "fallback" if isinstance(step, FallBack) else "retry",
             from_model=target.model,
-            to_model=following.model,
+            to_model=next_target.model,
             reason=failed.outcome,
         ) as record_outcome:
             failure = await self._prepare_next(call, hold, step, failed, tried=target)
@@ -278,9 +278,9 @@ class CallRunner:
         return failure
 
     async def _prepare_larger(self, call: Call, hold: Hold) -> bool:
-        """Hold money for a second try with a larger limit; return whether there is any.
+        """Extend the hold for an attempt with a larger token limit; return whether that was possible.
 
-        Whatever stands in the way, the reply that was paid for is still to be settled: nothing is raised (G4).
+        Raises nothing: the reply that was paid for must still be settled (G4).
         """
         model = hold.bound.model
         with self._observer.preparing("retry", from_model=model, to_model=model, reason="output_limit") as record:
@@ -305,16 +305,16 @@ class CallRunner:
     async def _prepare_next(
         self, call: Call, hold: Hold, step: Retry | FallBack, failed: Attempt, *, tried: Target
     ) -> str | None:
-        """Record the failed attempt and make the hold cover the next; return why it cannot, or None."""
+        """Record the failed attempt and extend the hold for the next; return None, or why it cannot be extended."""
         target = hold.bound.target
         try:
             reply = await self._record(call, hold)
         except CallUnknown:
-            # The hold was settled meanwhile, and without one no further request may be sent.
+            # The hold was settled meanwhile, and without a hold no further request may be sent.
             await self._correct(hold, result="")
             raise CallTakenOver(call.call_id) from None  # G3
         except (BaselineUnavailable, CallsStopped, LedgerWentBack) as exc:
-            # No more money can be held (G8); what was spent is settled all the same, or noted until it can be (G3).
+            # No more money can be reserved (G8). The cost so far is still settled, or noted until it can be (G3).
             return _untried(failed, target, exc)
         except (PriceUnknown, InvalidTask) as exc:
             return _untried(failed, target, exc)  # The policy changed since the call began.
@@ -347,7 +347,7 @@ class CallRunner:
     async def _record(self, call: Call, hold: Hold) -> int | Denied | Waiting:
         """Record the attempts and extend the hold, by the policy in force.
 
-        Errors: CallUnknown; PriceUnknown and InvalidTask where the policy has no price or plan for the call any more.
+        Errors: CallUnknown; PriceUnknown and InvalidTask if the policy no longer has a price or plan for the call.
         """
         while True:
             payload = reserved_payload(call, hold.bound, "extension")
@@ -359,7 +359,7 @@ class CallRunner:
                 await self._follow_policy(call, hold, exc.budgets)
 
     async def _follow_policy(self, call: Call, hold: Hold, budgets: Sequence[str]) -> None:
-        """Go on by the policy in force; `budgets` are those that the hold stands against: it may have opened some."""
+        """Continue by the policy in force. `budgets` are the budgets of the hold, as on the ledger."""
         await self._policies.refresh()
         policy = self._policies.of(call.user_id)
         hold.budgets = policy.caps_of(budgets, plan=call.plan)
@@ -377,16 +377,17 @@ class CallRunner:
             return result
         if not await self._correct(hold, result=text):
             raise CallTakenOver(hold.call_id)
-        # Where another run has ended the call meanwhile, its result is the task's, and not this one.
+        # If another run has ended the call meanwhile, that run's result is the task's.
         return await self._results.get_of(hold.call_id, hold.user_id) or result  # G4
 
-    async def _leave(self, run: "_Run") -> None:
-        """Settle a hold whose run ends here; a request in flight is charged at what its provider says, else in full.
+    async def _settle_cancelled(self, run: "_Run") -> None:
+        """Settle the hold of a cancelled or failed run.
 
-        A reply that was paid for is the outcome (G4); without one there is no result, and the call may be run again.
+        A request in flight is charged at what its provider says, else in full. A reply that was paid for is the outcome
+        (G4); without a reply there is no result, and the call may be run again.
         """
         hold = run.hold
-        hold.abandon_attempt(await self._told_cost(run))
+        hold.abandon_attempt(await self._ask_cost_in_flight(run))
         if run.reply is not None:
             result = self._result(run, is_given_up=False)
             await self._settle(hold, result, reason=run.reply.error)
@@ -396,37 +397,40 @@ class CallRunner:
             await self._correct(hold, result="")
         _log.warning("call.abandoned", call_id=hold.call_id, cost_nanousd=request.cost_nanousd)
 
-    async def _told_cost(self, run: "_Run") -> int | None:
-        """Return what the request in flight cost, as its provider says; None where none is, or nobody says."""
+    async def _ask_cost_in_flight(self, run: "_Run") -> int | None:
+        """Return what the request in flight cost, in nano-dollars; None without such a request, or if unknown."""
         generation_id = run.hold.id_in_flight
         client = self._client_of(run.call, run.hold)
         if generation_id is None or client is None:
             return None
-        return await told_cost(client, generation_id, sleep=self._sleep)
+        return await ask_abandoned_cost(client, generation_id, sleep=self._sleep)
 
     def _client_of(self, call: Call, hold: Hold) -> ProviderClient | None:
-        """Return the client that an attempt is made with; None where the policy has changed since."""
+        """Return the client of the attempt's provider; None if the policy no longer has the provider."""
         try:
             return self._providers.at(hold.bound.provider, self._policies.of(call.user_id).policy)
         except (ProviderNotConfigured, SettingsError):
             return None
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
-        """Book what a hold that somebody else has settled really cost; return whether the call is over."""
+        """Correct the cost of a hold that another process has settled; return whether the call is over."""
         request = hold.adjust_request(reason="late_answer", result=result)
         while True:
             try:
-                adjusted = await self._adjust(await self._unless_told(request) if hold.is_last_assumed else request)
+                if hold.is_last_assumed:
+                    adjusted = await self._adjust(await self._keep_known_cost(request))
+                else:
+                    adjusted = await self._adjust(request)
             except HoldChanged:
                 continue
             _log.warning("call.answered_late", call_id=hold.call_id, difference_nanousd=adjusted.difference_nanousd)
             return adjusted.is_call_over
 
-    async def _unless_told(self, request: AdjustRequest) -> AdjustRequest:
-        """Leave a hold's cost as it is where its provider has told somebody else more than this run knows.
+    async def _keep_known_cost(self, request: AdjustRequest) -> AdjustRequest:
+        """Keep the settled cost if another process knew more of it than this run, which only assumes it.
 
-        What that freed, others may have spent. Nothing is recorded of the attempt then, as of one that died with its
-        worker: `reconcile` takes what attempts are recorded to have cost for booked.
+        The money that was freed may be spent by now. Then the attempt is not recorded either, as if its worker had
+        died: `reconcile` takes the recorded costs of attempts as booked.
         """
         standing = await self._ledger.settled_hold(request.user_id, request.call_id, request.hold)
         if standing is None:
@@ -437,7 +441,7 @@ class CallRunner:
         return replace(request, cost_nanousd=seen[0], assumed_nanousd=seen[1], events=(), seen=seen)  # G1
 
     async def _adjust(self, request: AdjustRequest) -> Adjusted:
-        """Book a correction; it waits for the projection, since nobody else knows what the provider has charged."""
+        """Book a correction; wait for the projection if needed, since only this run knows the provider's charge."""
         waited_s = 0.0
         while True:
             try:
@@ -450,9 +454,9 @@ class CallRunner:
                 waited_s += _CORRECTION_PAUSE_S
 
     def _fallback_after(self, call: Call, target: Target, failed: Attempt) -> Target | None:
-        """Return the next fallback that can be bounded, takes what the task sets, and may answer; None without one.
+        """Return the next fallback that can be attempted and may answer, or None.
 
-        What no other model of the same provider would change (its address, its key, its account), another provider may.
+        A failure of the provider itself (its address, its key, its account) leaves only models of other providers.
         """
         prices, now_ms = self._prices_of(call), self._now_ms()
         needs_context = failed.reason == "context_too_long"

@@ -1,8 +1,8 @@
-"""The steps of a call: who follows them, and what must happen however they end.
+"""The steps of a call: how an observer follows them, and the cleanup after each.
 
-A step is a context manager that yields a function for its outcome; a step that ends without one was cut off, or failed.
-Nothing is decided by what an observer does, so it must neither raise nor wait. Nothing of a prompt or a completion is
-handed to it, other than inside the objects that the steps work with.
+A step is a context manager that yields a function for its outcome. If that function is not called, the step was cut off
+or failed. An observer decides nothing and must neither raise nor wait. It gets no text of a prompt or completion,
+except inside the objects that the steps use.
 """
 
 import asyncio
@@ -22,36 +22,36 @@ from tollbook.schemas.routes import Target
 
 T = TypeVar("T")
 RecordAttempt = Callable[[Attempt, Charge], None]
-"""Takes how an attempt ended, and what it is charged at."""
+"""Takes a finished attempt and its charge."""
 _log = structlog.get_logger(__name__)
 
 
 class CallObserver(Protocol):
-    """Follows the steps of calls. They nest in whatever the caller has begun."""
+    """Follows the steps of calls, inside any step that the caller has started."""
 
     def reserving(self, amount_nanousd: int) -> AbstractContextManager[Callable[[ReserveReply], None]]:
-        """Money is being held for a call."""
+        """Follow the reservation for a call."""
         ...
 
     def attempting(self, target: Target, number: int) -> AbstractContextManager[RecordAttempt]:
-        """One HTTP request is in flight."""
+        """Follow one HTTP request."""
         ...
 
     def preparing(
         self, step: Literal["retry", "fallback"], *, from_model: str, to_model: str, reason: str
     ) -> AbstractContextManager[Callable[[str | None], None]]:
-        """A failed attempt is recorded, and the hold extended for the next; the outcome is why it is not, or None."""
+        """Follow the preparation of a further attempt; the outcome is None, or why it cannot be made."""
         ...
 
     def settling(
         self, request: SettleRequest, hold: Hold | None
     ) -> AbstractContextManager[Callable[[Settled | AlreadySettled], None]]:
-        """A hold is being replaced by its cost; `hold` is None where another run had opened it."""
+        """Follow the settlement of a hold; `hold` is None if another run has opened it."""
         ...
 
 
 class _UnobservedStep:
-    """A step that nobody follows. One object serves all, so that it takes next to no time."""
+    """A step without an observer. One shared object, so that it takes almost no time."""
 
     def __enter__(self) -> Callable[..., None]:
         return _ignore
@@ -70,10 +70,10 @@ _UNOBSERVED_STEP: Final = _UnobservedStep()
 
 
 class Unobserved:
-    """Follows nothing; the observer where nobody traces."""
+    """Follows nothing: the observer when tracing is off."""
 
     def unobserved(self, *_facts: Any, **_named_facts: Any) -> AbstractContextManager[Callable[..., None]]:
-        """Return a step that nobody follows."""
+        """Return a step without an observer."""
         return _UNOBSERVED_STEP
 
     reserving = attempting = preparing = settling = unobserved
@@ -82,10 +82,10 @@ class Unobserved:
 async def settle_observed(
     ledger: Ledger, observer: CallObserver, request: SettleRequest, hold: Hold | None = None
 ) -> bool:
-    """Settle a hold; return False where it may have been settled before, by somebody else.
+    """Settle a hold; return False if another process may have settled it before.
 
-    That may have been at the same cost: then the events and the result of `request` are not on the ledger. Without
-    `hold` it is a dead run's, of which nothing is known that the ledger does not have.
+    Then the events and the result of `request` are not on the ledger, even if the cost was the same. `hold` is None for
+    the hold of a dead run.
     """
     with observer.settling(request, hold) as record_outcome:
         reply = await (ledger.settle_now if hold is None else ledger.settle)(request)
@@ -94,7 +94,7 @@ async def settle_observed(
 
 
 async def complete_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end even where the caller is cancelled meanwhile; the cancellation is raised then."""
+    """Run work to its end, even if the caller is cancelled; the cancellation is raised afterwards."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -104,9 +104,9 @@ async def complete_shielded(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def cleanup_shielded(call_id: str, cleanup: Coroutine[Any, Any, None]) -> None:
-    """Clean up although the caller is cancelled; where the ledger does not answer, the hold is left to the sweeper."""
+    """Clean up even if the caller is cancelled; if the ledger does not answer, the sweeper settles the hold."""
     try:
         await asyncio.shield(cleanup)
     except LedgerError as exc:
-        # Raised, it would take the place of the cancellation, and the task that was to end would go on.
+        # Raising this would replace the cancellation, and the cancelled task would go on.
         _log.warning("call.hold_left", call_id=call_id, problem=str(exc))

@@ -1,1 +1,1 @@
-"""What models cost: configured prices and the catalogue's, as exact integers."""
+"""Prices of models: configured prices and the catalogue's, as exact integers."""

@@ -1,10 +1,11 @@
-"""What a model costs at a moment: by the policy, else by the provider's own list, else by genai-prices' bundled table.
+"""The price of a model at a moment: from the policy, else the provider's own list, else genai-prices' bundled table.
 
-Prices may be dated; the latest one in force counts. It never guesses: a model without a price, or with a price that
-the table cannot state, raises PriceUnknown (G8). A cost that the provider reports wins over one computed here.
+Prices may be dated; the latest price in force is used. The catalogue never guesses: a model without a price, or with a
+price that the table cannot express, raises PriceUnknown (G8). A cost reported by the provider takes precedence over a
+cost computed here.
 
-Where the provider's list and the table differ, the list counts, higher or lower: it is newer, and it is the seller's.
-What it does not state stays at the table's, so that a hold is an upper bound (G1): see `completed`.
+If the provider's list and the table differ, the list is used, higher or lower: it is newer, and it is the seller's. A
+price that is missing in the list is taken from the table, so that a hold is an upper bound (G1): see `completed`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +28,13 @@ _MAX_CACHED_MODELS: Final = 10_000
 _PRICED_OUTPUTS: Final = frozenset({"text", EMBEDDINGS})
 _NO_LIMITS: Final = ModelRule()
 POLICY: Final = "policy"
-"""The source of prices that stand in the policy."""
+"""The source of prices in the policy."""
 
 
 class PriceCatalogue:
     """Prices of models by id. The first look-up imports genai-prices (half a second); later ones take microseconds.
 
-    `provider` is the table's id of the seller: OpenRouter sells other providers' models at prices of its own. `at` has
+    `provider` is the table's id of the seller: OpenRouter sells other providers' models at its own prices. `at` returns
     the prices of the policy's other providers.
     """
 
@@ -47,10 +48,10 @@ class PriceCatalogue:
         others: Mapping[str, "PriceCatalogue"] | None = None,
         limits: Mapping[str, ModelRule] | None = None,
     ) -> None:
-        """Without `models`, nothing is known that the provider says: neither of its models nor of their prices.
+        """Without `models`, the provider's models and its own prices are unknown.
 
-        `source` says where prices come from that `overrides` lack, as in `ProviderRule`. `limits` are what the policy
-        says of models.
+        `source` says where prices come from that are not in `overrides`, as in `ProviderRule`. `limits` are the
+        policy's `[models]`.
         """
         self._source = source
         self._others = dict(others or {})
@@ -63,7 +64,7 @@ class PriceCatalogue:
 
     @classmethod
     def of_policy(cls, policy: Policy, *, provider: str, models: ModelCatalogue | None = None) -> Self:
-        """Make the catalogue with the prices of a policy before all others. Without `models`, no list is known."""
+        """Make the catalogue of a policy, whose prices take precedence. Without `models`, no price list is known."""
         models = models or ModelCatalogue()
         others = {
             name: cls(
@@ -79,12 +80,12 @@ class PriceCatalogue:
 
     @classmethod
     def from_settings(cls, settings: "Settings", policy: Policy) -> Self:
-        """Make the catalogue for a command that asks no provider: with the lists kept in the data directory."""
+        """Make the catalogue for a command that asks no provider, with the price lists in the data directory."""
         models = ModelCatalogue.from_settings(settings)
         return cls.of_policy(policy, provider=settings.price_provider, models=models)
 
     def at(self, provider: str) -> "PriceCatalogue":
-        """Return the prices of a provider of the policy; one that is not in it has none."""
+        """Return the prices of a provider of the policy; a provider that the policy does not have has no prices."""
         if provider == DEFAULT_PROVIDER:
             return self
         return self._others.get(provider) or PriceCatalogue(provider=None, source="policy")
@@ -95,14 +96,14 @@ class PriceCatalogue:
         return {DEFAULT_PROVIDER: self, **self._others}
 
     def refresh(self) -> None:
-        """Note the lists of every provider that there are now: other processes keep some too."""
+        """Read the list of stored price lists of every provider again: other processes store some too."""
         for prices in self.by_provider.values():
             prices.models.price_lists.refresh()
 
     def price(self, model: str, at_ms: int, *, service_tier: str = "") -> ModelPrice:
         """Return a model's price in force at `at_ms`, milliseconds since the epoch. Errors: PriceUnknown.
 
-        In a `service_tier` such as `flex` or `priority` for which the catalogue has no price, it is the usual one.
+        For a `service_tier` such as `flex` or `priority` without its own price, return the usual price.
         """
         configured = self._overrides.get(model.lower(), ())
         own = _at(configured, at_ms)
@@ -112,7 +113,7 @@ class PriceCatalogue:
         try:
             self._refuse_other_outputs(model)
             if self._source == "policy":
-                raise PriceUnknown.of_model(model, "the policy does not state it, and takes it from nowhere else")
+                raise PriceUnknown.of_model(model, "the policy has no price for it, and allows no other source")
             return self._listed(model, at_ms, service_tier) or self._catalogued(model, at_ms, service_tier)
         except PriceUnknown:
             if configured:
@@ -120,9 +121,10 @@ class PriceCatalogue:
             raise
 
     def price_anywhere(self, model: str, at_ms: int, provider: str | None = None) -> ModelPrice:
-        """Return the price of a model at a provider; without one, this provider's, else the first other's that has one.
+        """Return the price of a model at a provider.
 
-        So too for a provider that the policy has no more. Errors: PriceUnknown.
+        Without a provider, or if the policy no longer has it, return this catalogue's price, else the price of the
+        first other provider that has one. Errors: PriceUnknown.
         """
         if provider is not None and provider in self.by_provider:
             return self.at(provider).price(model, at_ms)
@@ -130,7 +132,7 @@ class PriceCatalogue:
         return next(found, self).price(model, at_ms)
 
     def limits(self, model: str) -> ModelRule:
-        """Return what the policy says of a model's images, sounds, files and videos."""
+        """Return the policy's limits for a model's images, sounds, files and videos."""
         return self._limits.get(model.lower(), _NO_LIMITS)
 
     def knows(self, model: str, at_ms: int) -> bool:
@@ -142,7 +144,7 @@ class PriceCatalogue:
         return True
 
     def reads_files(self, model: str, at_ms: int) -> bool:
-        """Whether the policy pays for files being read by the provider, for a model that takes none itself."""
+        """Whether the policy has a price for the provider reading files, for a model that takes no files itself."""
         return self.knows(model, at_ms) and self.price(model, at_ms).file_nanousd > 0
 
     def has_larger_context(self, target: Target, than: Target) -> bool:
@@ -151,7 +153,7 @@ class PriceCatalogue:
         return larger is not None and smaller is not None and larger > smaller
 
     def context_tokens(self, model: str) -> int | None:
-        """Return how many tokens a model's context has: by the provider's list, else by the price catalogue."""
+        """Return a model's context length in tokens, by the provider's list, else by the table; None if unknown."""
         from tollbook.inference.prices.genai_prices_table import context_tokens
 
         listed = self.models.of(model).context_length
@@ -169,11 +171,11 @@ class PriceCatalogue:
             outputs -= {"image"}
         if outputs:
             raise PriceUnknown.of_model(
-                model, f"it puts out {', '.join(sorted(outputs))}; set image_output in its price of the policy"
+                model, f"its output can be {', '.join(sorted(outputs))}; set image_output in its price in the policy"
             )
 
     def _listed(self, model: str, at_ms: int, service_tier: str) -> ModelPrice | None:
-        """Return the price in the provider's list, completed by the catalogue's where that has one too."""
+        """Return the price in the provider's list, completed from the table if that has the model too."""
         from tollbook.inference.prices.genai_prices_table import refuse_unpriceable
 
         prices = self.models.price_lists.in_force(at_ms) if self._source == "models" else None
@@ -188,13 +190,13 @@ class PriceCatalogue:
             return replace(listed, model=model, source=prices.source)
         if in_tier != usual:
             return in_tier  # The provider lists no prices of service tiers.
-        kept = self._completed.get(model)
-        if kept is None or kept[0] is not prices or kept[1] is not usual:
+        cached = self._completed.get(model)
+        if cached is None or cached[0] is not prices or cached[1] is not usual:
             price = replace(completed(listed, usual), model=model, source=prices.source)
             if len(self._completed) >= _MAX_CACHED_MODELS:
                 self._completed.clear()
-            kept = self._completed[model] = (prices, usual, price)
-        return kept[2]
+            cached = self._completed[model] = (prices, usual, price)
+        return cached[2]
 
     def _catalogued(self, model: str, at_ms: int, service_tier: str) -> ModelPrice:
         found = self._found.get((model, service_tier))
@@ -203,18 +205,18 @@ class PriceCatalogue:
         if isinstance(found, PriceUnknown):
             raise PriceUnknown(found.message, found.data)
         price = _at(found, at_ms)
-        assert price is not None, "the first price of the table has no beginning"
+        assert price is not None, "the first price of the table is in force since ever"
         return price
 
     def _look_up(self, model: str, service_tier: str) -> tuple[DatedPrice, ...] | PriceUnknown:
-        # Imported here, since it loads the whole table, which most commands do not need.
+        # Imported here: it loads the whole table, which most commands do not need.
         from tollbook.inference.prices.genai_prices_table import prices_of
 
         if self._provider is None:
             return PriceUnknown.of_model(model, "the provider does not list it, and has no name in the price catalogue")
         found: tuple[DatedPrice, ...] | PriceUnknown
         try:
-            # The model id that was asked for: it is sent to the provider and written into the ledger.
+            # With the requested model id, which is sent to the provider and written to the ledger.
             found = tuple(
                 DatedPrice(dated.from_ms, replace(dated.price, model=model))
                 for dated in prices_of(model, self._provider, service_tier)
@@ -228,7 +230,7 @@ class PriceCatalogue:
 
 
 def _dated(prices: Mapping[str, Sequence[PriceRule]]) -> dict[str, tuple[DatedPrice, ...]]:
-    # In lower case, so that a provider's own price replaces one for every provider.
+    # In lower case, so that a provider's own price replaces the general price of the same model.
     return {model.lower(): dated_prices(model, rules) for model, rules in prices.items()}
 
 
@@ -237,5 +239,5 @@ def _in_order(prices: Sequence[DatedPrice]) -> tuple[DatedPrice, ...]:
 
 
 def _at(prices: Sequence[DatedPrice], at_ms: int) -> ModelPrice | None:
-    """Return the latest price in force; the prices ascend."""
+    """Return the latest price in force; `prices` is sorted, oldest first."""
     return next((dated.price for dated in reversed(prices) if dated.from_ms <= at_ms), None)

@@ -1,9 +1,9 @@
-"""The table of genai-prices, read as exact integers: dated prices in tiers.
+"""Reading the table of genai-prices as exact integers: dated prices in tiers.
 
-Every rule here errs on the high side, since bounds rest on these prices. Models whose price the table cannot state are
-refused: routers and presets, which choose the model themselves; variants that bill for
-more than tokens (`:online`), or may have another price (`:thinking`);
-models that bill for web searches of their own; and models without a price for text in and text out.
+Every rule here prefers the higher price, since bounds are computed from these prices. Models whose price the table
+cannot express are refused: routers and presets, which choose the model themselves; variants that bill for more than
+tokens (`:online`), or may have another price (`:thinking`); models that bill for their own web searches; and models
+without a price for text.
 """
 
 from dataclasses import replace
@@ -25,10 +25,10 @@ _REFUSED_SUFFIXES: Final = {
     ":online": "it bills for each web search",
     ":batch": "batch prices are not valid for chat completions",
 }
-# By these OpenRouter chooses among the endpoints of the same model: by speed, by price, by how well they call tools.
-# It takes none that is dearer than the bound, which goes with each request as `provider.max_price` (November 2026).
+# With these suffixes OpenRouter chooses among the endpoints of the same model, by speed, price or quality of tool
+# calls. It uses no endpoint above the bound, which each request has as `provider.max_price` (November 2026).
 _CHOOSING_SUFFIXES: Final = (":nitro", ":floor", ":exacto")
-# A variant that has a price of its own, where the table has none.
+# Variants with their own price, refused if the table does not list them.
 _UNLISTED_SUFFIXES: Final = {
     ":thinking": "tokens of this variant may have another price than the model's own",
     ":free": "the price catalogue has no free variant of this model",
@@ -39,10 +39,10 @@ _REFUSED_PARTS: Final = {
     "perplexity/sonar": "it bills for each web search, at a price that the catalogue does not have",
     "-search-preview": "it bills for each web search",
     "-deep-research": "it bills for each web search",
-    "-image": "it puts out images, whose price the catalogue does not have",
-    "-audio": "it puts out audio, whose price the catalogue does not have",
+    "-image": "it makes images, whose price the catalogue does not have",
+    "-audio": "it makes audio, whose price the catalogue does not have",
 }
-# Prices of what a text-only request without plugins does not use.
+# Prices that a text-only request without plugins does not need.
 _IRRELEVANT: Final = ("audio", "image", "video", "document", "searches")
 # The table's names for how a request is processed: OpenAI's and Google's tier, batches, Anthropic's fast mode.
 _TIER_NAMES: Final[tuple[str, ...]] = ("service_tier", "processing", "speed")
@@ -59,9 +59,9 @@ _RELEVANT: Final = {
 
 
 def prices_of(model: str, provider_id: str, service_tier: str = "") -> tuple[DatedPrice, ...]:
-    """Return a model's listed prices, oldest first; the first has no beginning. Errors: PriceUnknown.
+    """Return a model's listed prices, oldest first; the first has no start date. Errors: PriceUnknown.
 
-    In a service tier without prices of its own they are the usual ones.
+    For a service tier without its own prices, return the usual prices.
     """
     refuse_unpriceable(model)
     snapshot = data_snapshot.get_snapshot()
@@ -95,7 +95,7 @@ def prices_of(model: str, provider_id: str, service_tier: str = "") -> tuple[Dat
 
 
 def context_tokens(model: str, provider_id: str) -> int | None:
-    """Return how many tokens a model's context has; None where the table does not say."""
+    """Return a model's context length in tokens; None if the table does not have it."""
     snapshot = data_snapshot.get_snapshot()
     provider = data_snapshot.find_provider_by_id(snapshot.providers, provider_id)
     info = provider.find_model(model, all_providers=snapshot.providers) if provider else None
@@ -108,7 +108,7 @@ def _source() -> str:
 
 
 def refuse_unpriceable(model: str) -> None:
-    """Refuse a model whose calls can cost more than tokens, whoever states its price. Errors: PriceUnknown."""
+    """Refuse a model whose calls can cost more than tokens, whatever the source of its price. Errors: PriceUnknown."""
     name = model.lower()
     for suffix, why in _REFUSED_SUFFIXES.items():
         if name.endswith(suffix):
@@ -131,7 +131,7 @@ def _start_dates(info: ModelInfo) -> list[date]:
 
 
 def _price_at(model: str, info: ModelInfo, midnight: datetime, service_tier: str) -> ModelPrice:
-    """Return the price of a day; where prices change with the hour, the highest of each class of tokens."""
+    """Return the price of a day; if prices depend on the hour, the highest price of each class of tokens."""
     moments = [midnight]
     for each in _conditions(info):
         if isinstance(each, TimeOfDateConstraint):

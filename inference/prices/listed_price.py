@@ -1,8 +1,8 @@
-"""Prices as a provider lists them in `/models`, in OpenRouter's form: text, in dollars per token, request or image.
+"""Prices that a provider lists in `/models`, in OpenRouter's form: strings, in dollars per token, request or image.
 
-Nothing here is trusted. A price that is missing, negative (a router, whose price nobody knows) or not in this form
-makes the model's whole entry unknown: a part of it would be a bound that does not hold (G1). Numbers are refused too,
-since other servers list dollars per million tokens under the same names, as numbers.
+No entry is trusted. If a price is missing, negative (a router, whose price is unknown) or in another form, the model's
+whole entry counts as unknown, since a bound from a part of it could be too low (G1). JSON numbers are refused too:
+other servers list dollars per million tokens under the same names, as numbers.
 """
 
 import re
@@ -15,7 +15,8 @@ from tollbook.schemas.money import MoneyError, nanousd_from_usd
 
 _TOKENS_PER_MTOK: Final = 1_000_000
 _DECIMAL: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,24})?([eE]-?[0-9]{1,2})?")
-# The dearest model costs 0.0006 dollars a token (November 2026). What is a hundred times that has another unit.
+# The most expensive model costs 0.0006 dollars per token (November 2026). A price a hundred times as high must be in
+# another unit.
 _MAX_USD_PER_TOKEN: Final = Decimal("0.06")
 _TOKEN_PRICES: Final = (
     "prompt",
@@ -28,20 +29,20 @@ _TOKEN_PRICES: Final = (
     "audio",
 )
 _PRICES: Final = (*_TOKEN_PRICES, "request", "image")
-# What the calls of Tollbook do not use: pictures and sounds that a model makes, and searches that nobody asked for.
+# Prices that Tollbook's calls do not need: images and sounds that a model makes, and searches that were not requested.
 _IRRELEVANT: Final = ("audio", "image", "video", "document", "search", "discount")
-# Conditions of an override. All but the first count as met, so that the highest price is taken.
+# Conditions of an override. The other conditions than the first count as met, so that the highest price is taken.
 _MIN_PROMPT: Final = "min_prompt_tokens"
 _CONDITIONS: Final = ("utc_start", "utc_end")
 
 Pricing: TypeAlias = Mapping[str, Any]
-"""The `pricing` of a model, as the provider lists it."""
+"""The `pricing` of a model as listed by the provider."""
 
 
 def read_pricing(model: str, pricing: object) -> ModelPrice | None:
-    """Return the price that an entry states, rounded up to whole nano-dollars; None where it states none.
+    """Return the price of an entry, rounded up to whole nano-dollars; None if the entry is unknown.
 
-    Of prices that hold at some hours only, the highest of each class of tokens counts.
+    If prices depend on the hour, the highest price of each class of tokens is taken.
     """
     try:
         return _model_price(model, _table(pricing))
@@ -50,7 +51,7 @@ def read_pricing(model: str, pricing: object) -> ModelPrice | None:
 
 
 def relevant_pricing(pricing: Pricing) -> dict[str, Any]:
-    """Return what of a readable entry makes its price: what is kept of it."""
+    """Return the part of a readable entry that its price depends on; only this part is stored."""
     kept = {name: pricing[name] for name in _PRICES if pricing.get(name) is not None}
     overrides = pricing.get("overrides")
     if overrides:
@@ -60,7 +61,7 @@ def relevant_pricing(pricing: Pricing) -> dict[str, Any]:
 
 
 class _Unreadable(Exception):
-    """The entry states no price that can be trusted."""
+    """The entry has no price that can be trusted."""
 
 
 def _table(value: object) -> Pricing:
@@ -91,7 +92,7 @@ def _model_price(model: str, pricing: Pricing) -> ModelPrice:
 
 
 def _overrides(value: object) -> Iterable[tuple[int, dict[str, Decimal]]]:
-    """Yield each override as what a prompt must have more tokens than, and its prices."""
+    """Yield the prices of each override, with the number of prompt tokens above which it applies."""
     if value is None:
         return
     if not isinstance(value, list):
@@ -105,7 +106,7 @@ def _overrides(value: object) -> Iterable[tuple[int, dict[str, Decimal]]]:
 
 
 def _prices(table: Pricing, *, ignored: tuple[str, ...]) -> dict[str, Decimal]:
-    """Read the prices of a table. A price of a name that is not known must be nothing."""
+    """Read the prices of a table. A price under an unknown name must be zero."""
     found: dict[str, Decimal] = {}
     for name, value in table.items():
         if name in ignored or value is None:
@@ -130,7 +131,7 @@ def _tier(above_prompt_tokens: int, choices: list[dict[str, Decimal]]) -> PriceT
         _highest(choices, name) for name in ("prompt", "input_cache_write", "input_cache_write_1h")
     )
     image_token = _highest(choices, "image_token")
-    # Where tokens of images cost more than others, nobody knows how many of the prompt's tokens they are.
+    # If image tokens cost more, the price is unusable: it is unknown how many of the prompt's tokens are image tokens.
     if prompt is None or (image_token is not None and image_token > prompt):
         raise _Unreadable
     return tier_from_usd(
@@ -144,7 +145,7 @@ def _tier(above_prompt_tokens: int, choices: list[dict[str, Decimal]]) -> PriceT
 
 
 def _highest(choices: list[dict[str, Decimal]], *names: str) -> Decimal | None:
-    """Return the highest of these prices, those of tokens per million; None where none is stated."""
+    """Return the highest of these prices, token prices per million tokens; None if there is none."""
     values = [choice[name] for choice in choices for name in names if name in choice]
     if not values:
         return None

@@ -41,12 +41,12 @@ class PriceTier:
 class ModelPrice:
     """The price of one model. `tiers` ascend; the first, above -1 prompt tokens, is for any prompt.
 
-    `image_nanousd` is what an image of the prompt costs beside its tokens. Without `has_completion`, it is the price of
-    a model that makes embeddings, and no completion has a price. `media` are prices of prompt tokens by kind (image,
-    audio, video), `image_output` and `text_output` those of completion tokens, nano-dollars per million; the tiers have
-    the dearer of the two. `search_nanousd` is what a request with web searches costs besides, `file_nanousd` what a
-    file does beside its tokens. None: it is not known. `source` says where the price comes from, as the ledger has it:
-    `policy`, `provider <when it was fetched>` or `catalogue <version>`.
+    `image_nanousd` and `file_nanousd` are the prices of an image and a file in the prompt, in addition to its tokens;
+    `search_nanousd` is the extra price of a request with web searches. Without `has_completion`, the model makes
+    embeddings, and completions have no price. `media` has the prices of prompt tokens by kind (image, audio, video).
+    `image_output` and `text_output` are those of completion tokens; the tiers have the higher of the two. These three
+    are in nano-dollars per million tokens. None: the price is unknown. `source` is the source of the price, as on the
+    ledger: `policy`, `provider <when it was fetched>` or `catalogue <version>`.
     """
 
     model: str
@@ -67,7 +67,7 @@ class ModelPrice:
         assert all(low.above_prompt_tokens < high.above_prompt_tokens for low, high in pairwise(self.tiers))
 
     def media_price(self, kind: str) -> int | None:
-        """Return what a million prompt tokens of a kind cost in nano-dollars; None where that is not known."""
+        """Return what a million prompt tokens of a kind of media cost, in nano-dollars; None if unknown."""
         return dict(self.media).get(kind)
 
     def tier_at(self, prompt_tokens: int) -> PriceTier:
@@ -83,17 +83,17 @@ class ModelPrice:
         )
 
     def max_prompt_price(self, max_prompt_tokens: int) -> int:
-        """Return the highest listed price of a prompt token that no cache is involved in, nano-dollars per Mtok."""
+        """Return the highest listed price of prompt tokens without caching, in nano-dollars per Mtok."""
         tiers = [tier for tier in self.tiers if max_prompt_tokens > tier.above_prompt_tokens]
         return max(tier.prompt_nanousd_per_mtok for tier in tiers)
 
     def cost(self, usage: Usage) -> int:
         """Return the cost of one request in nano-dollars, rounded up once.
 
-        Each token is billed once: cached and cache-write tokens, which are part of the prompt, at their own price, and
-        those that are kept for an hour at theirs; reasoning tokens, which are part of the completion, at its price;
-        tokens of media at the price of their kind, where the usage tells them. Which of them were cached is not told:
-        the dearer is taken.
+        Each token is billed once. Cached tokens and tokens written to the cache are part of the prompt; they have their
+        own prices, and so have those written for an hour. Reasoning tokens are part of the completion and have its
+        price. Media tokens have the price of their kind, if the usage reports them. The usage does not say which of
+        them were cached: the higher cost is taken.
         """
         tier = self.tier_at(usage.prompt_tokens)
         cached = min(usage.cached_tokens, usage.prompt_tokens)
@@ -110,7 +110,7 @@ class ModelPrice:
         return min(-(-tokens_nanousd // TOKENS_PER_MTOK) + self.request_nanousd, MAX_NANOUSD)
 
     def can_price(self, usage: Usage) -> bool:
-        """Whether every kind of token that a usage tells has a price; no price of sound in a completion is known."""
+        """Whether every kind of token in a usage has a price; sound in a completion never has one."""
         if not isinstance(usage, MediaUsage):
             return True
         return not usage.completion_audio_tokens and (
@@ -125,32 +125,32 @@ class ModelPrice:
         return (usage.completion_tokens - images) * self.text_output + images * self.image_output
 
     def _media_surcharge(self, usage: Usage, tier: PriceTier, *, cached: int, written: int) -> int:
-        """Return what media of the prompt cost above other tokens of it, in millionths of a nano-dollar.
+        """Return how much the prompt's media cost above text tokens, in millionths of a nano-dollar.
 
-        Less than nothing where they are cheaper; of those that may have been read from a cache or written to it,
-        nothing is taken off, and they cost no less than they do without a cache.
+        Negative if media are cheaper. Media tokens that may have been read from a cache or written to it get no
+        reduction, and cost at least as much as without a cache.
         """
         prompt, surcharge = tier.prompt_nanousd_per_mtok, 0
         for kind, count in media_of(usage).items():
-            own = self._media_price_in(kind, tier)
-            if own < prompt:
-                surcharge -= max(0, count - cached - written) * (prompt - own)
-                surcharge += min(count, cached) * max(0, own - tier.cached_nanousd_per_mtok)
+            price = self._media_price_in(kind, tier)
+            if price < prompt:
+                surcharge -= max(0, count - cached - written) * (prompt - price)
+                surcharge += min(count, cached) * max(0, price - tier.cached_nanousd_per_mtok)
                 continue
-            surcharge += count * (own - prompt)
-            # What is written to a cache costs more in proportion.
+            surcharge += count * (price - prompt)
+            # Tokens written to a cache cost proportionally more.
             above = max(0, tier.max_prompt_nanousd_per_mtok - prompt)
-            surcharge += -(-min(count, written) * above * (own - prompt) // prompt) if prompt else 0
+            surcharge += -(-min(count, written) * above * (price - prompt) // prompt) if prompt else 0
         return surcharge
 
     def _media_price_in(self, kind: str, tier: PriceTier) -> int:
-        """Return what a million prompt tokens of a kind cost; of sound or videos without a price, the highest known."""
+        """Return the price of a kind of media in a tier; for sound or video without a price, the highest known one."""
         prompt = tier.prompt_nanousd_per_mtok
-        own = self.media_price(kind)
-        if own is None:
+        price = self.media_price(kind)
+        if price is None:
             return prompt if kind == "image" else max([prompt, *(price for _, price in self.media)])
-        # It is stated once for prompts of any length.
-        return max(own, prompt) if own >= self.tiers[0].prompt_nanousd_per_mtok else own
+        # There is one media price for prompts of any length.
+        return max(price, prompt) if price >= self.tiers[0].prompt_nanousd_per_mtok else price
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ def price_from_usd(
     cache_write: Decimal | None = None,
     request: Decimal = Decimal(0),
 ) -> ModelPrice:
-    """Make a price of dollars per million tokens and dollars per request, rounded up. Errors: MoneyError."""
+    """Make a price from dollars per million tokens and dollars per request, rounded up. Errors: MoneyError."""
     base = tier_from_usd(-1, prompt, completion, cached, cache_write)
     return ModelPrice(model, (base,), request_nanousd=nanousd_from_usd(request))
 
@@ -203,11 +203,11 @@ def _price_of(model: str, rule: PriceRule) -> ModelPrice:
 
 
 def completed(listed: ModelPrice, catalogued: ModelPrice) -> ModelPrice:
-    """Return a provider's price with what its list does not state, taken from the catalogue (G1).
+    """Return a provider's listed price, with missing prices taken from the catalogue (G1).
 
-    A list may state one price for prompts of any length where long ones cost more, and none for what is written to a
-    cache. There the catalogue's price stays: raised in proportion where the list is dearer, and never lowered. A model
-    that is listed as free is free (G9).
+    A list may have only one price although long prompts cost more, and no price for writing to a cache. Then the
+    catalogue's price is used: raised in proportion if the list is more expensive, and never lowered. A model that is
+    listed as free is free (G9).
     """
     if all(max(tier.max_prompt_nanousd_per_mtok, tier.completion_nanousd_per_mtok) == 0 for tier in listed.tiers):
         return listed
@@ -220,12 +220,12 @@ def completed(listed: ModelPrice, catalogued: ModelPrice) -> ModelPrice:
     tiers = [_with_write_prices(tier, catalogued.tier_at(tier.above_prompt_tokens + 1)) for tier in listed.tiers]
     if len(tiers) == 1:
         first, usual = tiers[0], catalogued.tiers[0]
-        tiers += [_dearer(first, usual, tier) for tier in catalogued.tiers[1:]]
+        tiers += [_raised_tier(first, usual, tier) for tier in catalogued.tiers[1:]]
     return replace(listed, tiers=tuple(tiers), media=(*listed.media, *media))
 
 
 def _with_write_prices(listed: PriceTier, catalogued: PriceTier) -> PriceTier:
-    """Return a tier whose writes to a cache cost what the catalogue says, where they have no price of their own."""
+    """Return a tier with the catalogue's prices for writing to a cache, if the list has none."""
     prompt, usual = listed.prompt_nanousd_per_mtok, catalogued.prompt_nanousd_per_mtok
     written, written_1h = listed.cache_write_nanousd_per_mtok, listed.cache_write_1h_nanousd_per_mtok
     is_stated, is_1h_stated = written != prompt, written_1h != written
@@ -236,38 +236,38 @@ def _with_write_prices(listed: PriceTier, catalogued: PriceTier) -> PriceTier:
     return replace(listed, cache_write_nanousd_per_mtok=written, cache_write_1h_nanousd_per_mtok=written_1h)
 
 
-def _dearer(listed: PriceTier, usual: PriceTier, dearer: PriceTier) -> PriceTier:
-    """Return the catalogue's `dearer` tier for a list that differs from its `usual` one."""
+def _raised_tier(listed: PriceTier, usual: PriceTier, higher: PriceTier) -> PriceTier:
+    """Return the catalogue's `higher` tier, raised as the listed tier is above the catalogue's `usual` one."""
 
     def price(own: int, before: int, after: int) -> int:
         return max(own, _in_proportion(after, own, before))
 
     return PriceTier(
-        above_prompt_tokens=dearer.above_prompt_tokens,
+        above_prompt_tokens=higher.above_prompt_tokens,
         prompt_nanousd_per_mtok=price(
-            listed.prompt_nanousd_per_mtok, usual.prompt_nanousd_per_mtok, dearer.prompt_nanousd_per_mtok
+            listed.prompt_nanousd_per_mtok, usual.prompt_nanousd_per_mtok, higher.prompt_nanousd_per_mtok
         ),
         completion_nanousd_per_mtok=price(
-            listed.completion_nanousd_per_mtok, usual.completion_nanousd_per_mtok, dearer.completion_nanousd_per_mtok
+            listed.completion_nanousd_per_mtok, usual.completion_nanousd_per_mtok, higher.completion_nanousd_per_mtok
         ),
         cached_nanousd_per_mtok=price(
-            listed.cached_nanousd_per_mtok, usual.cached_nanousd_per_mtok, dearer.cached_nanousd_per_mtok
+            listed.cached_nanousd_per_mtok, usual.cached_nanousd_per_mtok, higher.cached_nanousd_per_mtok
         ),
         cache_write_nanousd_per_mtok=price(
             listed.cache_write_nanousd_per_mtok,
             usual.cache_write_nanousd_per_mtok,
-            dearer.cache_write_nanousd_per_mtok,
+            higher.cache_write_nanousd_per_mtok,
         ),
         cache_write_1h_nanousd_per_mtok=price(
             listed.cache_write_1h_nanousd_per_mtok,
             usual.cache_write_1h_nanousd_per_mtok,
-            dearer.cache_write_1h_nanousd_per_mtok,
+            higher.cache_write_1h_nanousd_per_mtok,
         ),
     )
 
 
 def _in_proportion(price: int, own: int, usual: int) -> int:
-    """Return a price raised as `own` is above `usual`, rounded up; it is never lowered."""
+    """Return a price raised by the ratio of `own` to `usual`, rounded up; it is never lowered."""
     return -(-price * own // usual) if own > usual > 0 else price
 
 
@@ -279,9 +279,9 @@ def tier_from_usd(
     cache_write: Decimal | None,
     cache_write_1h: Decimal | None = None,
 ) -> PriceTier:
-    """Make a tier of dollars per million tokens; without a price of their own, cached tokens cost as much as others.
+    """Make a tier from dollars per million tokens. Without their own price, cached tokens have the prompt's price.
 
-    Writes to a cache that lasts an hour cost what other writes do, unless they have a price too. Errors: MoneyError.
+    Without their own price, writes to a one-hour cache have the price of other writes. Errors: MoneyError.
     """
     written = _write_price(cache_write, prompt)
     return PriceTier(
@@ -297,6 +297,6 @@ def tier_from_usd(
 def _write_price(cache_write: Decimal | None, prompt: Decimal) -> int:
     if cache_write is None:
         return nanousd_from_usd(prompt)
-    written, read = nanousd_from_usd(cache_write), nanousd_from_usd(prompt)
+    write_price, prompt_price = nanousd_from_usd(cache_write), nanousd_from_usd(prompt)
     # Google's cache-write price is for storage, on top of the prompt's price (genai-prices 0.2.3, November 2026).
-    return nanousd_from_usd(cache_write + prompt) if written < read else written
+    return nanousd_from_usd(cache_write + prompt) if write_price < prompt_price else write_price

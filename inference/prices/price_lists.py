@@ -1,7 +1,7 @@
-"""The lists of prices that a provider had, one after the other: each in a file of its own, which is never overwritten.
+"""The price lists of a provider over time: each list is stored in its own file, which is never overwritten.
 
-A list is in force from when it was fetched to when another one was. So a restart without network has prices, and
-a price of any moment can be looked up later. A list equal to the one in force adds no file.
+A list is in force from its fetch until the fetch of the next one. So a restart without network has prices, and the
+price at any moment can be looked up later. A list equal to the one in force is not stored.
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tollbook.inference.settings import Settings
 
 FOLDER: Final = "prices"
-"""Folder of the lists within the data directory."""
+"""Folder of the lists in the data directory."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _STAMP: Final = "%Y-%m-%dT%H-%M-%S.%f"
 _SUFFIX: Final = "Z.json"
@@ -50,11 +50,11 @@ class PriceList:
 
     @property
     def source(self) -> str:
-        """What the ledger has as the source of these prices."""
+        """The source of these prices, as written to the ledger."""
         return f"provider {_moment(self.fetched_ms).isoformat(timespec='milliseconds').removesuffix('+00:00')}Z"
 
     def price(self, model: str) -> ModelPrice | None:
-        """Return the price of a model, or None where the list has none, or several under names that differ in case."""
+        """Return the price of a model; None if the list has none, or several under names that differ only in case."""
         name = model.lower()
         listed = self._by_name.get(name)
         if listed is None:
@@ -66,7 +66,7 @@ class PriceList:
 
 
 class PriceLists:
-    """The lists of the provider whose address is `base_url`, in a folder; without one, in memory."""
+    """The lists of the provider at `base_url`, stored in a folder; without a folder, in memory."""
 
     def __init__(self, folder: Path | None = None, base_url: str = "") -> None:
         self._folder = folder
@@ -79,13 +79,13 @@ class PriceLists:
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> Self:
-        """Open the lists of the provider that the settings name, in their data directory."""
+        """Open the lists of the settings' default provider, in the data directory."""
         return cls(settings.data_dir / FOLDER, settings.openrouter_base_url)
 
     def in_force(self, at_ms: int) -> PriceList | None:
         """Return the list in force at a moment, milliseconds since the epoch; None before the first one.
 
-        A file that cannot be read counts as none: the list before it stays in force.
+        A file that cannot be read is ignored: the list before it stays in force.
         """
         for start in reversed(self._starts[: bisect_right(self._starts, at_ms)]):
             found = self._load(start)
@@ -94,14 +94,14 @@ class PriceLists:
         return None
 
     def add(self, pricing: Mapping[str, Pricing], fetched_ms: int) -> bool:
-        """Keep what a provider lists now, unless it is what is in force; return whether it is kept.
+        """Store a provider's current list, unless it equals the one in force; return whether it is new.
 
-        A list without any price is none: the provider states no prices, or failed to. Where the file cannot be made,
-        the list serves this process alone.
+        An empty list is ignored: the provider has no prices, or failed to list them. If the file cannot be written,
+        only this process has the list.
         """
         if not pricing:
             return False
-        self.refresh()  # Another process may have kept it.
+        self.refresh()  # Another process may have stored it.
         before = self.in_force(fetched_ms)
         if before is not None and before.pricing == pricing:
             return False
@@ -111,7 +111,7 @@ class PriceLists:
         except OSError as exc:
             self.refresh()
             if isinstance(exc, FileExistsError) and fetched_ms in self._starts:
-                return False  # Another process kept a list of the same millisecond.
+                return False  # Another process stored a list in the same millisecond.
             _log.warning("prices.not_kept", problem=str(exc), hint="a restart without network will lack these prices")
         self._newest = made
         self.refresh()
@@ -126,13 +126,13 @@ class PriceLists:
         create_private(self._folder / self._file_name(made.fetched_ms), json.dumps(document, indent=1) + "\n")
 
     def refresh(self) -> None:
-        """Note the lists that there are now: other processes keep some too."""
+        """Read the names of the stored lists again: other processes store some too."""
         names = [] if self._folder is None else [path.name for path in self._folder.glob("*" + _SUFFIX)]
         starts = sorted(start for start in map(self._start_of, names) if start is not None)
         if self._newest is not None and self._newest.fetched_ms not in starts:
             insort(starts, self._newest.fetched_ms)
         self._starts = starts
-        # A file that could not be read may have been half written.
+        # Try again to read unreadable files: they may have been half written.
         self._loaded = {start: found for start, found in self._loaded.items() if found is not None}
 
     def _load(self, start: int) -> PriceList | None:
@@ -149,7 +149,7 @@ class PriceLists:
         try:
             document: Any = json.loads(read_private(path))
             if document["provider"] != self._provider:
-                return None  # Another address whose file name is the same.
+                return None  # Of another address that gives the same file name.
             pricing = cast("Mapping[str, Any]", dict(document["pricing"]))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             _log.warning("prices.unreadable", path=str(path), problem=str(exc))
@@ -170,7 +170,7 @@ class PriceLists:
 
 
 def provider_name(base_url: str) -> str:
-    """Return how a provider is named by its address: host, port and path, such as `openrouter.ai/api/v1`."""
+    """Return a provider's name from its address: host, port and path, such as `openrouter.ai/api/v1`."""
     parts = urlsplit(base_url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.hostname or ''}{port}{parts.path}".rstrip("/").lower()

@@ -1,1 +1,1 @@
-"""Speaking to a model provider: requests, replies, usage."""
+"""Requests to model providers, and their replies and usage."""

@@ -1,4 +1,4 @@
-"""What a model has answered: text, tool calls, a refusal, reasoning, and why it stopped."""
+"""Reading a model's answer: text, images, tool calls, a refusal, reasoning, and why the model stopped."""
 
 import json
 import re
@@ -23,9 +23,9 @@ CONTENT_FILTER: Final = "content_filter"
 
 _FINISH_WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _ENUM: Final = re.compile(r"^(finish_?reason|stop_?reason|reason)[._](?=.)")
-"""What names of an enumeration begin with: `FinishReason.MAX_TOKENS`, `FINISH_REASON_STOP`, `REASON_MAX_LEN`."""
-_OF_PARTS: Final = frozenset({"type", "text", "parts", "content"})
-# Other providers' words for OpenAI's (November 2026).
+"""Prefixes of enumeration names: `FinishReason.MAX_TOKENS`, `FINISH_REASON_STOP`, `REASON_MAX_LEN`."""
+_PART_FIELDS: Final = frozenset({"type", "text", "parts", "content"})
+# OpenAI's finish reason for each other provider's (November 2026).
 _FINISH_WORDS: Final[dict[str, str]] = {
     **dict.fromkeys(
         ("length", "max_tokens", "max_output_tokens", "max_completion_tokens", "max_new_tokens", "model_length",
@@ -45,7 +45,7 @@ _FINISH_WORDS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a choice says; None where it says no such thing. `has_choice`: whether the reply has a choice at all."""
+    """The content of a choice; a missing part is None. `has_choice`: whether the reply has a choice at all."""
 
     has_choice: bool = False
     content: str | None = None
@@ -59,18 +59,18 @@ class Answer:
 
     @property
     def is_answer(self) -> bool:
-        """Whether there is text, an image, a tool call or a refusal. White space is no text."""
+        """Whether there is text, an image, a tool call or a refusal. White space does not count as text."""
         return bool((self.content and self.content.strip()) or self.images or self.tool_calls or self.refusal)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was generated, as far as the reply shows."""
-        said = self.content or self.images or self.tool_calls or self.refusal
-        return not (said or self.reasoning or self.reasoning_details)
+        output = self.content or self.images or self.tool_calls or self.refusal
+        return not (output or self.reasoning or self.reasoning_details)
 
 
 def read_answer(document: dict[str, Any]) -> Answer:
-    """Read the choices of a completion: the first with an answer, else the first."""
+    """Read the answer of a completion: its first choice with an answer, else its first choice."""
     choices = [_choice(each) for each in choices_of(document)]
     found = next((each for each in choices if each.is_answer), choices[0] if choices else Answer())
     if not found.is_answer and found.finish_reason is None and _is_prompt_blocked(document):
@@ -79,7 +79,7 @@ def read_answer(document: dict[str, Any]) -> Answer:
 
 
 def finish_word(value: object) -> str | None:
-    """Return why a model stopped, in OpenAI's words where there is one; None where nothing is said.
+    """Return why a model stopped: OpenAI's finish reason if there is one, else the provider's word; None if missing.
 
     Gemini's OpenAI-compatible server appends its own word: `content_filter: RECITATION` (November 2026).
     """
@@ -140,7 +140,7 @@ def _image_url(value: object) -> object:
 
 
 class Parts:
-    """Gathers the parts of a message's content: texts, refusals, reasoning with its details, and tool calls."""
+    """Collects the parts of a message's content: texts, images, refusals, reasoning with its details, tool calls."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -152,7 +152,7 @@ class Parts:
         self._depth = 0
 
     def add(self, content: object) -> None:
-        """Take a content: a text, a part, or a list of them. What is nested deeper than any content is passed over."""
+        """Add a content: a text, a part, or a list of these. Content that is nested too deep is ignored."""
         self._depth += 1
         if isinstance(content, str):
             self.texts.append(content)
@@ -164,18 +164,18 @@ class Parts:
         self._depth -= 1
 
     def add_object(self, content: object) -> None:
-        """Take a content that is the JSON object that was asked for, and no part of a message, as text."""
-        said = self.texts or self.refusals or self.reasoning or self.tool_calls or self.details or self.images
-        if isinstance(content, dict) and content and not said and not content.keys() & _OF_PARTS:
+        """Add a content as text if it is no message part but the requested JSON object itself."""
+        found = self.texts or self.refusals or self.reasoning or self.tool_calls or self.details or self.images
+        if isinstance(content, dict) and content and not found and not content.keys() & _PART_FIELDS:
             self.texts.append(json.dumps(plain(cast("dict[str, Any]", content)), ensure_ascii=False))
 
     def add_reasoning(self, value: object) -> None:
-        """Take reasoning, in whatever form."""
+        """Add reasoning in any form."""
         if value:
             self.reasoning += texts_in(value)
 
     def add_refusal(self, value: object) -> None:
-        """Take a refusal, in whatever form."""
+        """Add a refusal in any form."""
         if value:
             self.refusals += texts_in(value)
 
@@ -207,7 +207,7 @@ class Parts:
             self.texts += text or (texts_in(part.get("content")) if kind in (None, "text", "output_text") else [])
 
     def _add_untyped(self, part: dict[str, Any]) -> bool:
-        """Take a part of Gemini's own API or of Bedrock's Converse, which have no type; return whether it is one."""
+        """Add a part in the form of Gemini's API or Bedrock's Converse, which has no type; return False for others."""
         if isinstance(part.get("parts"), list):
             self.add(part["parts"])
         elif part.get("thought") is True:
@@ -243,7 +243,7 @@ def texts_in(value: object, depth: int = 0) -> list[str]:
 
 
 def _tool_calls(message: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Return tool calls in OpenAI's form, the arguments as JSON text; extra members are kept."""
+    """Return tool calls in OpenAI's form, with the arguments as JSON text; extra fields are kept."""
     calls = one_or_more(message.get("tool_calls"))
     function = as_table(message.get("function_call"))
     if not calls and function.get("name"):
@@ -266,15 +266,15 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish_of(choice: dict[str, Any]) -> str | None:
-    """Return why a choice ended, in OpenAI's words where there is one; None where it does not say."""
+    """Return why a choice ended, as `finish_word`; None if it does not say."""
     word = finish_word(choice.get("finish_reason"))
     native = finish_word(choice.get("native_finish_reason"))
-    # A router may call everything `stop`, while the provider's own word says that the reply was cut.
+    # A router may always say `stop`, while the provider's own word says that the reply was cut off.
     return native if native in (LENGTH, CONTENT_FILTER) and word in (None, "stop") else word or native
 
 
 def _is_prompt_blocked(document: dict[str, Any]) -> bool:
-    """Whether Gemini's form says that the prompt was held back."""
+    """Whether a reply in Gemini's form says that the prompt was blocked."""
     for name in ("promptFeedback", "prompt_feedback"):
         feedback = as_table(document.get(name))
         if feedback.get("blockReason") or feedback.get("block_reason"):

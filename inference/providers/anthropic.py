@@ -1,7 +1,7 @@
 """Anthropic's own API: Messages (version 2023-06-01, as of November 2026).
 
-Requests are made of chat completions; replies and usage are read like those of other servers, whose readers know
-Anthropic's words: `stop_reason`, `tool_use`, `thinking`, cache tokens beside the input.
+Requests are converted from chat completions. Replies and usage are read like those of other servers: the readers know
+Anthropic's form (`stop_reason`, `tool_use`, `thinking`, cache tokens beside the input).
 """
 
 import json
@@ -21,10 +21,10 @@ from tollbook.inference.providers.replies import Reply, name_in, read_reply
 from tollbook.schemas.policy import Dialect
 
 _VERSION: Final = "2023-06-01"
-# Models that choose by themselves how much they think, and refuse a budget for it: 4.6 and later.
+# Models that decide themselves how much they think, and refuse a thinking budget: 4.6 and later.
 _ADAPTIVE: Final = re.compile(r"claude-(?!3|2|instant)[a-z]+-(4[.-][6-9]|[5-9]|[1-9]\d)(?!\d)|claude-(mythos|fable)")
 _MIN_THINKING_TOKENS: Final = 1_024
-# The share of `max_tokens` that older models may think, by effort, as OpenRouter divides them.
+# The share of `max_tokens` that older models may use for thinking, by effort, as at OpenRouter.
 _SHARES: Final = {"minimal": 0.1, "low": 0.2, "medium": 0.5, "high": 0.8, "xhigh": 0.95, "max": 0.95}
 _INPUTS: Final = frozenset({"text", "image", "file"})
 _AS_THEY_ARE: Final = ("temperature", "top_p", "top_k", "cache_control")
@@ -45,7 +45,7 @@ class Anthropic:
         return {"anthropic-version": _VERSION, **key}
 
     def completion_body(self, request: ChatRequest, *, is_streamed: bool = False) -> bytes:
-        """Return the body that asks for a message. `max_tokens` is required, and includes what the model thinks."""
+        """Return the body of a request for a message. `max_tokens` is required, and includes thinking."""
         system, messages = messages_of(request.messages)
         parameters = request.parameters
         body: dict[str, Any] = {
@@ -61,7 +61,7 @@ class Anthropic:
             **({"stream": True} if is_streamed else {}),
         }
         if body.get("top_k", 1) < 1:
-            del body["top_k"]  # All tokens, which is what its absence means.
+            del body["top_k"]  # 0 means all tokens, and so does its absence.
         if request.user is not None:
             body["metadata"] = {"user_id": request.user}
         thinking, effort = _thinking(request)
@@ -85,7 +85,7 @@ class Anthropic:
         return read_reply(reply, request, is_insured=False, request_id=self.id_of(reply.headers))
 
     def id_of(self, headers: Mapping[str, str]) -> str | None:
-        """Return the id by which Anthropic finds a request again."""
+        """Return Anthropic's id of a request."""
         return name_in(headers, "request-id")
 
     def early_id(self, headers: Mapping[str, str], stream_id: object) -> str | None:  # noqa: ARG002
@@ -93,22 +93,22 @@ class Anthropic:
         return self.id_of(headers)
 
     def cost_question(self, generation_id: str) -> Question | None:  # noqa: ARG002
-        """Return None: Anthropic does not tell what a request cost."""
+        """Return None: Anthropic cannot be asked what a request cost."""
         return None
 
     def read_cost(self, document: object) -> int | None:  # noqa: ARG002
-        """Return None: nothing was asked."""
+        """Return None: there is no `cost_question`."""
         return None
 
     def read_models(self, document: object) -> dict[str, ModelFacts]:
-        """Read the list of models, with how much each reads."""
+        """Read the list of models, with their context lengths."""
         return {
             model["id"]: ModelFacts(context_length=_length(model), input_modalities=_INPUTS)
             for model in models_in(document)
         }
 
     def read_key(self, document: object) -> str:
-        """Say that the key is good: without one, the list of models is refused."""
+        """Return that the key is valid: with a wrong key, the list of models is refused."""
         models_in(document)
         return "the key is valid"
 
@@ -126,13 +126,13 @@ def _stops(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _format(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the form of the answer: a JSON Schema, or nothing for text."""
+    """Return the requested form of the answer: a JSON Schema, or {} for text."""
     schema = as_table(as_table(parameters.get("response_format")).get("json_schema")).get("schema")
     return {} if schema is None else {"format": {"type": "json_schema", "schema": schema}}
 
 
 def _thinking(request: ChatRequest) -> tuple[dict[str, Any] | None, str | None]:
-    """Return how the model is told to think, and with how much effort; None where the task does not say."""
+    """Return the thinking parameter, and the effort; each None if the task does not set it."""
     asked = as_table(request.parameters.get("reasoning"))
     effort: str | None = asked.get("effort") or request.parameters.get("reasoning_effort")
     budget: int | None = asked.get("max_tokens")
@@ -144,5 +144,5 @@ def _thinking(request: ChatRequest) -> tuple[dict[str, Any] | None, str | None]:
         return {"type": "adaptive"}, "low" if effort == "minimal" else effort
     share = round(_SHARES[effort or "medium"] * request.max_tokens)
     tokens = min(max(budget or share, _MIN_THINKING_TOKENS), request.max_tokens - 1)
-    # A smaller budget is refused: there is no room for thought within the limit.
+    # Anthropic refuses a smaller budget, so a call with so low a limit runs without thinking.
     return ({"type": "enabled", "budget_tokens": tokens} if tokens >= _MIN_THINKING_TOKENS else None), None

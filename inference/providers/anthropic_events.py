@@ -1,7 +1,7 @@
-"""The events of Anthropic's Messages (November 2026), as chunks of a chat completion.
+"""Converting the events of Anthropic's Messages (November 2026) to chunks of a chat completion.
 
-`message_start`, `content_block_start`, `content_block_delta`, `content_block_stop`, `message_delta`, `message_stop`,
-`error`; a `ping`, and what was added since, says nothing.
+The events are `message_start`, `content_block_start`, `content_block_delta`, `content_block_stop`, `message_delta`,
+`message_stop` and `error`. A `ping`, and event types added later, are ignored.
 """
 
 import json
@@ -22,10 +22,10 @@ class MessageEvents:
         self._usage: dict[str, Any] = {}
         self._calls: dict[object, _Call] = {}
         self._details: dict[object, int] = {}
-        """By the index of a block that is reasoning, its place among these."""
+        """By the index of a reasoning block, its number among the reasoning blocks."""
 
     def chunk(self, event: Any) -> Any:
-        """Return an event as a chunk, or `[DONE]`; what is no event of Anthropic's is returned as it is."""
+        """Return an event as a chunk, or `[DONE]`; an event that is not Anthropic's is returned unchanged."""
         table = as_table(event)
         kind = table.get("type")
         if not isinstance(kind, str) or not kind.startswith(_KINDS):
@@ -38,7 +38,7 @@ class MessageEvents:
             case "content_block_start":
                 return self._begin_block(table.get("index"), as_table(table.get("content_block")))
             case "content_block_delta":
-                return self._go_on(table.get("index"), as_table(table.get("delta")))
+                return self._continue_block(table.get("index"), as_table(table.get("delta")))
             case "content_block_stop":
                 return self._end_block(table.get("index"))
             case "message_delta":
@@ -51,42 +51,44 @@ class MessageEvents:
     def _begin_block(self, index: object, block: dict[str, Any]) -> dict[str, Any]:
         match block.get("type"):
             case "text":
-                return _said(content=block.get("text"))
+                return _chunk(content=block.get("text"))
             case "thinking":
                 self._details[index] = len(self._details)
-                return self._thought(index, block)
+                return self._thinking_chunk(index, block)
             case "redacted_thinking":
                 place = self._details[index] = len(self._details)
-                return _said(reasoning_details=[redacted_detail(place, block)])
+                return _chunk(reasoning_details=[redacted_detail(place, block)])
             case "tool_use":
                 call = self._calls[index] = _Call(len(self._calls), block.get("input"))
                 function = {"name": block.get("name"), "arguments": ""}
-                return _said(tool_calls=[{"index": call.index, "id": block.get("id"), "function": function}])
+                return _chunk(tool_calls=[{"index": call.index, "id": block.get("id"), "function": function}])
             case _:
                 return {}
 
-    def _go_on(self, index: object, delta: dict[str, Any]) -> dict[str, Any]:
+    def _continue_block(self, index: object, delta: dict[str, Any]) -> dict[str, Any]:
         match delta.get("type"):
             case "text_delta":
-                return _said(content=delta.get("text"))
+                return _chunk(content=delta.get("text"))
             case "thinking_delta" | "signature_delta":
-                return self._thought(index, delta)
+                return self._thinking_chunk(index, delta)
             case "input_json_delta" if index in self._calls:
-                return self._calls[index].go_on(delta.get("partial_json"))
+                return self._calls[index].add(delta.get("partial_json"))
             case _:
                 return {}
 
-    def _thought(self, index: object, block: dict[str, Any]) -> dict[str, Any]:
+    def _thinking_chunk(self, index: object, block: dict[str, Any]) -> dict[str, Any]:
         detail = thinking_detail(self._details.setdefault(index, len(self._details)), block)
-        return _said(reasoning=block.get("thinking"), reasoning_details=[detail])
+        return _chunk(reasoning=block.get("thinking"), reasoning_details=[detail])
 
     def _end_block(self, index: object) -> dict[str, Any]:
         call = self._calls.get(index)
-        # The input of a tool without parameters comes in no part.
-        return {} if call is None or call.has_input else call.go_on(json.dumps(call.given or {}, ensure_ascii=False))
+        # The input of a tool without parameters comes in no delta.
+        return (
+            {} if call is None or call.has_input else call.add(json.dumps(call.whole_input or {}, ensure_ascii=False))
+        )
 
     def _end_message(self, delta: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
-        """Return the end, with the usage. That of the start alone would not count what was generated since (G3)."""
+        """Return the last chunk, with the merged usage: the usage at the start lacks what was generated since (G3)."""
         reason = delta.get("stop_reason")
         for name, value in usage.items():
             old = self._usage.get(name)
@@ -99,15 +101,15 @@ class MessageEvents:
 
 
 class _Call:
-    def __init__(self, index: int, given: object) -> None:
+    def __init__(self, index: int, whole_input: object) -> None:
         self.index = index
-        self.given = given
+        self.whole_input = whole_input
         self.has_input = False
 
-    def go_on(self, text: object) -> dict[str, Any]:
+    def add(self, text: object) -> dict[str, Any]:
         self.has_input = self.has_input or bool(text)
-        return _said(tool_calls=[{"index": self.index, "function": {"arguments": text}}])
+        return _chunk(tool_calls=[{"index": self.index, "function": {"arguments": text}}])
 
 
-def _said(**delta: Any) -> dict[str, Any]:
+def _chunk(**delta: Any) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} if delta else {}

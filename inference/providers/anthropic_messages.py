@@ -1,7 +1,7 @@
-"""Messages and tools of a chat completion in the form of Anthropic's Messages.
+"""Converting the messages and tools of a chat completion to the form of Anthropic's Messages.
 
-System messages become `system`, wherever they stand. Messages of one role in a row become one, since the results of all
-tools that a message calls must stand in the next one, before anything else.
+System messages become `system`, wherever they are. Consecutive messages of one role become one message, since the
+results of all tools that a message calls must be in the next message, before anything else.
 """
 
 import json
@@ -42,20 +42,21 @@ def messages_of(messages: Sequence[Message]) -> tuple[list[Block], list[dict[str
         role = "assistant" if message.role == "assistant" else "user"
         blocks = _marked(_blocks(message), message)
         if not blocks:
-            continue  # An empty message is refused, and says nothing.
+            continue  # Anthropic refuses an empty message.
         if turns and turns[-1]["role"] == role:
             turns[-1]["content"] += blocks
         else:
             turns.append({"role": role, "content": blocks})
-    turns = [said for turn in turns if (said := _without_last_thoughts(turn))["content"]]
-    # A conversation has at least one message.
+    turns = [kept for turn in turns if (kept := _without_last_thoughts(turn))["content"]]
+    # Anthropic requires at least one message.
     return (system, turns) if turns else ([], [{"role": "user", "content": system}])
 
 
 def may_think(turns: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether Anthropic lets a model with a budget for thought go on with a conversation.
+    """Whether Anthropic accepts a thinking budget for a conversation.
 
-    In a loop of tools, it must begin with a thought (November 2026): what another provider's model called has none.
+    In a tool loop, the assistant's turn must begin with a thinking block (November 2026); a turn of another provider's
+    model has none.
     """
     calling = next((turn for turn in reversed(turns) if not _is_results(turn)), None)
     if calling is None or calling["role"] != "assistant" or calling is turns[-1]:
@@ -68,7 +69,7 @@ def _is_results(turn: Mapping[str, Any]) -> bool:
 
 
 def _without_last_thoughts(turn: dict[str, Any]) -> dict[str, Any]:
-    """Return a turn that does not end with a thought, which is refused."""
+    """Return a turn without thinking blocks at its end, which Anthropic refuses."""
     blocks: list[Block] = turn["content"]
     while blocks and blocks[-1]["type"] in _THOUGHTS:
         blocks = blocks[:-1]
@@ -76,17 +77,17 @@ def _without_last_thoughts(turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def tools_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tools, of either form in which a chat completion has them."""
+    """Return the tools, from `tools` and from the older `functions`."""
     tools = [_tool(tool) for tool in parameters.get("tools", ())]
     tools += [_function(function) for function in parameters.get("functions", ())]
     return {"tools": tools} if tools else {}
 
 
 def tool_choice_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which tool is to be called, and whether several may be."""
+    """Return the choice of tool, and whether several tools may be called at once."""
     choice = parameters.get("tool_choice", parameters.get("function_call"))
     if choice in ("auto", "none") and not tools_of(parameters):
-        return {}  # A choice without tools is refused, and this one says what is so anyway.
+        return {}  # Anthropic refuses a choice without tools, and these choices have no effect then.
     is_single = parameters.get("parallel_tool_calls") is False
     if choice is None and not (is_single and tools_of(parameters)):
         return {}
@@ -139,7 +140,7 @@ def _content(message: Message) -> list[Block]:
         return []
     parts = (message.content,) if isinstance(message.content, str) else message.content
     blocks = [_part(part) for part in parts]
-    # Texts without any text are refused; applications send them beside calls of tools.
+    # Anthropic refuses empty texts; applications send them along with tool calls.
     return [block for block in blocks if block["type"] != "text" or block["text"].strip()]
 
 
@@ -151,7 +152,7 @@ def _part(part: str | Part) -> Block:
     if isinstance(part, FilePart):
         return {"type": "document", "source": _document(part), **_title(part), **_mark(part)}
     if isinstance(part, AudioPart | VideoPart):
-        # Anthropic takes neither, and refuses the request, which then costs nothing.
+        # Anthropic supports neither: it refuses the request, which is then free.
         return part.model_dump(mode="json", exclude_none=True)
     return _text(part if isinstance(part, str) else part.refusal)
 
@@ -176,7 +177,7 @@ def _mark(part: TextPart | ImagePart | FilePart) -> Block:
 
 
 def _marked(blocks: list[Block], message: Message) -> list[Block]:
-    """Put the mark of a whole message on its last block, where Anthropic has it."""
+    """Put the cache mark of a whole message on its last block, as Anthropic requires."""
     if message.cache_control is not None and blocks:
         blocks[-1]["cache_control"] = message.cache_control.model_dump(exclude_none=True)
     return blocks
@@ -190,9 +191,9 @@ def _source(url: str) -> dict[str, str]:
 
 
 def _thoughts(message: Message) -> Iterable[Block]:
-    """Yield what the model thought before, if it is signed: Anthropic wants it back before the calls of tools.
+    """Yield the signed thinking of earlier turns, which Anthropic requires before tool calls.
 
-    It comes as Anthropic's own blocks, or in OpenRouter's form.
+    The message has it in Anthropic's own blocks, or in OpenRouter's form.
     """
     for block in message.thinking_blocks or ():
         if block.get("type") == "thinking" and block.get("signature"):
@@ -222,7 +223,7 @@ def _function_use(function: FunctionCall, call_id: str | None) -> Block:
 
 
 def _arguments(text: str) -> dict[str, Any]:
-    """Return the arguments of a call; what is no JSON object is put into one."""
+    """Return the arguments of a call; a value that is no JSON object is put into one."""
     try:
         value: object = json.loads(text, parse_constant=str) if text.strip() else {}
     except (ValueError, RecursionError):
@@ -231,5 +232,5 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def _id(call_id: str | None) -> str:
-    """Return the id of a call with the characters that Anthropic takes; other providers use more."""
+    """Return the id of a call with only the characters that Anthropic accepts; other providers use more."""
     return _NO_ID_CHARACTER.sub("_", call_id or "") or "call"

@@ -1,8 +1,8 @@
-"""The body of a reply: bytes become a JSON object, whatever a server, a router or a proxy has put around it.
+"""Parsing the body of a reply into a JSON object, whatever a server, a router or a proxy has put around it.
 
-Read are: JSON with a byte-order mark, after white space or comments that kept the connection alive, or as the only
-member of a list (Gemini's errors); and an event stream, asked for or not, which is joined as it comes. What is no JSON
-by the standard is read too, if it can only mean one thing: the answer in it may have been paid for (G4).
+A body may be JSON with a byte-order mark, after white space or keep-alive comments, or as the only item of a list
+(Gemini's errors). It may also be an event stream, requested or not, whose chunks are joined as they come. Malformed
+JSON is read too if its meaning is clear, since the answer in it may have been paid for (G4).
 """
 
 import json
@@ -17,29 +17,29 @@ from tollbook.inference.providers.anthropic_events import MessageEvents
 from tollbook.inference.providers.chunks import JoinedChunks
 from tollbook.inference.providers.event_streams import EventStream
 from tollbook.inference.providers.json_values import as_list, tables_of
-from tollbook.inference.providers.other_forms import opened
+from tollbook.inference.providers.other_forms import unwrapped
 from tollbook.inference.providers.responses_events import response_chunk
 
-# Floats become Decimals, so that a cost is exact. NaN and infinities do too: they are then refused as a cost, and the
-# rest of the reply is still read. Line breaks inside a text need not be escaped.
+# Floats become Decimals, so that a cost is exact. NaN and infinities do too: they are refused later as a cost, and the
+# rest of the reply is still read. Line breaks inside a string need not be escaped.
 _DECODER: Final = json.JSONDecoder(parse_float=Decimal, parse_constant=Decimal, strict=False)
 _MARK: Final = b"\xef\xbb\xbf"
-# Possessive: however much white space comes, it is looked at once.
+# Possessive quantifiers: each white space is scanned only once.
 _BEFORE: Final = re.compile(rb"(?:\xef\xbb\xbf|\s++|:[^\r\n]*+[\r\n])*+")
-"""What may stand before the JSON, and before the first event."""
+"""What may come before the JSON or the first event."""
 _BEFORE_TEXT: Final = re.compile(r"(?:\s++|:[^\r\n]*+[\r\n])*+")
 _FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:")
 _GZIP: Final = b"\x1f\x8b"
 _MAX_UNPACKED_BYTES: Final = 20 * 1024 * 1024
 _MAX_OBJECTS: Final = 100_000
 _MAX_PREFIX_CHARACTERS: Final = 64
-"""What may stand before JSON: `)]}'`, or the three ticks of Markdown. A page has markup."""
-# A text without an end is one up to the end: else each quote in it would be tried.
+"""How much other text may come before the JSON: `)]}'`, or the three backticks of Markdown."""
+# An unterminated string matches up to the end of the text; otherwise each quote in it would be tried.
 _TEXT_OR_COMMA: Final = re.compile(r'("(?:[^"\\]++|\\.)*+(?:"|\Z|\\))|,(?=\s*+[\]}])', re.DOTALL)
 
 
 class Body:
-    """What has come of a reply's body. An event stream is joined event by event, and its bytes are not kept."""
+    """The received part of a reply's body. An event stream is joined event by event, and its bytes are not kept."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -51,7 +51,7 @@ class Body:
         self._document: dict[str, Any] | None = None
 
     def feed(self, piece: bytes) -> Sequence[Delta]:
-        """Take some bytes; return what is to be passed on of the answer."""
+        """Add some bytes; return the deltas of the answer to pass on."""
         if self._stream is not None:
             return self._take(self._stream.feed(piece))
         self._pieces.append(piece)
@@ -60,20 +60,20 @@ class Body:
         start = self._start + piece
         start = start[_end_of(_BEFORE.match(start)) :]
         if start.startswith(_FIELDS):
-            begun = self.raw
+            received = self.raw
             self._pieces.clear()
             self._stream = EventStream(_parse)
-            return self._take(self._stream.feed(begun.removeprefix(_MARK)))
+            return self._take(self._stream.feed(received.removeprefix(_MARK)))
         is_comment = start.startswith(b":")
         self._is_json = not is_comment and not any(name.startswith(start) for name in (*_FIELDS, _MARK))
-        # Of a comment that has not ended, its colon is enough to know it by.
+        # For a comment that has not ended yet, keeping its colon is enough.
         self._start = start[:1] if is_comment else start
         return ()
 
     def end(self, *, is_broken: bool = False) -> Sequence[Delta]:
-        """Read what the end completes; return what is left to be passed on.
+        """Read the body to its end; return the remaining deltas to pass on.
 
-        `is_broken`: it is not the reply's own end, and JSON of which the rest will not come is dropped.
+        `is_broken`: the connection broke off, so incomplete JSON is dropped.
         """
         if self._stream is None:
             if is_broken:
@@ -82,28 +82,28 @@ class Body:
             try:
                 self._document = _document_of(self.raw)
             except ValueError:
-                return self._end_of_no_json()
+                return self._read_other_form()
             return ()
         return self._end_stream(self._stream)
 
     @property
     def raw(self) -> bytes:
-        """The bytes, where they are no event stream."""
+        """The bytes, unless the body is an event stream."""
         return b"".join(self._pieces)
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is an event stream."""
+        """Whether the body is an event stream."""
         return self._stream is not None
 
     @property
     def document(self) -> dict[str, Any] | None:
-        """The object that the reply consists of, as far as it has come; None where it has none."""
+        """The JSON object of the reply, as far as it was received; None if there is none."""
         return self._document if self._document is not None else self._chunks.document()
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether the stream ended in mid-answer."""
+        """Whether the stream ended in the middle of an answer."""
         return self._chunks.is_cut_off
 
     @property
@@ -113,16 +113,16 @@ class Body:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the stream has ended with an answer, or with an error: what comes later changes nothing."""
+        """Whether the stream has ended its answer, or has an error: later events change nothing."""
         return self._chunks.is_ended or self._chunks.has_error
 
     @property
     def id(self) -> object:
-        """What a stream calls its completion, once it has."""
+        """The id of the completion in a stream; None until it comes."""
         return self._chunks.id
 
-    def _end_of_no_json(self) -> Sequence[Delta]:
-        """Read an event stream that begins with something else, or objects with something around them."""
+    def _read_other_form(self) -> Sequence[Delta]:
+        """Read an event stream with other text before it, or JSON objects with other text around them."""
         stream = EventStream(_parse)
         found = [*self._take(stream.feed(_utf8(self.raw))), *self._end_stream(stream)]
         if self._chunks.document() is not None:
@@ -130,7 +130,7 @@ class Body:
             return found
         objects = list(_objects_in(self.raw))
         if len(objects) < 2 and not any(map(_is_part, objects)):
-            self._document = opened(objects[0]) if objects else None
+            self._document = unwrapped(objects[0]) if objects else None
             return ()
         deltas = self._take(objects)
         left = self._chunks.end()
@@ -160,26 +160,26 @@ def read_body(body: bytes) -> Body:
 
 
 def _document_of(raw: bytes) -> dict[str, Any] | None:
-    """Return the object in JSON, None where it is something else. Errors: ValueError where it is no JSON."""
+    """Return the JSON object, or None if the JSON is something else. Errors: ValueError if it is no JSON."""
     parsed = _parse(_without_comments(_text_of(raw)))
     if isinstance(parsed, str):
-        parsed = _parse(parsed)  # Some gateways write JSON as a text of JSON.
+        parsed = _parse(parsed)  # Some gateways encode JSON twice.
     listed = as_list(parsed)
     if len(listed) > 1 and len(tables_of(listed)) == len(listed):
         raise ValueError("the body is a list of objects")
     parsed = listed[0] if len(listed) == 1 else parsed
-    return opened(cast(dict[str, Any], parsed)) if isinstance(parsed, dict) else None
+    return unwrapped(cast(dict[str, Any], parsed)) if isinstance(parsed, dict) else None
 
 
 def _is_part(document: dict[str, Any]) -> bool:
-    """Whether an object is one of several that make up an answer: of a completion in parts, or of Ollama's."""
+    """Whether an object is one part of an answer: a chunk of a completion, or one of Ollama's objects."""
     return document.get("done") is False or any("delta" in each for each in tables_of(document.get("choices")))
 
 
 def _objects_in(raw: bytes) -> Iterator[dict[str, Any]]:
-    """Yield the different objects in a text that is no JSON as a whole: one in each line, one after the other.
+    """Yield the JSON objects in a text that is no JSON as a whole, without consecutive duplicates.
 
-    Something short may stand before the first, and anything after the last.
+    A short text may come before the first object, and any text after the last.
     """
     try:
         text = _without_comments(_text_of(raw))
@@ -203,12 +203,12 @@ def _objects_in(raw: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _text_of(body: bytes) -> str:
-    if body.startswith(_GZIP):  # Packed, which its headers do not say.
+    if body.startswith(_GZIP):  # Compressed, although the headers do not say so.
         try:
             body = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(body, _MAX_UNPACKED_BYTES)
         except zlib.error as exc:
-            raise ValueError("the body cannot be unpacked") from exc
-    # A byte that is no text must not lose the rest of a reply that was paid for.
+            raise ValueError("the body cannot be decompressed") from exc
+    # An invalid byte must not lose the rest of a reply that was paid for.
     return body.decode(json.detect_encoding(body), "replace").lstrip("\ufeff")
 
 
@@ -227,7 +227,7 @@ def _parse(text: str) -> Any:
 
 
 def _without_comments(text: str) -> str:
-    """Leave out the comments of an event stream before the JSON: `: OPENROUTER PROCESSING`."""
+    """Return the text without the comments of an event stream before the JSON, such as `: OPENROUTER PROCESSING`."""
     start = text[_end_of(_BEFORE_TEXT.match(text)) :]
     return "" if start.startswith(":") else start
 

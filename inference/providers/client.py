@@ -1,7 +1,7 @@
-"""The provider's client: completions, and questions about generations, models and the key.
+"""The client of a provider: completions, embeddings, and free requests for costs, models and the key.
 
-One call of `complete` is one HTTP request, which may cost money; its caller accounts for it (G3). It raises nothing for
-what the provider or the network did: the Attempt says how the request ended.
+One call of `complete` is one HTTP request, which may cost money; the caller books it (G3). Failures of the provider or
+the network raise nothing: the Attempt says how the request ended.
 """
 
 import time
@@ -23,7 +23,7 @@ from tollbook.inference.providers.answers import read_answer
 from tollbook.inference.providers.bodies import read_json
 from tollbook.inference.providers.dialects import ADAPTERS
 from tollbook.inference.providers.receiver import Receiver
-from tollbook.inference.providers.replies import Reply, said_of
+from tollbook.inference.providers.replies import Reply, answer_fields
 from tollbook.inference.providers.transport import Connection, Exchange
 from tollbook.schemas.money import MoneyError
 from tollbook.schemas.policy import Dialect, default_policy
@@ -41,7 +41,7 @@ _log = structlog.get_logger(__name__)
 
 
 class ProviderClient:
-    """Asks one provider for completions, in its dialect.
+    """Sends requests to one provider in its dialect.
 
     Clocks are parameters: `monotonic` measures latency, `now_s` is the time of day.
     """
@@ -66,8 +66,9 @@ class ProviderClient:
     ) -> None:
         """Prepare a client; it connects at its first request. Use it as an async context manager, or close it.
 
-        `name` is the provider's in the policy, for log lines. With `asks_for_costs` false, `generation` knows no cost.
-        With `streams_replies`, replies are asked for as event streams; the next byte of one may take `idle_timeout_s`.
+        `name` is the provider's name in the policy, for log lines. Without `asks_for_costs`, `generation` returns None.
+        With `streams_replies`, replies are requested as event streams; `idle_timeout_s` is how long the next byte of a
+        stream may take.
         """
         self._name = name
         self._adapter = ADAPTERS[dialect]
@@ -87,7 +88,7 @@ class ProviderClient:
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> Self:
-        """Make the client of the default provider, for so many calls at a time."""
+        """Make the client of the default provider."""
         access = access_of(DEFAULT_PROVIDER, default_policy(), settings)
         return cls.from_access(access, settings)
 
@@ -131,11 +132,11 @@ class ProviderClient:
     ) -> Attempt:
         """Send one completion request and return how it ended.
 
-        `on_id` is told once of the id by which `generation` can be asked, as soon as that is known. With `on_delta` the
-        reply is asked for as an event stream, and its deltas are passed on as they come. An error is none; of a reply
-        that comes whole all the same there are none, and the Attempt has the answer.
-        Errors: none of the network's or the provider's; ReaderFailed where `on_delta` fails; asyncio.CancelledError
-            passes through. After both the request may have been charged.
+        `on_id` is called once with the id for `generation`, as soon as it is known. With `on_delta`, the reply is
+        requested as an event stream, and its deltas are passed on as they come. Errors are not passed on. If the reply
+        is not a stream after all, there are no deltas, and the Attempt has the answer.
+        Errors: ReaderFailed if `on_delta` fails; asyncio.CancelledError. After both, the request may have been charged.
+            Failures of the network or the provider are no errors here.
         """
         is_streamed = self._streams_replies or on_delta is not None
         body = self._adapter.completion_body(request, is_streamed=is_streamed)
@@ -144,10 +145,10 @@ class ProviderClient:
         return await self._post(self._completions_url, body, request, receiver, is_streamed=is_streamed)
 
     async def embed(self, request: EmbeddingsRequest) -> Attempt:
-        """Send one request for vectors and return how it ended. Errors: as `complete`."""
-        asked = self._adapter.embeddings_request(request)
-        assert asked is not None, "no money is held for embeddings at a provider that makes none"
-        path, body = asked
+        """Send one request for embeddings and return how it ended. Errors: as `complete`."""
+        path_and_body = self._adapter.embeddings_request(request)
+        assert path_and_body is not None, "no money is reserved for embeddings at a provider without them"
+        path, body = path_and_body
         return await self._post(self._connection.url(path), body, request)
 
     async def _post(
@@ -169,7 +170,7 @@ class ProviderClient:
         return attempt
 
     async def generation(self, generation_id: str) -> int | None:
-        """Return what a generation cost in nano-dollars; None where the provider does not tell, or not yet.
+        """Return what a generation cost, in nano-dollars; None if the provider does not say, or not yet.
 
         Errors: ProviderUnavailable; ProviderRefused.
         """
@@ -189,7 +190,7 @@ class ProviderClient:
 
     @property
     def can_be_asked(self) -> bool:
-        """Whether the provider tells afterwards what a request has cost."""
+        """Whether the provider can be asked afterwards what a request has cost."""
         return self._asks_for_costs and self._adapter.cost_question("") is not None
 
     async def models(self) -> dict[str, ModelFacts]:
@@ -200,7 +201,7 @@ class ProviderClient:
             try:
                 found |= self._listed(await self._ask(question))
             except ProviderRefused:
-                continue  # A server that speaks the dialect may lack the further lists.
+                continue  # A compatible server may not have the further lists.
         return found
 
     def _listed(self, document: object) -> dict[str, ModelFacts]:
@@ -210,7 +211,7 @@ class ProviderClient:
             raise ProviderUnavailable(str(exc)) from exc
 
     async def check_key(self) -> str:
-        """Return one line about the key, or about the server if it does not tell.
+        """Return one line about the key, or about the server if it says nothing about the key.
 
         Errors: ProviderUnavailable; ProviderRefused (the key is wrong).
         """
@@ -222,7 +223,8 @@ class ProviderClient:
 
     def _attempt(self, exchange: Exchange, request: ChatRequest | EmbeddingsRequest, latency_ms: int) -> Attempt:
         status, fault, body = exchange.status, exchange.fault, exchange.body
-        # Of a reply that broke, an error status says more than how it broke; so does a stream that had its end before.
+        # If a reply broke off, an error status, or a stream that had already ended its answer, is worth more than the
+        # fault.
         if status is not None and (fault is None or not 200 <= status < 300 or body.is_decided):
             reply = Reply.of_body(status, exchange.headers, body, latency_ms=latency_ms, now_s=self._now_s())
             return self._adapter.read_reply(reply, request)
@@ -237,14 +239,14 @@ class ProviderClient:
             generation_id=self._id_of(exchange),
             is_retryable=fault.is_retryable,
             may_fall_back=fault.may_fall_back,
-            **said_of(read_answer(body.document or {})),
+            **answer_fields(read_answer(body.document or {})),
         )
 
     def _id_of(self, exchange: Exchange) -> str | None:
         return self._adapter.early_id(exchange.headers, exchange.body.id) or self._adapter.id_of(exchange.headers)
 
     async def _ask(self, question: Question) -> Any:
-        """Return the answer to a question. Errors: ProviderUnavailable; ProviderRefused. Nothing is charged."""
+        """Return the answer to a free request. Errors: ProviderUnavailable; ProviderRefused."""
         url = self._connection.url(question.path, **question.parameters)
         exchange = await self._connection.exchange("GET", url)
         where = f"{self._connection.base_url}/{question.path}"
@@ -261,7 +263,7 @@ class ProviderClient:
 
 
 def _log_failure(asked: str, model: str, attempt: Attempt) -> None:
-    """Say why a request has no answer, in words that hold nothing of the prompt (G10)."""
+    """Log why a request has no answer, without any text of the prompt (G10)."""
     details = attempt.error_details.model_dump(exclude_none=True) if attempt.error_details else {}
     _log.warning(
         "provider.request_failed",

@@ -1,6 +1,6 @@
-"""The clients of all providers: the default one, and those of the policy, each made when it is first asked.
+"""The clients of all providers: the default provider's, and those of the policy's, each made at its first use.
 
-Connections, time-outs and pauses of one provider are its own: another one's faults do not touch them.
+Each provider has its own connections, timeouts and pauses: the faults of one provider do not affect the others.
 """
 
 from collections.abc import Callable
@@ -19,14 +19,14 @@ MakeClient = Callable[[str, Policy], ProviderClient]
 """Makes the client of a provider of a policy. Errors: ProviderNotConfigured."""
 
 
-def _has_others(name: str, policy: Policy) -> ProviderClient:
+def _only_default(name: str, policy: Policy) -> ProviderClient:
     raise AssertionError(f"there is only the default provider, not {name} of {len(policy.providers)}")
 
 
 class ProviderClients:
     """Keeps a client for each provider. Use it as an async context manager, or close it."""
 
-    def __init__(self, default: ProviderClient, make: MakeClient = _has_others) -> None:
+    def __init__(self, default: ProviderClient, make: MakeClient = _only_default) -> None:
         """`default` is the client of the default provider; `make` makes the others."""
         self.default = default
         self._make = make
@@ -35,7 +35,7 @@ class ProviderClients:
 
     @classmethod
     def from_settings(cls, settings: "Settings") -> Self:
-        """Make the clients that settings and policies describe."""
+        """Make the clients by the settings and the policy."""
 
         def make(name: str, policy: Policy) -> ProviderClient:
             access = access_of(name, policy, settings)
@@ -44,9 +44,9 @@ class ProviderClients:
         return cls(ProviderClient.from_settings(settings), make)
 
     def at(self, name: str, policy: Policy) -> ProviderClient:
-        """Return the client of a provider as a policy describes it.
+        """Return the client of a provider by a policy.
 
-        Errors: ProviderNotConfigured where the policy has no such provider, or its key is not set.
+        Errors: ProviderNotConfigured if the policy has no such provider, or its key is not set.
         """
         if name == DEFAULT_PROVIDER:
             return self.default
@@ -56,7 +56,7 @@ class ProviderClients:
             return known[1]
         made = self._make(name, policy)
         if known is not None:
-            self._replaced.append(known[1])  # Calls may be in flight on it: it is closed at the end.
+            self._replaced.append(known[1])  # Calls may be in flight on this client, so it is closed only at the end.
         self._others[name] = (rule, made)
         return made
 

@@ -1,7 +1,7 @@
-"""OpenAI's chat completions as most servers speak it: vLLM, Ollama, Groq, Mistral and many others.
+"""OpenAI's chat completions as implemented by most servers: vLLM, Ollama, Groq, Mistral and many others.
 
-It sends what all of them take, and takes what any of them was seen to send. OpenRouter's and OpenAI's own API are of
-the same form, with rules of their own: `openrouter.py`, `openai.py`.
+Requests have only what all of these servers accept; replies may have anything that one of them was seen to send.
+OpenRouter's and OpenAI's own APIs have the same form with further rules: `openrouter.py`, `openai.py`.
 """
 
 import json
@@ -21,15 +21,15 @@ from tollbook.inference.providers.usage_report import read_generation_cost
 from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import Dialect
 
-# OpenRouter's replies have them, and it takes them back; strict servers refuse a request with them.
+# Fields of OpenRouter's replies. OpenRouter accepts them in requests; strict servers refuse them.
 _FOR_OPENROUTER: Final = ("annotations", "images")
-# Choices of a tool in the form of Anthropic's Messages.
+# The tool choices of Anthropic's Messages, and OpenAI's for each.
 _CHOICES: Final = {"auto": "auto", "none": "none", "any": "required", "required": "required"}
 _ID_HEADERS: Final = ("x-generation-id", "x-request-id")
 
 
 class ChatCompletions:
-    """The dialect `compatible`, and the base of those that differ from it in some points."""
+    """The dialect `compatible`, and the base class of dialects that differ from it in some points."""
 
     dialect: Dialect = "compatible"
     completion_path = "chat/completions"
@@ -40,11 +40,11 @@ class ChatCompletions:
     """Whether a reply that ends in an error is provably not billed."""
 
     def headers(self, api_key: SecretStr | None, application: Application) -> dict[str, str]:  # noqa: ARG002
-        """Return the headers of every request; only OpenRouter is told of the application."""
+        """Return the headers of every request. `application` is not used: only OpenRouter gets it."""
         return {} if api_key is None else {"Authorization": f"Bearer {api_key.get_secret_value()}"}
 
     def completion_body(self, request: ChatRequest, *, is_streamed: bool = False) -> bytes:
-        """Return the body that asks for a completion."""
+        """Return the body of a request for a completion."""
         stream: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if is_streamed else {}
         body: dict[str, Any] = {
             "model": request.model,
@@ -59,7 +59,7 @@ class ChatCompletions:
         return json.dumps(body).encode()
 
     def embeddings_request(self, request: EmbeddingsRequest) -> tuple[str, bytes] | None:
-        """Return how vectors are asked for; one text is sent as such, since not every server takes a list."""
+        """Return the path and body for embeddings. A single text is sent as a string: not every server takes a list."""
         inputs = list(request.inputs)
         body: dict[str, Any] = {
             "model": request.model,
@@ -75,7 +75,7 @@ class ChatCompletions:
         """Read a reply."""
         request_id = name_in(reply.headers, self._id_headers[0])
         attempt = read_reply(reply, request, is_insured=self._is_insured, request_id=request_id)
-        # The id in the body is the completion's, which some servers know again; an error has none.
+        # The id in the body is the completion's; some servers can look it up. An error has no such id.
         return attempt if attempt.generation_id else replace(attempt, generation_id=self.id_of(reply.headers))
 
     def id_of(self, headers: Mapping[str, str]) -> str | None:
@@ -83,34 +83,34 @@ class ChatCompletions:
         return next((found for name in self._id_headers if (found := name_in(headers, name))), None)
 
     def early_id(self, headers: Mapping[str, str], stream_id: object) -> str | None:
-        """Return the id that the whole reply will have: of its own header, else of the first event."""
+        """Return the id that the complete reply will have: from its header, else from the first event."""
         return name_in(headers, self._id_headers[0]) or name_of(stream_id)
 
     def cost_question(self, generation_id: str) -> Question | None:
-        """Ask for a generation, as OpenRouter is asked: routers copy that, and other servers know no such address."""
+        """Return OpenRouter's request for a generation: some routers copy it; other servers answer 404."""
         return Question("generation", {"id": generation_id})
 
     def read_cost(self, document: object) -> int | None:
-        """Read what a generation cost in all."""
+        """Read the total cost of a generation, in nano-dollars."""
         return read_generation_cost(as_table(as_table(document).get("data")))
 
     def read_models(self, document: object) -> dict[str, ModelFacts]:
-        """Read the list of models, which says more or less of each."""
+        """Read the list of models, with the facts that the server gives."""
         return {model["id"]: facts_of(model) for model in models_in(document)}
 
     def read_key(self, document: object) -> str:
-        """Say how many models there are: a server that refuses a wrong key does so here."""
+        """Return how many models there are: a server that checks the key refuses a wrong one here."""
         return f"it answers and offers {len(self.read_models(document))} models"
 
     def _messages(self, request: ChatRequest) -> list[dict[str, Any]]:
-        """Return the conversation, without what only another maker's models understand."""
-        said = [understood_by(request.model, each) for each in request.messages]
-        # What had nothing but a thought is empty without it, and refused: its content is null. A message is the least.
-        sent = [each for each in said if not self._says_nothing(each)] or said
+        """Return the conversation, without the parts that only another maker's models understand."""
+        messages = [understood_by(request.model, each) for each in request.messages]
+        # A message that had only reasoning is empty without it; servers refuse its null content. But one must remain.
+        sent = [each for each in messages if not self._is_empty(each)] or messages
         return [self._message(each) for each in sent]
 
-    def _says_nothing(self, message: Message) -> bool:
-        """Whether nothing is left of a message as it is sent."""
+    def _is_empty(self, message: Message) -> bool:
+        """Whether a message is empty as it is sent."""
         return message.is_empty and not message.has_reasoning
 
     def _message(self, message: Message) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class ChatCompletions:
 
 
 def with_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    """Return a message whose calls have a JSON object as arguments: vLLM fails on an empty text (November 2026)."""
+    """Return a message with `{}` for empty arguments of its tool calls: vLLM fails on an empty text (November 2026)."""
     if "tool_calls" not in message:
         return message
     return {**message, "tool_calls": [_with_arguments(call) for call in message["tool_calls"]]}
@@ -141,9 +141,9 @@ def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_choice(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return parameters with the choice of a tool in the form of a chat completion, and none without tools.
+    """Return parameters with the tool choice in the form of a chat completion; without tools, leave it out.
 
-    SDKs send one all the same, which OpenAI refuses (November 2026).
+    SDKs send a choice even without tools, which OpenAI refuses (November 2026).
     """
     if "tools" not in parameters:
         is_named = isinstance(parameters.get("tool_choice"), dict) or parameters.get("tool_choice") == "required"
@@ -158,12 +158,12 @@ def _with_choice(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def without(fields: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Return fields but for some of them."""
+    """Return the fields without those named."""
     return {name: value for name, value in fields.items() if name not in names}
 
 
 def models_in(document: object) -> list[dict[str, Any]]:
-    """Return the entries of a list of models that have an id. Errors: ValueError where there is no list."""
+    """Return the entries of a list of models that have an id. Errors: ValueError if there is no list."""
     data: object = as_table(document).get("data")
     if not isinstance(data, list):
         raise ValueError("the list of models cannot be read")  # noqa: TRY004 - as the interface says.

@@ -1,4 +1,4 @@
-"""The dialects that Tollbook speaks, by their name in the policy."""
+"""The adapters of all dialects, by the dialect's name in the policy."""
 
 from collections.abc import Mapping
 from typing import Final

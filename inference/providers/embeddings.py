@@ -1,7 +1,7 @@
-"""Replies with embeddings: a vector for each input, and a usage that is all prompt.
+"""Reading replies with embeddings: a vector for each input, and a usage with only prompt tokens.
 
-Invariant (G4): vectors that were paid for are the call's outcome, and so is a paid reply without them: the same request
-would bring the same, and would be paid for again.
+Invariant (G4): vectors that were paid for are the call's outcome. So is a paid reply without vectors: a retry would get
+the same reply, and would be paid for again.
 """
 
 import json
@@ -18,7 +18,7 @@ from tollbook.schemas.results import ErrorCode
 from tollbook.schemas.usage import Usage
 
 MAX_VECTORS_BYTES: Final = 16 * 1024 * 1024
-"""What the vectors of one result may take as JSON."""
+"""The maximum size of the vectors of one result, as JSON."""
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 
@@ -26,9 +26,9 @@ _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 def read_embeddings(
     document: Mapping[str, Any], report: UsageReport, common: dict[str, Any], *, model: str, inputs: int
 ) -> Attempt:
-    """Read a reply with status 200 that reports no error. `common` are the fields of an Attempt known already."""
+    """Read a reply with status 200 that reports no error. `common` has the fields of the Attempt known so far."""
     if not report.readings and isinstance(document.get("usage"), dict):
-        # A prompt alone is all that there is.
+        # For embeddings, a usage with only prompt tokens is complete.
         report = read_usage({"completion_tokens": 0, **document["usage"]})
     usage, doubt = _prompt_usage(report)
     is_known = usage is not None or report.cost_nanousd is not None
@@ -41,7 +41,7 @@ def read_embeddings(
         "fee_nanousd": report.fee_nanousd,
     }
     vectors = _vectors(document, inputs)
-    problem = f"the reply has not one vector for each of {inputs} inputs" if not vectors else None
+    problem = f"the reply does not have one vector for each of {inputs} inputs" if not vectors else None
     if problem and not (usage is not None or report.cost_nanousd):
         return Attempt(
             outcome="invalid_response",
@@ -54,7 +54,7 @@ def read_embeddings(
     charged["model_used"] = common["model_used"] or model
     size = len(json.dumps(vectors, separators=(",", ":")))
     if size > MAX_VECTORS_BYTES:
-        problem = f"the vectors have {size:,} bytes as JSON, and a result holds {MAX_VECTORS_BYTES:,}"
+        problem = f"the vectors have {size:,} bytes as JSON; a result may have at most {MAX_VECTORS_BYTES:,}"
     if problem:
         code = ErrorCode.INFERENCE_FAILED
         return Attempt(outcome="ok", error=problem, error_code=code, reason="empty_answer", **charged)
@@ -62,9 +62,9 @@ def read_embeddings(
 
 
 def _prompt_usage(report: UsageReport) -> tuple[Usage | None, str | None]:
-    """Return the usage with all tokens as prompt, whatever the provider calls them, and a doubt.
+    """Return the usage with all tokens as prompt tokens, and a doubt if there is one.
 
-    The largest total is taken. A server that counts no tokens must not make the call free.
+    The largest total is taken. If a server counts no tokens, the usage is unknown: the call must not be free.
     """
     totals = {usage.total_tokens for usage in report.readings}
     tokens = max(totals, default=0)
@@ -75,7 +75,7 @@ def _prompt_usage(report: UsageReport) -> tuple[Usage | None, str | None]:
 
 
 def _vectors(document: Mapping[str, Any], inputs: int) -> tuple[Any, ...]:
-    """Return one vector for each input, in the order of the inputs; none where one is missing or is no vector."""
+    """Return one vector for each input, in the order of the inputs; () if one is missing or is no vector."""
     listed = tables_of(document.get("data"))
     indexes = [each.get("index", place) for place, each in enumerate(listed)]
     if len(listed) != inputs or not all(type(index) is int for index in indexes):

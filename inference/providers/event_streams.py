@@ -1,7 +1,6 @@
-"""Event streams: bytes are cut into events, each as soon as it is whole.
+"""Parsing event streams: bytes are split into events, each returned as soon as it is complete.
 
-What is no event (comments that keep the connection alive, an event that was cut off) is left out. Only the line and the
-event that are not complete yet are kept.
+Keep-alive comments and incomplete events are ignored. Only the current line and event are buffered.
 """
 
 from collections.abc import Callable
@@ -10,14 +9,14 @@ from typing import Any, Final
 DONE: Final = "[DONE]"
 """The event that ends a stream of chat completions."""
 _DONE_TOO: Final = (DONE, "DONE")
-"""What some servers write instead."""
+"""Other forms of it that some servers send."""
 _LINE_ENDS: Final = (b"\n", b"\r")
 Parse = Callable[[str], Any]
 """Parses JSON. Errors: ValueError."""
 
 
 class EventStream:
-    """Reads one stream. However its bytes are cut into pieces, the events are the same."""
+    """Reads one stream. The events do not depend on how its bytes are split into pieces."""
 
     def __init__(self, parse: Parse) -> None:
         self._parse = parse
@@ -26,7 +25,7 @@ class EventStream:
         self._is_after_return = False
 
     def feed(self, piece: bytes) -> list[Any]:
-        """Take some bytes; return the data of the events that they complete, parsed, or `[DONE]`."""
+        """Add some bytes; return the data of the events that they complete: parsed JSON, or `[DONE]`."""
         if self._is_after_return and piece.startswith(b"\n"):
             piece = piece[1:]
             self._is_after_return = False
@@ -56,11 +55,11 @@ class EventStream:
 
     def _take_line(self, line: bytes, events: list[Any]) -> None:
         if line.startswith(b"data:"):
-            # A byte that is no text must not lose the rest of a reply that was paid for.
+            # An invalid byte must not lose the rest of a reply that was paid for.
             data = line[5:].strip().decode("utf-8", "replace")
-            while data.startswith("data:"):  # Some proxies say it again.
+            while data.startswith("data:"):  # Some proxies repeat the prefix.
                 data = data[5:].lstrip()
-            # What is whole by itself is an event: some servers leave out the empty line between two.
+            # A line of complete JSON is an event: some servers leave out the empty line between events.
             event = None if self._event else self._parsed(data)
             if event is None:
                 self._event.append(data)
@@ -78,7 +77,7 @@ class EventStream:
         events += [each for each in found if each is not None]
 
     def _parsed(self, data: str) -> Any:
-        """Return what the data of an event says; None where it cannot be read."""
+        """Return the parsed data of an event; None if it cannot be read."""
         if data == DONE:
             return data
         try:

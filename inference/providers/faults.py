@@ -1,8 +1,8 @@
-"""Faults of requests: the exceptions of httpx and aiohttp, translated to what they mean for the money.
+"""Faults of requests: translating exceptions of httpx and aiohttp into an outcome and a charge.
 
-What matters is whether the request can have reached the provider. httpx-aiohttp reports every lost connection as
-`httpx.ConnectTimeout`, also one that was lost after the request was sent (0.2.0, November 2026). So aiohttp's own
-exception, which is its cause, decides; httpx's decides where another transport is used.
+The question is whether the request may have reached the provider. httpx-aiohttp reports every lost connection as
+`httpx.ConnectTimeout`, even if it was lost after the request was sent (0.2.0, November 2026). So aiohttp's exception,
+which is its cause, decides. With other transports, httpx's exception decides.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ REQUEST_ERRORS: Final = (
     TimeoutError,
     OSError,
 )
-"""What a request can raise. Anything else is a bug of ours and is not caught."""
+"""The exceptions that a request can raise. Any other one is our own bug and is not caught."""
 
 _NOT_CONNECTED: Final = (
     aiohttp.ClientConnectorError,  # Refused, unreachable, name unknown, TLS handshake failed, proxy unreachable.
@@ -66,7 +66,7 @@ class Fault:
 
     @property
     def reason(self) -> str:
-        """The same in a word that every provider's failures share."""
+        """The reason of the failure, one of `schemas.failures.FAILURES`."""
         return _REASONS[self.outcome]
 
 
@@ -75,7 +75,7 @@ def fault_of(exc: BaseException) -> Fault:
     cause = exc.__cause__ if isinstance(exc.__cause__, aiohttp.ClientError) else exc
     name = type(cause).__name__  # G10
     if isinstance(cause, _NOT_CONNECTED):
-        # Another model is at the same address, so a fallback would not help.
+        # Another model of the provider has the same address, so a fallback to it would not help.
         return Fault(
             "not_sent",
             "none",

@@ -1,11 +1,11 @@
-"""JSON values of unknown servers: what is no object is an empty one, what is no list an empty one."""
+"""Reading JSON values of unknown servers: a value of the wrong type counts as an empty object or list."""
 
 from decimal import Decimal
 from typing import Any, Final, cast
 
 MAX_DEPTH: Final = 32
-"""What is nested deeper is left out."""
-_OF_ERRORS: Final = ("message", "msg", "detail", "code", "type", "status", "error", "reason")
+"""Values that are nested deeper are left out."""
+_ERROR_FIELDS: Final = ("message", "msg", "detail", "code", "type", "status", "error", "reason")
 _NO_ERROR: Final = frozenset({"", "0", "200", "ok", "success", "none", "null", "false"})
 
 
@@ -20,12 +20,12 @@ def as_list(value: object) -> list[object]:
 
 
 def tables_of(value: object) -> list[dict[str, Any]]:
-    """Return the objects of a list; what is none is left out."""
+    """Return the objects in a list, without its other values."""
     return [cast(dict[str, Any], each) for each in as_list(value) if isinstance(each, dict)]
 
 
 def one_or_more(value: object) -> list[dict[str, Any]]:
-    """Return the objects of a list, or the one that stands there without a list."""
+    """Return the objects in a list; a single object counts as a list of one."""
     table = as_table(value)
     return [table] if table else tables_of(value)
 
@@ -37,22 +37,23 @@ def first_table(value: object) -> dict[str, Any]:
 
 
 def single(value: object) -> dict[str, Any]:
-    """Return an object, or the only one of a list; an empty one for anything else."""
+    """Return an object, or the only item of a list; an empty object for anything else."""
     listed = as_list(value)
     return as_table(listed[0] if len(listed) == 1 else value)
 
 
 def says_error(value: object, depth: int = 0) -> bool:
-    """Whether the value of a member such as `error` says that something went wrong.
+    """Whether the value of a field such as `error` really reports an error.
 
-    Gateways have one in each reply (November 2026): an object of empty members, a code of zero, a word for success.
+    Some gateways send this field in each reply (November 2026): an object of empty fields, code zero, a word for
+    success.
     """
     if depth > MAX_DEPTH:
         return True
     if isinstance(value, dict):
         table = cast(dict[str, object], value)
-        told = [table[name] for name in _OF_ERRORS if name in table]
-        return any(says_error(each, depth + 1) for each in told or table.values())
+        known = [table[name] for name in _ERROR_FIELDS if name in table]
+        return any(says_error(each, depth + 1) for each in known or table.values())
     if isinstance(value, list):
         return any(says_error(each, depth + 1) for each in cast(list[object], value))
     if isinstance(value, str):
@@ -61,12 +62,12 @@ def says_error(value: object, depth: int = 0) -> bool:
 
 
 def storable(text: str) -> str:
-    """Return text that UTF-8 can encode: JSON can escape half of a surrogate pair, which is replaced."""
+    """Return text that UTF-8 can encode: half of a surrogate pair, which JSON can escape, is replaced."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def plain(value: object, depth: int = 0) -> Any:
-    """Return JSON values that can be stored: no Decimals, no half characters, nothing that is nested without end."""
+    """Return JSON values that can be stored: without Decimals, half surrogate pairs and too deep nesting."""
     if isinstance(value, str):
         return storable(value)
     if isinstance(value, Decimal):

@@ -1,7 +1,8 @@
-"""Whose models understand what an earlier turn brings back: reasoning that is signed or encrypted by its maker.
+"""Removing signed or encrypted reasoning of earlier turns that another maker's model does not understand.
 
-A maker's own models go on with it; another maker's refuse the whole request, or cannot read it (November 2026). Left
-out is only what is known to be of another maker: an id that says nothing of its model, as an alias, gets everything.
+Only the models of the same maker can use such reasoning; others refuse the whole request, or cannot read it (November
+2026). Only reasoning that is known to be of another maker is removed: a model whose id does not show its maker, such as
+an alias, gets everything.
 """
 
 import re
@@ -11,7 +12,7 @@ from typing import Any, Final
 from tollbook.schemas.messages import Message
 
 _ANTHROPIC, _GOOGLE, _OPENAI, _XAI = "anthropic", "google", "openai", "xai"
-# Words in ids of models, and in what OpenRouter calls the formats of details (`anthropic-claude-v1`).
+# Words in model ids and in OpenRouter's names for formats of reasoning details (`anthropic-claude-v1`).
 _MAKERS: Final[Mapping[str, re.Pattern[str]]] = {
     maker: re.compile(rf"(?<![a-z])({words})", re.IGNORECASE)
     for maker, words in {
@@ -26,23 +27,23 @@ _MAKERS: Final[Mapping[str, re.Pattern[str]]] = {
         "zai": "z-?ai(?![a-z])|glm",
         "meta": "meta-llama|llama",
         "cohere": "cohere|command-[ar]",
-        # The last: others name their models' form `openai-...`, or distill them of `gpt`.
+        # Last: other makers' formats and models may also have `openai` or `gpt` in their names.
         _OPENAI: r"openai|gpt|chatgpt|o[1-9](?![a-z0-9])",
     }.items()
 }
-# The signed blocks of LiteLLM are of these makers.
+# The makers of the signed blocks that LiteLLM sends.
 _SIGN_BLOCKS: Final = (_ANTHROPIC, _GOOGLE)
 
 
 def maker_of(name: object) -> str | None:
-    """Return who made a model or a format of details, by its name; None where the name does not say."""
+    """Return the maker of a model or a format of details by its name; None if the name does not tell."""
     if not isinstance(name, str):
         return None
     return next((maker for maker, words in _MAKERS.items() if words.search(name)), None)
 
 
 def understood_by(model: str, message: Message) -> Message:
-    """Return a message without what a maker other than the model's has signed or encrypted in it."""
+    """Return a message without reasoning that was signed or encrypted by another maker than the model's."""
     if not message.has_reasoning:
         return message
     maker = maker_of(model)

@@ -1,7 +1,7 @@
-"""The tokens of images, sound and videos in a report of usage, in every provider's words.
+"""Reading the tokens of images, sound and videos in a usage report, in every provider's form.
 
-OpenAI and OpenRouter count them in details (`prompt_tokens_details.audio_tokens`), Gemini in lists by modality
-(`promptTokensDetails`). All are parts of the prompt or of the completion (November 2026).
+OpenAI and OpenRouter report them in details (`prompt_tokens_details.audio_tokens`), Gemini in lists by modality
+(`promptTokensDetails`). They are always a part of the prompt or the completion (November 2026).
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,15 +30,15 @@ _COUNTS: Final = ("tokenCount", "token_count", "tokens")
 
 
 def media_counts(fields: Mapping[str, Any]) -> dict[str, int]:
-    """Return the tokens of media that a usage reports, by their name in `MediaUsage`; those that are not zero."""
+    """Return the reported tokens of media, by their name in `MediaUsage`, without zeros."""
     found = {name: max(_counts(fields, paths, kind), default=0) for name, (paths, kind) in _PARTS.items()}
     return {name: count for name, count in found.items() if count}
 
 
 def with_media(usage: Usage, counts: Mapping[str, int]) -> tuple[MediaUsage, bool]:
-    """Return a usage with its tokens of media, and whether they are a part of it, as they should be.
+    """Return a usage with its tokens of media, and whether they fit into its totals, as they should.
 
-    What is more than the whole was counted beside it, since a token that is reported was billed (G3).
+    If there are more media tokens than the total, they are added to it, since a reported token was billed (G3).
     """
     prompt, completion = (
         sum(count for name, count in counts.items() if name.startswith(whole)) for whole in ("prompt", "completion")

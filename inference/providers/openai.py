@@ -1,4 +1,4 @@
-"""OpenAI's own API, and Azure's: chat completions that refuse what they do not know."""
+"""OpenAI's own API, and Azure's: chat completions that refuse unknown fields."""
 
 from collections.abc import Mapping
 from typing import Any, Final, cast
@@ -9,7 +9,7 @@ from tollbook.inference.providers.compatible import ChatCompletions, without
 from tollbook.schemas.messages import Message
 from tollbook.schemas.policy import Dialect
 
-# Further fields than the replies of other servers have.
+# Fields of other servers' replies that OpenAI refuses in requests.
 _NOT_FOR_OPENAI: Final = (
     "reasoning", "reasoning_content", "reasoning_details", "thinking_blocks", "cache_control", "index",
 )  # fmt: skip
@@ -22,10 +22,10 @@ class OpenAI(ChatCompletions):
     _id_headers = ("x-request-id", "apim-request-id")
 
     def cost_question(self, generation_id: str) -> Question | None:  # noqa: ARG002
-        """Return None: OpenAI does not tell what a request cost."""
+        """Return None: OpenAI cannot be asked what a request cost."""
         return None
 
-    def _says_nothing(self, message: Message) -> bool:
+    def _is_empty(self, message: Message) -> bool:
         return message.is_empty
 
     def _message(self, message: Message) -> dict[str, Any]:
@@ -38,17 +38,17 @@ class OpenAI(ChatCompletions):
         return fields
 
     def _preferences(self, request: ChatRequest) -> Mapping[str, Any]:  # noqa: ARG002
-        # Unless told, OpenAI processes a request as the project is set up, and `priority` costs twice as much (2026).
+        # Without this, the project's setting decides, and `priority` processing costs twice as much (2026).
         return {"service_tier": "default"}  # G1
 
     def _parameters(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Say in OpenAI's way what OpenRouter's parameters say. Its cache needs no marks."""
+        """Convert OpenRouter's parameters to OpenAI's. OpenAI's cache needs no marks."""
         changed = without(parameters, ("reasoning", "cache_control"))
         effort = parameters.get("reasoning", {}).get("effort")
         if effort is not None:
             changed.setdefault("reasoning_effort", effort)
         if changed.get("tool_choice") == "any":
-            changed["tool_choice"] = "required"  # Mistral's word for it.
+            changed["tool_choice"] = "required"  # Mistral calls it `any`.
         if "tools" in changed:
             changed["tools"] = [without(tool, ("cache_control",)) for tool in changed["tools"]]
         return changed

@@ -1,4 +1,4 @@
-"""OpenRouter: chat completions with rules for its choice of endpoints, and for what a reply with an error costs."""
+"""OpenRouter: chat completions with rules for its choice of endpoints, and for the cost of a reply with an error."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +17,10 @@ from tollbook.schemas.policy import Dialect
 
 
 class OpenRouter(ChatCompletions):
-    """The dialect `openrouter`. It bills no reply that ends in an error ("zero completion insurance", 2026)."""
+    """The dialect `openrouter`. A reply that ends in an error is free ("zero completion insurance", 2026)."""
 
     dialect: Dialect = "openrouter"
-    # Models that make embeddings are in a list of their own.
+    # Models that make embeddings have their own list.
     models_questions = (Question("models"), Question("embeddings/models"))
     key_question = Question("key")
     _is_insured = True
@@ -31,7 +31,7 @@ class OpenRouter(ChatCompletions):
         return {**super().headers(api_key, application), "X-OpenRouter-Title": application.title, **address}
 
     def read_key(self, document: object) -> str:
-        """Say what is left of the key's limit."""
+        """Return how much is left of the key's limit."""
         try:
             remaining = read_cost(as_table(as_table(document).get("data")).get("limit_remaining"))
         except MoneyError:
@@ -43,8 +43,8 @@ class OpenRouter(ChatCompletions):
         return with_arguments(message.as_json())
 
     def _preferences(self, request: ChatRequest) -> Mapping[str, Any]:
-        # The cap relies on endpoints that obey max_tokens and cost no more than the bound assumes. Unless told
-        # not to, OpenRouter tries more expensive endpoints when a cheap one fails (November 2026).
+        # The cap needs endpoints that obey max_tokens and cost no more than the bound assumes. Without these
+        # preferences, OpenRouter tries more expensive endpoints when a cheap one fails (November 2026).
         preferences: dict[str, Any] = {"require_parameters": True}  # G1
         if request.price_limit is not None:
             preferences["max_price"] = _max_price(request.price_limit)
@@ -57,10 +57,10 @@ class OpenRouter(ChatCompletions):
 
 
 def _reading_of_files(request: ChatRequest) -> dict[str, Any]:
-    """Have files given to the model as they are, unless the hold covers what reading them may cost.
+    """Request that files go to the model unchanged, unless the hold covers the cost of reading them.
 
-    A model that takes none would get what OpenRouter's parser reads, at two dollars for a thousand pages in some of its
-    engines, whatever `max_price` says (November 2026).
+    For a model that takes no files, OpenRouter's parser would read them. Some of its engines cost two dollars per
+    thousand pages, and `max_price` does not limit that (November 2026).
     """
     parts = (part for message in request.messages for part in message.media_parts)
     is_covered = request.price_limit is not None and request.price_limit.covers_reading_files
@@ -70,7 +70,7 @@ def _reading_of_files(request: ChatRequest) -> dict[str, Any]:
 
 
 def _max_price(bound: Bound) -> dict[str, str]:
-    """Return dollars per million tokens, per request and per image, as strings, which are exact."""
+    """Return the limits in dollars per million tokens, per request and per image, as exact strings."""
     limits = {
         "prompt": bound.endpoint_nanousd_per_mtok,
         "completion": bound.completion_nanousd_per_mtok,

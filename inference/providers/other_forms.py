@@ -1,7 +1,7 @@
-"""Answers in the form of another API than the one that was asked, as the choices of a completion.
+"""Converting answers in the form of another API to the choices of a completion.
 
-Servers that speak several APIs were seen to answer in the wrong one, and gateways to put the reply into an envelope of
-their own (November 2026). An answer that was paid for must not be lost for its form (G4).
+Servers with several APIs were seen to answer in the form of the wrong one, and gateways to put the reply into their own
+envelope (November 2026). An answer that was paid for must not be lost because of its form (G4).
 """
 
 from typing import Any, Final
@@ -12,22 +12,25 @@ _ENVELOPES: Final = ("data", "result", "response", "body")
 _TEXTS: Final = ("response", "generated_text", "output_text", "completion", "text")
 """The answer as one text: Ollama's and Hugging Face's generate, Anthropic's and Cohere's older forms."""
 OF_ANSWERS: Final = frozenset({"choices", "candidates", "output", *_TEXTS})
-"""Members of a reply that are an answer, or a part of one, and say nothing else."""
+"""Fields of a reply that have an answer or a part of it, and nothing else."""
 _REASONS: Final = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason")
 _SIGNS: Final = (*_REASONS, "done", "usage", "details")
-"""What stands beside such a text: without it, the text may be anything."""
+"""Fields that show that such a text is an answer: without one of them, it may be anything."""
 
 
 def choices_of(document: dict[str, Any]) -> list[object]:
-    """Return the choices of a reply, or of a part of an event stream, in whatever form."""
+    """Return the choices of a reply, or of a chunk of an event stream, in any form."""
     choices = document.get("choices")
     if table := as_table(choices):
         return [table] if "message" in table or "delta" in table else list(table.values())
     return as_list(choices) or list(_other_form(document))
 
 
-def opened(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the reply in a gateway's envelope, with what the envelope says of it; any other document as it is."""
+def unwrapped(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the reply inside a gateway's envelope, with the envelope's id, model, usage and error.
+
+    Any other document is returned unchanged.
+    """
     if choices_of(document):
         return document
     for name in _ENVELOPES:

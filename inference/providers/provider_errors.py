@@ -1,7 +1,7 @@
-"""Errors of providers: what went wrong in our words, their machine-readable words, and their sentence.
+"""Reading the errors of providers: a reason in Tollbook's words, the provider's codes, and the provider's sentence.
 
 The sentence may quote the prompt, as moderation errors do: it goes into the publisher's result and nowhere else (G10).
-Code, type, parameter, source of a limit and name of the provider are kept only where they are single words.
+Code, type, parameter, source of a limit and the provider's name are kept only if they look like single words.
 """
 
 import re
@@ -15,7 +15,7 @@ from tollbook.schemas.failures import ErrorDetails
 
 TRANSIENT: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 END_UNKNOWN: Final = frozenset({408, 499, 504, 520, 524})
-"""The provider accepted the request, but its end is not known: it may have been billed in full."""
+"""With these statuses, the provider accepted the request, but its end is unknown: it may have been billed in full."""
 
 _IN_FLIGHT_BUDGET: Final = "in_flight_budget_exhausted"
 _MAX_SENTENCE: Final = 1_000
@@ -23,7 +23,7 @@ _WORD: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{1,63}")
 _PARAM: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.\[\]-]{0,63}")
 _PROVIDER: Final = re.compile(r"[A-Z0-9][A-Za-z0-9.-]{0,30}( [A-Z0-9][A-Za-z0-9.-]{0,30}){0,3}")
 
-# What providers write where they have no code for it (November 2026). The text is matched and never passed on.
+# Texts of providers that have no code for the error (November 2026). The texts are matched, never passed on.
 _CONTEXT: Final = re.compile(
     r"\bcontext\b.{0,80}\d|\d.{0,80}\bcontext\b|context[ _-]?(length|window|size)|maximum context"
     r"|(prompt|input|request|messages?) (is |are |was )?too (long|large)|too many (input |prompt )?tokens"
@@ -65,10 +65,11 @@ _BY_STATUS: Final[dict[int, str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderError:
-    """An error that a reply states, or that its status is.
+    """An error that a reply or its status reports.
 
-    `words` are machine-readable and short, `sentence` is the provider's own text. `is_retryable`: the same model may
-    answer after a pause. `may_fall_back`: another model may; where the context is too long, only one with a larger.
+    `words` are short machine-readable codes, `sentence` is the provider's own text. `is_retryable`: the same model may
+    answer after a pause. `may_fall_back`: another model may answer; if the context is too long, only a model with a
+    larger context.
     """
 
     reason: str
@@ -81,7 +82,7 @@ class ProviderError:
 
 
 def error_of(document: dict[str, Any] | None) -> object:
-    """Return the error that a document states in any of the usual forms, or None.
+    """Return the error that a document reports in any of the usual forms, or None.
 
     They are `error` (an object or a text), `errors`, FastAPI's `detail`, vLLM's `object: error`, and MiniMax's
     `base_resp`.
@@ -96,13 +97,13 @@ def error_of(document: dict[str, Any] | None) -> object:
         return {"code": base["status_code"], "message": base.get("status_msg")}
     is_error = document.get("object") == "error" or document.get("type") == "error"
     message = document.get("message") or document.get("msg")
-    # A message that says nothing is no error: a reply that may have been charged must not count as free (G3).
-    tells = isinstance(message, str) and says_error(message) and "choices" not in document
-    return document if is_error or tells else None
+    # An empty message is no error: a reply that may have been charged must not count as free (G3).
+    has_message = isinstance(message, str) and says_error(message) and "choices" not in document
+    return document if is_error or has_message else None
 
 
 def read_error(error: object, status: int | None = None, body: bytes = b"") -> ProviderError:
-    """Read an error. `status` is the HTTP status where it is an error; `body` the text where there is no JSON."""
+    """Read an error. `status` is the HTTP status if it is an error; `body` is the text if there is no JSON."""
     table = first_table(error)
     metadata = as_table(table.get("metadata"))
     code = status if status is not None else _number(table.get("code")) or _number(table.get("status"))
@@ -130,8 +131,8 @@ def _next_steps(code: int, reason: str, words: tuple[str, ...], sentence: str) -
     if code == 402 and (_IN_FLIGHT_BUDGET in words or _IN_FLIGHT_BUDGET in sentence):
         return True, True
     if reason == "out_of_credit":
-        # Whose limit it is says that it is the account's, the same for every model; else there may be enough money
-        # left for a cheaper one.
+        # The words or the sentence may show that the account's limit is reached, which is the same for every model.
+        # Otherwise there may be enough money left for a cheaper model.
         is_account = bool(_CREDIT.search(sentence) or _CREDIT_WORDS & set(words) or len(words) > 0)
         return False, bool(_AFFORDABLE.search(sentence)) or not is_account
     return code in TRANSIENT and reason not in ("context_too_long", "content_filtered"), True
@@ -169,7 +170,7 @@ def _details(table: dict[str, Any], metadata: dict[str, Any]) -> ErrorDetails | 
 
 
 def _sentence(error: object, table: dict[str, Any], metadata: dict[str, Any], body: bytes) -> str | None:
-    """Return the provider's own text, and that of the provider behind a router, which says more."""
+    """Return the provider's own text; behind a router, with the more detailed text of the upstream provider."""
     texts = list(_texts(error if isinstance(error, str) else table.get("message") or table.get("detail")))
     texts += _texts(table.get("msg"))
     raw = metadata.get("raw")
@@ -183,7 +184,7 @@ def _sentence(error: object, table: dict[str, Any], metadata: dict[str, Any], bo
 
 
 def _inner_message(raw: str) -> str | None:
-    """Return the message in the JSON text of an error behind a router."""
+    """Return the message in the JSON text of an upstream provider's error."""
     inner = read_body(raw.encode("utf-8", "replace")).document
     message = first_table(error_of(inner)).get("message") if inner else None
     return message if isinstance(message, str) else None

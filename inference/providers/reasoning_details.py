@@ -1,7 +1,7 @@
-"""What a provider wants back of reasoning: read whole, or in pieces of which each is passed on.
+"""Reading reasoning details, which a provider wants back in later turns: whole, or in pieces that are passed on.
 
-Invariant: the pieces that are passed on, joined, are the details of the result; a text and its signature are in one.
-Anthropic's own API has blocks instead, which become details as OpenRouter makes them.
+Invariant: the pieces that are passed on, joined, equal the details of the result; a text and its signature are in one
+detail. Anthropic's own API has blocks instead; they are converted to details as OpenRouter does it.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from tollbook.schemas.reasoning_details import TEXTS, Detail, Details
 
 _OF_ANTHROPIC: Final = "anthropic-claude-v1"
 _NAMES: Final = ("type", "index", "id")
-"""What tells details apart, and stands in each piece."""
-_SAY_NOTHING: Final = (*_NAMES, "format")
+"""Fields that identify a detail; each piece has them."""
+_WITHOUT_CONTENT: Final = (*_NAMES, "format")
 
 
 def details_in(value: object) -> tuple[Detail, ...]:
-    """Return the details in a list, without members that are empty; what says nothing is left out."""
+    """Return the details in a list, without empty fields and details without content."""
     joined = (_joined(_cleaned(each), _texts(each)) for each in tables_of(value))
-    return tuple(detail for detail in joined if _says_something(detail))
+    return tuple(detail for detail in joined if _has_content(detail))
 
 
 def thinking_detail(index: int, block: Mapping[str, Any]) -> Detail:
@@ -35,14 +35,14 @@ def redacted_detail(index: int, block: Mapping[str, Any]) -> Detail:
 
 
 class DetailParts:
-    """The details of one answer, which come in pieces."""
+    """Joins the pieces of the details of one answer."""
 
     def __init__(self) -> None:
         self._details = Details()
         self._parts: list[_Parts] = []
 
     def add(self, piece: Mapping[str, Any]) -> Detail | None:
-        """Take a piece, and return what is to be passed on; None for nothing."""
+        """Add a piece; return the piece to pass on, or None."""
         fields, texts = _cleaned(piece), _texts(piece)
         place = self._details.place_of({**fields, **texts})
         if place is None:
@@ -51,16 +51,16 @@ class DetailParts:
         return self._parts[place].add(fields, texts)
 
     def end(self) -> list[Detail]:
-        """Return what is left to be passed on: halves of characters."""
+        """Return the last pieces to pass on: withheld halves of surrogate pairs."""
         return [part for parts in self._parts if (part := parts.end()) is not None]
 
     def joined(self) -> list[Detail]:
-        """Return the details."""
-        return [detail for parts in self._parts if _says_something(detail := parts.joined())]
+        """Return the complete details."""
+        return [detail for parts in self._parts if _has_content(detail := parts.joined())]
 
 
 class _Parts:
-    """The pieces of one detail, with its members so far."""
+    """The pieces of one detail, with its fields so far."""
 
     def __init__(self, fields: Detail) -> None:
         self._fields = fields
@@ -78,22 +78,23 @@ class _Parts:
         return _joined(self._fields, {name: str(text) for name, text in self._texts.items()})
 
     def _pass(self, texts: Mapping[str, str]) -> Detail | None:
-        """Return what is new, if it says anything. A text that goes on after its signature is passed with it."""
+        """Return the new fields, if they have content. If a text continues after its signature, both are passed on."""
         repeated = (*_NAMES, "signature") if any(texts.values()) else _NAMES
-        news = {
+        new_fields = {
             name: value
             for name, value in self._fields.items()
             if name in repeated or name not in self._passed or self._passed[name] != value
         }
-        said = {name: text for name in self._texts if (text := texts.get(name, "")) or name not in self._passed}
-        if not _says_something({**news, **said}):
+        new_texts = {name: text for name in self._texts if (text := texts.get(name, "")) or name not in self._passed}
+        piece = {**new_fields, **new_texts}
+        if not _has_content(piece):
             return None
-        self._passed |= {**news, **said}
-        return {**news, **said}
+        self._passed |= piece
+        return piece
 
 
 def _cleaned(detail: Mapping[str, Any]) -> Detail:
-    """Return the members that do not go on from piece to piece, if they are not empty."""
+    """Return the fields that are no texts in pieces, without empty ones."""
     members = {storable(name): plain(value) for name, value in detail.items() if name not in TEXTS}
     return {name: value for name, value in members.items() if value is not None and value != ""}
 
@@ -106,5 +107,5 @@ def _joined(fields: Detail, texts: Mapping[str, str]) -> Detail:
     return {**fields, **{name: storable(text) for name, text in texts.items()}}
 
 
-def _says_something(detail: Mapping[str, Any]) -> bool:
-    return any(value not in ("", None) for name, value in detail.items() if name not in _SAY_NOTHING)
+def _has_content(detail: Mapping[str, Any]) -> bool:
+    return any(value not in ("", None) for name, value in detail.items() if name not in _WITHOUT_CONTENT)

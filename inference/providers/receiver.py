@@ -1,4 +1,4 @@
-"""A reply while it comes: its body is read piece by piece, its id is told early, its deltas are passed on."""
+"""Receiving a reply: its body is read piece by piece, its id is reported early, its deltas are passed on."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -7,15 +7,15 @@ from tollbook.inference.deltas import Delta, OnDelta, pass_on
 from tollbook.inference.providers.bodies import Body
 
 FindId = Callable[[Mapping[str, str], object], str | None]
-"""Returns the id of a request, of the headers and of what a stream calls its completion; None while it is not known."""
+"""Returns the id of a request, from the headers and the id in a stream; None if it is not known yet."""
 _NO_HEADERS: Final[Mapping[str, str]] = {}
 
 
 class Receiver:
     """Receives one reply.
 
-    `on_id` is told once of the id that `find_id` finds; `on_delta` is waited for with each delta.
-    Errors: ReaderFailed for what `on_delta` raises.
+    `on_id` is called once, with the id that `find_id` finds; `on_delta` is awaited for each delta.
+    Errors: ReaderFailed if `on_delta` raises.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class Receiver:
         self._is_success = False
 
     def begin(self, headers: Mapping[str, str]) -> None:
-        """Take the headers of a reply that is no error."""
+        """Add the headers of a reply that is no error."""
         self._is_success = True
         self._headers = headers
         self._look_for_id()
 
     async def take(self, piece: bytes) -> None:
-        """Take some bytes of the body."""
+        """Add some bytes of the body."""
         deltas = self.body.feed(piece)
         if self._find_id is not None:
             self._look_for_id()
@@ -47,7 +47,7 @@ class Receiver:
             await self._pass_on(deltas)
 
     async def end(self, *, is_broken: bool = False) -> None:
-        """Read what the end completes; `is_broken`: it is not the reply's own end."""
+        """Read the body to its end; `is_broken`: the connection broke off."""
         await self._pass_on(self.body.end(is_broken=is_broken))
 
     def _look_for_id(self) -> None:
@@ -59,7 +59,7 @@ class Receiver:
             self._on_id(found)
 
     async def _pass_on(self, deltas: Sequence[Delta]) -> None:
-        """Pass deltas on, where somebody reads along."""
+        """Pass deltas on, if there is a reader."""
         if self._on_delta is None or not self._is_success:
             return
         for delta in deltas:

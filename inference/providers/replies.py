@@ -1,8 +1,8 @@
-"""The provider's replies: an Attempt is made of status, headers and body.
+"""Reading the provider's replies: status, headers and body become an Attempt.
 
-A reply with status 200 can be an error, and one with an error status can be charged; `inference/attempts.py` says what
-`charge` means. Invariant (G4): a reply that was paid for is the call's outcome. It is not asked for again because its
-text is empty, cut, filtered or a refusal. The provider's sentences go into `provider_error` alone, since they may quote
+A reply with status 200 can be an error, and a reply with an error status can be charged; `inference/attempts.py` says
+what `charge` means. Invariant (G4): a reply that was paid for is the call's outcome. There is no retry because its text
+is empty, cut off, filtered or a refusal. The provider's sentences go only into `provider_error`, since they may quote
 the prompt, as OpenRouter's moderation errors do (G10).
 """
 
@@ -23,7 +23,7 @@ from tollbook.schemas.results import ErrorCode
 
 _NAME: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _MAX_RETRY_AFTER_S: Final = 86_400.0
-# Anthropic charges more where a workspace is served in the US alone (November 2026).
+# `us`: Anthropic charges more if a workspace is served only in the US (November 2026).
 _SERVICE_TIERS: Final = frozenset({"flex", "priority", "batch", "fast", "us"})
 _NO_USAGE: Final = UsageReport()
 _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
@@ -31,11 +31,11 @@ _NOT_COUNTED: Final = "the reported usage is zero and was ignored"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A reply as far as it has come.
+    """A reply, as far as it was received.
 
-    `document` is the object in its body; `body` is the text where there is none. `is_cut_off`: its event stream ended
-    in mid-answer. `latency_ms` is the time that it took; `now_s` is the time of day, for a Retry-After that is a date
-    in a reply without a Date.
+    `document` is the JSON object in its body; `body` is the text if there is no object. `is_cut_off`: its event stream
+    ended in the middle of an answer. `latency_ms` is the time that the request took; `now_s` is the time of day, for a
+    Retry-After with a date in a reply without a Date header.
     """
 
     status: int
@@ -48,7 +48,7 @@ class Reply:
 
     @classmethod
     def of_body(cls, status: int, headers: Mapping[str, str], body: Body, *, latency_ms: int, now_s: float) -> Self:
-        """Make a reply of a body that was received."""
+        """Make a reply from a received body."""
         return cls(
             status=status,
             headers=headers,
@@ -63,10 +63,10 @@ class Reply:
 def read_reply(
     reply: Reply, request: ChatRequest | EmbeddingsRequest, *, is_insured: bool, request_id: str | None = None
 ) -> Attempt:
-    """Read a reply to a request: a completion, or vectors.
+    """Read the reply to a request for a completion or embeddings.
 
-    `is_insured`: the provider bills no reply that ends in an error. `request_id` is the provider's id of the request,
-    as in its headers.
+    `is_insured`: the provider bills no reply that ends in an error. `request_id` is the provider's id of the request
+    from the headers.
     """
     status, document = reply.status, reply.document
     report = _usage_of(document) if document else _NO_USAGE
@@ -96,7 +96,7 @@ def read_reply(
     if error is not None or answer.finish_reason == "error":
         return _failed(read_error(error), answer, report, common, is_insured)
     if reply.is_cut_off:
-        # Its usage so far, if it has one, is not all that was generated.
+        # Its usage, if it has one, does not count all that was generated.
         problem = "the event stream broke off in mid-answer"
         return Attempt(
             outcome="connection_error",
@@ -105,7 +105,7 @@ def read_reply(
             reason="connection_lost",
             is_retryable=True,
             may_fall_back=True,
-            **said_of(answer),
+            **answer_fields(answer),
             **common,
         )
     if isinstance(request, EmbeddingsRequest):
@@ -116,7 +116,7 @@ def read_reply(
 
 
 def name_in(headers: Mapping[str, str], header: str) -> str | None:
-    """Return the value of a header if it is a single word, such as an id; None where there is none."""
+    """Return the value of a header if it is a single word, such as an id; else None."""
     return name_of(headers.get(header))
 
 
@@ -126,7 +126,7 @@ def name_of(value: object) -> str | None:
 
 
 def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
-    """Return the pause that the provider asks for, in seconds, at most a day; None where it asks for none."""
+    """Return the pause that the provider asks for, in seconds, at most a day; None if it asks for none."""
     value = headers.get("retry-after")
     if value is None:
         return None
@@ -144,10 +144,10 @@ def retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
 
 
 def _usage_of(document: dict[str, Any]) -> UsageReport:
-    """Read what is reported in all the places that servers have for it.
+    """Read the usage from all places in which servers report it.
 
-    They are `usage`, Gemini's own name, Groq's and Moonshot's in event streams, and members of an error. Ollama's own
-    form counts beside the message; routers state a cost there.
+    These are `usage`, Gemini's own name, Groq's and Moonshot's places in event streams, and fields of an error.
+    Ollama's own form has counts beside the message; routers report a cost there.
     """
     error = first_table(document.get("error"))
     places = (
@@ -164,12 +164,12 @@ def _usage_of(document: dict[str, Any]) -> UsageReport:
 
 
 def _costs(table: dict[str, Any]) -> dict[str, Any]:
-    """Return what an error says of a cost; tokens that it names may be those that were too many."""
+    """Return only the cost fields of an error: its token counts may be the tokens that were too many."""
     return {name: table[name] for name in ("cost", "total_cost", "is_byok", "cost_details") if name in table}
 
 
 def _service_tier(document: dict[str, Any]) -> str:
-    """Return how the request was processed, if that has prices of its own."""
+    """Return the service tier of the request if it has its own prices, else ''."""
     usage = as_table(document.get("usage"))
     named = (document.get("service_tier"), usage.get("service_tier"), usage.get("speed"), usage.get("inference_geo"))
     words = (name.lower() for name in named if isinstance(name, str))
@@ -177,7 +177,7 @@ def _service_tier(document: dict[str, Any]) -> str:
 
 
 def _charged(report: UsageReport) -> dict[str, Any]:
-    """Return what the fields of an attempt say of a report."""
+    """Return the fields of an attempt that come from a usage report."""
     return {
         "usage": report.usage,
         "other_readings": report.readings[1:],
@@ -208,9 +208,9 @@ def _refused(reply: Reply, report: UsageReport, common: dict[str, Any]) -> Attem
 def _failed(
     error: ProviderError, answer: Answer, report: UsageReport, common: dict[str, Any], is_insured: bool
 ) -> Attempt:
-    """Read an error in a 200.
+    """Read an error in a reply with status 200.
 
-    One with a code is billed by no provider that was seen to send one (November 2026); but of an answer that had begun,
+    No provider that was seen to send such an error with a code bills it (November 2026). But if the answer had begun,
     only an insured provider is known to bill nothing.
     """
     is_free = (is_insured or (error.code is not None and answer.is_empty)) and error.code not in END_UNKNOWN
@@ -221,7 +221,7 @@ def _failed(
         charge=charge,
         error=" ".join(["the provider reported an error", *code, *error.words]),
         **_of_error(error),
-        **said_of(answer),
+        **answer_fields(answer),
         **_charged(report),
         **common,
     )
@@ -241,17 +241,17 @@ def _of_error(error: ProviderError) -> dict[str, Any]:
 def _answered(answer: Answer, report: UsageReport, common: dict[str, Any], model: str) -> Attempt:
     report = _counted(report)
     common["model_used"] = common["model_used"] or model
-    return Attempt(outcome="ok", charge=_charge(report), **said_of(answer), **_charged(report), **common)
+    return Attempt(outcome="ok", charge=_charge(report), **answer_fields(answer), **_charged(report), **common)
 
 
 def _unanswered(answer: Answer, report: UsageReport, common: dict[str, Any], request: ChatRequest) -> Attempt:
-    """Read a reply without text, tool call or refusal: the outcome if it was paid for, or would be the same again."""
+    """Read a reply without text, tool call or refusal: it is the outcome if it was paid for, or a retry cannot help."""
     usage = report.usage
     is_at_limit = usage is not None and usage.completion_tokens >= request.max_tokens
     is_limit = answer.finish_reason == LENGTH or (is_at_limit and answer.finish_reason != CONTENT_FILTER)
     is_filter = answer.finish_reason == CONTENT_FILTER
-    generated = is_limit or not answer.is_empty
-    report = _counted(report) if generated else report
+    has_generated = is_limit or not answer.is_empty
+    report = _counted(report) if has_generated else report
     is_free = report.cost_nanousd == 0 and not report.fee_nanousd
     is_paid = (report.is_known or (answer.has_choice and answer.finish_reason is not None)) and not is_free
     if not (is_limit or is_filter or is_paid):
@@ -274,7 +274,7 @@ def _unanswered(answer: Answer, report: UsageReport, common: dict[str, Any], req
         error=error,
         error_code=code,
         reason=reason,
-        **said_of(answer),
+        **answer_fields(answer),
         **_charged(report),
         **common,
     )
@@ -295,16 +295,16 @@ def _why_no_answer(
 
 
 def _counted(report: UsageReport) -> UsageReport:
-    """Return a report without tokens where it has none of the prompt or of the completion, although both were there.
+    """Return a report without its usage if that has zero prompt or completion tokens, although there were some of both.
 
-    A server that counts no tokens must not make the call free; one that reports a cost of zero does.
+    A server that counts no tokens must not make the call free; a reported cost of zero does make it free.
     """
     is_wrong = report.has_zero and report.cost_nanousd is None
     return UsageReport(fee_nanousd=report.fee_nanousd, doubt=_NOT_COUNTED) if is_wrong else report
 
 
-def said_of(answer: Answer) -> dict[str, Any]:
-    """Return the fields of an attempt that an answer has."""
+def answer_fields(answer: Answer) -> dict[str, Any]:
+    """Return the fields of an attempt that come from an answer."""
     return {
         "content": answer.content,
         "images": answer.images,

@@ -1,7 +1,7 @@
-"""The events of OpenAI's responses (November 2026), as chunks of a chat completion.
+"""Converting the events of OpenAI's responses (November 2026) to chunks of a chat completion.
 
-The texts come in deltas; the last event has the whole response, of which what no delta said is taken: calls of tools,
-the usage, and why it ended.
+The texts come in deltas. The last event has the whole response; it adds what no delta had: tool calls, the usage, and
+why the response ended.
 """
 
 from typing import Any, Final
@@ -20,7 +20,7 @@ _LAST: Final = frozenset({"response.completed", "response.incomplete", "response
 
 
 def response_chunk(event: Any) -> Any:
-    """Return an event as a chunk; what is no event of a response is returned as it is."""
+    """Return an event as a chunk; an event that is not of a response is returned unchanged."""
     table = as_table(event)
     kind = table.get("type")
     if not isinstance(kind, str) or not kind.startswith(_KIND):

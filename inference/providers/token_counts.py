@@ -1,10 +1,10 @@
-"""The tokens of a reply in every provider's words, brought into one form.
+"""Reading the token counts of a reply in every provider's form.
 
-Providers differ in names, and in what is counted inside what. OpenAI counts cached tokens inside the prompt, and
-reasoning inside the completion; Anthropic counts cache reads and writes beside the prompt; xAI and Gemini count
-reasoning beside the completion, Gemini's OpenAI-compatible servers only in the total (November 2026). The total decides
-where it is reported: a token that it has was billed. Where the numbers leave several readings open, all are returned;
-whoever knows the prices takes the dearest.
+Providers use different names, and count parts inside or beside the whole. OpenAI counts cached tokens inside the prompt
+and reasoning inside the completion; Anthropic counts cache reads and writes beside the prompt; xAI and Gemini count
+reasoning beside the completion, Gemini's OpenAI-compatible servers only in the total (November 2026). If there is a
+total, it decides: each of its tokens was billed. If the numbers allow several readings, all are returned; the caller,
+who knows the prices, takes the costliest.
 """
 
 import re
@@ -70,7 +70,7 @@ _GEMINI: Final = ("promptTokenCount", "prompt_token_count", "candidatesTokenCoun
 
 
 class _Parts(NamedTuple):
-    """What is counted beside prompt and completion, or inside them."""
+    """Tokens that may be counted inside prompt and completion, or beside them."""
 
     cached: int
     written: int
@@ -79,9 +79,9 @@ class _Parts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenReadings:
-    """What a report of tokens can mean, the usual reading first; none where it cannot be read.
+    """The possible readings of a usage report, the usual reading first; none if it cannot be read.
 
-    `doubt` says what in it disagrees. `has_zero`: the prompt or the completion is reported to have no token at all.
+    `doubt` says which numbers disagree. `has_zero`: the report has zero prompt or completion tokens.
     """
 
     readings: tuple[Usage, ...] = ()
@@ -99,7 +99,7 @@ def count_of(value: object) -> int | None:
 
 
 def read_tokens(fields: Mapping[str, Any]) -> TokenReadings:
-    """Read a usage object in any provider's words."""
+    """Read a usage object in any provider's form."""
     usual = _usual_form(fields)
     if usual is not None:
         return TokenReadings((usual,), has_zero=not (usual.prompt_tokens and usual.completion_tokens))
@@ -110,7 +110,7 @@ def read_tokens(fields: Mapping[str, Any]) -> TokenReadings:
     tools = max(_values(fields, _TOOL_PROMPT), default=0)
     total = max(totals, default=None)
     reader = _Reader(fields, total, tools)
-    # Gemini leaves out what is zero.
+    # Gemini leaves out counts of zero.
     is_gemini = any(name in fields for name in _GEMINI)
     if prompts and not completions:
         completions = [total - max(prompts)] if total is not None else [0] if is_gemini else []
@@ -125,9 +125,9 @@ def read_tokens(fields: Mapping[str, Any]) -> TokenReadings:
 
 
 def _usual_form(fields: Mapping[str, Any]) -> Usage | None:
-    """Return the usage of a report in OpenAI's own form without cache writes, None for any other.
+    """Return the usage of a report in OpenAI's own form without cache writes; None for any other form.
 
-    Nearly every report is of this form, and the general way takes ten times as long.
+    Nearly every report has this form, and reading it in the general way takes ten times as long.
     """
     if not fields.keys() <= _USUAL_NAMES:
         return None
@@ -150,14 +150,14 @@ def _usual_form(fields: Mapping[str, Any]) -> Usage | None:
 
 
 class _Reader:
-    """Reads one report. Numbers with several names that disagree are read every way."""
+    """Reads one report. If several names of a number disagree, there are readings with each of the numbers."""
 
     def __init__(self, fields: Mapping[str, Any], total: int | None, tools: int) -> None:
         self._fields = fields
         self._total = total
         self._tools = tools
         self._splits = [split for path in _SPLITS if (split := _Split.of(_at(fields, path))) is not None]
-        # Anthropic's own names, and Bedrock's, say that cache reads and writes are beside the input.
+        # With Anthropic's own names, or Bedrock's, cache reads and writes are counted beside the input.
         has_details = any(as_table(fields.get(name)) for name in _DETAILS)
         has_anthropic_cache = _ANTHROPIC_CACHED in fields or _ANTHROPIC_WRITTEN in fields
         self._is_anthropic = not has_details and (
@@ -191,7 +191,7 @@ class _Reader:
         return TokenReadings(tuple(dict.fromkeys(classed)), doubt, has_zero=has_zero)
 
     def _readings(self, prompt: int, completion: int, parts: _Parts) -> tuple[list[Usage], list[Usage], str | None]:
-        """Return what agrees with the total, else what is possible, and what disagrees then."""
+        """Return the readings that agree with the total; else the possible readings, and a doubt."""
         possible = dict(_possible(prompt, completion, parts))
         usual = self._usual(possible)
         if self._total is None:
@@ -201,7 +201,7 @@ class _Reader:
             return [], list(possible.values()), PART_TOO_LARGE
         exact = [usage for usage in possible.values() if usage.total_tokens == self._total]
         if exact:
-            # A total of prompt and completion alone says nothing of what a provider counts beside them.
+            # A total of only prompt and completion does not rule out parts that the provider counts beside them.
             native = usual is not None and (self._is_anthropic or self._is_gemini)
             return [*exact, usual] if native and usual is not None else exact, [], None
         below = [usage for usage in possible.values() if usage.total_tokens < self._total]
@@ -211,17 +211,17 @@ class _Reader:
         return [], list(possible.values()), "the total has fewer tokens than prompt and completion"
 
     def _usual(self, possible: Mapping[tuple[bool, bool, bool], Usage]) -> Usage | None:
-        """Return the reading that the names stand for, if the numbers allow it."""
+        """Return the usual reading for the names in the report, if the numbers allow it."""
         beside = (self._is_anthropic, self._is_anthropic, self._is_gemini)
         return possible.get(beside)
 
     def _by_lifetime(self, usage: Usage) -> list[Usage]:
-        """Return a reading with its cache writes by lifetime; both where the report does not say which."""
+        """Return a reading with its cache writes by lifetime; if the report has no lifetimes, one reading for each."""
         written = usage.cache_write_tokens
         if not written:
             return [usage]
         if self._splits:
-            # What the split leaves open is taken for the dearer kind.
+            # Writes without a reported lifetime count as the more expensive kind.
             hours = {max(written - split.minutes, 0) for split in self._splits}
             return [usage.model_copy(update={"cache_write_1h_tokens": min(hour, written)}) for hour in sorted(hours)]
         return [usage, usage.model_copy(update={"cache_write_1h_tokens": written})]
@@ -246,9 +246,9 @@ class _Split:
 
 
 def _possible(prompt: int, completion: int, parts: _Parts) -> Iterator[tuple[tuple[bool, bool, bool], Usage]]:
-    """Yield each reading that is no contradiction, by which parts are beside prompt and completion.
+    """Yield each reading without a contradiction, keyed by which parts are beside prompt and completion.
 
-    A part that is zero is both inside and beside: it is yielded under each, with the same usage.
+    A part that is zero is yielded both as inside and as beside, with the same usage.
     """
     for beside in product((False, True), (False, True), (False, True)):
         cached_beside, written_beside, reasoning_beside = beside
@@ -262,7 +262,7 @@ def _possible(prompt: int, completion: int, parts: _Parts) -> Iterator[tuple[tup
 
 
 def _usage(prompt: int, completion: int, parts: _Parts) -> Usage:
-    # Every number is a count by now, and each part within its whole.
+    # Not validated again: every number is a valid count, and each part fits into its whole.
     return Usage.model_construct(
         prompt_tokens=prompt,
         completion_tokens=completion,
@@ -274,7 +274,7 @@ def _usage(prompt: int, completion: int, parts: _Parts) -> Usage:
 
 
 def _grown(usage: Usage, total: int) -> tuple[Usage, Usage]:
-    """Return a reading with the rest of the total as completion, and as prompt."""
+    """Return two readings with the rest of the total: as completion, and as prompt."""
     rest = total - usage.total_tokens
     return (
         usage.model_copy(update={"completion_tokens": usage.completion_tokens + rest}),
@@ -294,11 +294,11 @@ def _at(fields: Mapping[str, Any], path: Path) -> object:
 
 
 def _values(fields: Mapping[str, Any], paths: Iterable[Path]) -> list[int]:
-    """Return the different counts under several names, in their order."""
+    """Return the distinct counts under several names, in their order."""
     counts = (count_of(value) for path in paths if (value := _at(fields, path)) is not None)
     return list(dict.fromkeys(count for count in counts if count is not None))
 
 
 def _is_unreadable(fields: Mapping[str, Any], paths: Iterable[Path]) -> bool:
-    """Whether something stands under one of these names that is no count."""
+    """Whether one of these names has a value that is no count."""
     return any(count_of(value) is None for path in paths if (value := _at(fields, path)) is not None)

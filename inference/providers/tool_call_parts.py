@@ -1,4 +1,4 @@
-"""Texts and tool calls that come in parts: each part is what is passed on, and all of them together are the result."""
+"""Joining texts and tool calls that come in parts: each part is passed on, and all parts together are the result."""
 
 import json
 import re
@@ -7,22 +7,22 @@ from typing import Any, Final
 from tollbook.inference.providers.json_values import as_table, plain, storable
 
 _TEXT_OF_KIND: Final = {"function": "arguments", "custom": "input"}
-"""By a call's kind, the member whose text goes on from part to part."""
+"""By a call's kind, the field whose text continues from part to part."""
 _MARKS: Final = re.compile(r'\\.|["{}]', re.DOTALL)
-"""Of JSON: what begins and ends objects and strings, and escapes, which do neither."""
+"""Marks in JSON: quotes and braces, which begin and end strings and objects, and escapes, which do not."""
 
 
 class TextParts:
-    """A text that comes in parts. A character that JSON has cut in two is kept until its second half comes."""
+    """A text that comes in parts. Half of a surrogate pair is withheld until its second half comes."""
 
     def __init__(self) -> None:
         self._parts: list[str] = []
         self._half = ""
         self.length = 0
-        """Characters so far; to join them for it would take long, part after part."""
+        """Characters so far. Counted here, since joining the parts after each one would be slow."""
 
     def add(self, text: str) -> str:
-        """Take a part, and return what is to be passed on."""
+        """Add a part; return the text to pass on."""
         if not text.isascii() or self._half:
             text = self._half + text
             self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
@@ -33,7 +33,7 @@ class TextParts:
         return text
 
     def end(self) -> str:
-        """Return what is left to be passed on: half a character is none."""
+        """Return the last text to pass on: the replacement of a withheld half, if there is one."""
         half, self._half = storable(self._half), ""
         if half:
             self._parts.append(half)
@@ -60,12 +60,12 @@ class ToolCallParts:
         return bool(self._calls)
 
     def add(self, call: dict[str, Any]) -> dict[str, Any] | None:
-        """Take a part of a call, and return what is to be passed on; None for nothing."""
+        """Add a part of a call; return the part to pass on, or None."""
         call = in_openai_form(call)
         index = call.get("index")
         of_index = self._all if index is None else self._of_index.setdefault(repr(index), _Calls())
         groups = (self._all,) if index is None else (self._all, of_index)
-        found = _call_that_goes_on(of_index, call)
+        found = _continued_call(of_index, call)
         if found is None:
             found = _Call(len(self._calls))
             self._calls.append(found)
@@ -77,7 +77,7 @@ class ToolCallParts:
         return part
 
     def add_old_form(self, function: dict[str, Any]) -> dict[str, Any] | None:
-        """Take a part of OpenAI's older `function_call`, which counts only where there are no tool calls."""
+        """Add a part of OpenAI's older `function_call`, which is used only if there are no tool calls."""
         if self._calls and not self._is_old_form:
             return None
         if not self._calls and not function.get("name"):
@@ -86,7 +86,7 @@ class ToolCallParts:
         return self.add({"function": function})
 
     def end(self) -> list[dict[str, Any]]:
-        """Return what is left to be passed on: arguments of calls that have none."""
+        """Return the last parts to pass on, such as `{}` for calls without arguments."""
         return [part for call in self._calls if (part := call.end()) is not None]
 
     def joined(self) -> list[dict[str, Any]]:
@@ -94,11 +94,12 @@ class ToolCallParts:
         return [call.joined() for call in self._calls]
 
 
-def _call_that_goes_on(of_index: "_Calls", call: dict[str, Any]) -> "_Call | None":
-    """Return the call that a part belongs to, of those with its index: the one of no other id.
+def _continued_call(of_index: "_Calls", call: dict[str, Any]) -> "_Call | None":
+    """Return the call with the same index that a part continues; None if the part begins a new call.
 
-    Some servers count none, and some make an id for each part; a part without a name begins no call. One with a name
-    begins the next call, without an index or an id, where the last one's arguments are whole.
+    A part continues the call with its id. Some servers send no index, and some send a new id with each part; so a part
+    without a name never begins a call. A part with a name, but without index and id, begins a call if the arguments of
+    the last call are complete.
     """
     is_named = bool(as_table(call.get("function") or call.get("custom")).get("name"))
     last = of_index.last
@@ -110,7 +111,7 @@ def _call_that_goes_on(of_index: "_Calls", call: dict[str, Any]) -> "_Call | Non
 
 
 class _Calls:
-    """Calls in their order, found without looking through them: an answer may have as many as it has parts."""
+    """Calls in their order, with an index by id: an answer may have as many calls as parts, so a scan would be slow."""
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
@@ -129,7 +130,7 @@ class _Calls:
             self._by_id.setdefault(repr(call_id), call)
 
     def of_id(self, call_id: object) -> "_Call | None":
-        """Return the first call that has this id, or none yet."""
+        """Return the first call that has this id, or has no id yet."""
         while self._have_ids < len(self._calls) and self._calls[self._have_ids].fields.get("id") is not None:
             self._have_ids += 1
         found = [self._by_id[key]] if (key := repr(call_id)) in self._by_id else []
@@ -138,7 +139,7 @@ class _Calls:
 
 
 def in_openai_form(call: dict[str, Any]) -> dict[str, Any]:
-    """Return a call with its name and arguments under `function`; some servers have them beside the id."""
+    """Return a call with its name and arguments under `function`; some servers send them beside the id."""
     if isinstance(call.get("function") or call.get("custom"), dict) or not ("name" in call or "arguments" in call):
         return call
     further = {name: value for name, value in call.items() if name not in ("name", "arguments", "function")}
@@ -146,7 +147,7 @@ def in_openai_form(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class _ObjectEnd:
-    """Finds the end of a JSON object that comes in parts, in the time that these are long."""
+    """Finds the end of a JSON object that comes in parts, in linear time."""
 
     def __init__(self) -> None:
         self.is_reached = False
@@ -178,7 +179,7 @@ class _Call:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the arguments so far are a JSON object."""
+        """Whether the arguments so far are a complete JSON object."""
         return self._object.is_reached
 
     def add(self, call: dict[str, Any]) -> dict[str, Any] | None:
@@ -186,10 +187,10 @@ class _Call:
             self._kind = "custom" if isinstance(call.get("custom"), dict) else "function"
             call = {"type": self._kind, **call}
         part: dict[str, Any] = {"index": self.place}
-        part |= self._news(self.fields, call, ("index", self._kind))
+        part |= self._new_fields(self.fields, call, ("index", self._kind))
         text_name = _TEXT_OF_KIND[self._kind]
         table = as_table(call.get(self._kind))
-        named = self._news(self._named, table, (text_name,))
+        named = self._new_fields(self._named, table, (text_name,))
         text = table.get(text_name)
         if text is not None:
             whole = text if isinstance(text, str) else json.dumps(plain(text), ensure_ascii=False)
@@ -204,7 +205,7 @@ class _Call:
 
     def end(self) -> dict[str, Any] | None:
         left = self._text.end()
-        # Without arguments, some servers send an empty text, which is no JSON.
+        # For a call without arguments, some servers send an empty text, which is no JSON.
         if not self._text and self._kind == "function":
             self._has_text = True
             left = self._text.add("{}")
@@ -215,15 +216,15 @@ class _Call:
         return {**self.fields, self._kind: {**self._named, **text}}
 
     @staticmethod
-    def _news(known: dict[str, Any], given: dict[str, Any], but: tuple[str, ...]) -> dict[str, Any]:
-        """Note what a part says that is not known yet, and return it. A name, once passed on, stands."""
-        news: dict[str, Any] = {}
+    def _new_fields(known: dict[str, Any], given: dict[str, Any], but: tuple[str, ...]) -> dict[str, Any]:
+        """Add the new fields of a part to `known`, and return them. An id, type or name is never changed later."""
+        new_fields: dict[str, Any] = {}
         for name, value in given.items():
             if name in but or value is None or value == "":
                 continue
             clean = plain(value)
             if known.get(name) == clean or (name in ("id", "type", "name") and name in known):
                 continue
-            news[storable(name)] = clean
-        known |= news
-        return news
+            new_fields[storable(name)] = clean
+        known |= new_fields
+        return new_fields

@@ -1,7 +1,7 @@
-"""HTTP to one server over pooled connections. No exception of the network leaves this module.
+"""HTTP to one server over pooled connections. No network exception leaves this module.
 
-Invariant: nothing is retried, redirected or repeated here, since every request may cost money (G3). The key is in no
-repr and no error (G10).
+Invariant: no request is retried or redirected here, since every request may cost money (G3). The key is in no repr and
+no error (G10).
 """
 
 import asyncio
@@ -21,20 +21,20 @@ from tollbook.inference.providers.receiver import Receiver
 MAX_BODY_BYTES: Final = 20 * 1024 * 1024
 
 _STREAM_FACTOR: Final = 5
-"""An event takes a few hundred bytes for each token."""
+"""A stream may be this many times larger than other bodies: it has a few hundred bytes for each token."""
 _AFTER_THE_END_S: Final = 1.0
-"""How long the end of a stream is waited for that says it is over, so that its connection can be used again."""
+"""How long to wait for the end of a stream after its last event, so that its connection can be used again."""
 
 # Shorter than the five seconds after which common servers (Node, uvicorn) close an idle connection: a request that is
-# sent while the connection closes is lost, and is charged as if it had been answered.
+# sent while the connection closes is lost, and would be charged as if it had been answered.
 _KEEP_ALIVE_S: Final = 4.0
-# aiohttp's word for it; None is taken for its default of 100.
+# aiohttp's value for no limit; None would mean its default of 100.
 _UNLIMITED: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """The reply to one request. With a `fault`, status, headers and body are there as far as they came."""
+    """The reply to one request. With a `fault`, it has only the part of status, headers and body that came."""
 
     status: int | None
     headers: Mapping[str, str]
@@ -43,7 +43,7 @@ class Exchange:
 
 
 class _NoCookies(httpx.Cookies):
-    """Keeps no cookies: no provider needs them, and looking for them took a fifth of a call's time."""
+    """Ignores cookies: no provider needs them, and looking for them took a fifth of a call's time."""
 
     def extract_cookies(self, response: httpx.Response) -> None:
         """Do nothing."""
@@ -63,11 +63,11 @@ _NO_COOKIES: Final = _NoCookies()
 
 
 class BodyTooLarge(httpx.DecodingError):
-    """The reply is larger than any completion and is not read to its end."""
+    """The reply is larger than any completion, so it is not read to its end."""
 
 
 class Connection:
-    """Pooled connections to one server, opened when they are first needed."""
+    """Pooled connections to one server, opened at their first use."""
 
     def __init__(
         self,
@@ -79,26 +79,27 @@ class Connection:
         idle_timeout_s: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """Prepare connections; `headers` go with each request, the key among them.
+        """Prepare connections; `headers` are sent with each request, including the key.
 
-        `timeout_s` limits a whole request, from the wait for a connection to the last byte; `idle_timeout_s` limits
-        the wait for the next byte of an event stream. Whoever reads along does not use it up.
+        `timeout_s` limits a whole request, from the wait for a connection to the last byte. `idle_timeout_s` limits the
+        wait for the next byte of an event stream, without the time that the reader of its deltas takes.
         """
         self.base_url = base_url.rstrip("/")
-        usual = {
+        defaults = {
             "Content-Type": "application/json",
             "Accept": "application/json",
             "Accept-Encoding": "gzip, deflate",
             "User-Agent": "tollbook",
         }
-        self._headers = httpx.Headers({**usual, **headers})
+        self._headers = httpx.Headers({**defaults, **headers})
         self._timeout_s = timeout_s
         self._idle_timeout_s = idle_timeout_s
-        # The wait for a connection ends well before the request's time does, so that a request which was never sent
-        # is known not to be charged.
+        # The limit for connecting is well below the limit of the request, so that a request that was never sent is
+        # known not to be charged.
         connect_s = min(connect_timeout_s, timeout_s / 2, (idle_timeout_s or timeout_s) / 2)
         self._extensions = {"timeout": {"connect": connect_s, "pool": connect_s, "read": timeout_s, "write": timeout_s}}
-        # Callers limit their concurrency; a wait for a connection would look like a provider that is unreachable.
+        # No limit: callers limit their concurrency, and waiting for a connection would look like an unreachable
+        # provider.
         limits = httpx.Limits(max_connections=_UNLIMITED, keepalive_expiry=_KEEP_ALIVE_S)
         self._client = _Client(verify=tls_context(), limits=limits, follow_redirects=False, transport=transport)
 
@@ -122,11 +123,11 @@ class Connection:
         receiver: Receiver | None = None,
         is_streamed: bool = False,
     ) -> Exchange:
-        """Send one request and receive the reply; whoever is cancelled meanwhile closes its connection.
+        """Send one request and receive the reply; a cancellation closes the connection.
 
-        `is_streamed`: the reply was asked for as an event stream.
-        Errors: none of the network's, they are the reply's `fault`; ReaderFailed. asyncio.CancelledError passes
-            through; the request may then have been sent.
+        `is_streamed`: the reply was requested as an event stream.
+        Errors: ReaderFailed; asyncio.CancelledError, when the request may have been sent. Network errors are the
+            exchange's `fault`.
         """
         request = httpx.Request(method, url, headers=self._headers, content=content, extensions=self._extensions)
         receiver = receiver or Receiver()
@@ -150,7 +151,7 @@ class Connection:
 
 
 class _Limits:
-    """The limits of one request: until when it must be complete, and how long the next byte may take."""
+    """The limits of one request: its deadline, and how long the next byte may take."""
 
     def __init__(self, timeout: asyncio.Timeout, idle_s: float | None) -> None:
         self._timeout = timeout
@@ -159,29 +160,29 @@ class _Limits:
         self._until_s = timeout.when() or 0.0
 
     def begin_wait(self) -> None:
-        """Wait for the next byte."""
+        """Set the limit for the next byte."""
         if self._idle_s is not None:
             self._timeout.reschedule(min(self._until_s, self._clock() + self._idle_s))
 
     def end_wait(self) -> None:
-        """Go on without the idle limit: a byte has come."""
+        """Remove the limit for the next byte: a byte has come."""
         if self._idle_s is not None:
             self._timeout.reschedule(self._until_s)
 
     def shorten(self, seconds: float) -> None:
-        """Wait for so long at most."""
+        """Limit the rest of the request to `seconds`."""
         self._until_s = min(self._until_s, self._clock() + seconds)
         self._timeout.reschedule(self._until_s)
 
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """Read the trusted authorities once for all connections of the process: it takes 50 ms."""
+    """Return a TLS context, made once per process: reading the trusted authorities takes 50 ms."""
     return httpx.create_ssl_context()
 
 
 async def _receive(response: httpx.Response, receiver: Receiver, limits: _Limits) -> None:
-    """Receive the unpacked body. Errors: BodyTooLarge above MAX_BODY_BYTES; an event stream may be larger."""
+    """Receive the decompressed body. Errors: BodyTooLarge above MAX_BODY_BYTES; an event stream may be larger."""
     size = 0
     is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
     max_bytes = MAX_BODY_BYTES * (_STREAM_FACTOR if is_stream else 1)

@@ -1,8 +1,8 @@
-"""The usages of one event stream, joined to what the last one should have been.
+"""Joining the usages in one event stream to the usage that the last chunk should have.
 
-Most servers count all that was used so far in each chunk, or report once at the end. Seen beside these (November 2026)
-are an empty or a zero usage after the true one, a cost that the last chunk leaves out, and chunks that each count what
-is new in them. Invariant (G3): what is joined is never less than what one chunk has reported.
+Most servers report the usage so far in each chunk, or once at the end. Others (seen in November 2026) send an empty or
+zero usage after the true one, leave the cost out of the last chunk, or count only the new tokens in each chunk.
+Invariant (G3): the joined usage is never less than what one chunk has reported.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ USAGE_NAMES: Final = ("usage", "usageMetadata", "usage_metadata")
 """Names under which a chunk has its usage."""
 _HIGHEST: Final = frozenset({*PROMPT_NAMES, *TOTAL_NAMES, *COMPLETION_NAMES, "cost"})
 _ADDED: Final = frozenset({*COMPLETION_NAMES, "cost"})
-"""What is counted anew in each chunk where it falls; the prompt is there but once."""
+"""If one of these numbers falls, each chunk counts only its new tokens, so the chunks are added. The prompt is not."""
 
 
 class UsageParts:
@@ -28,10 +28,10 @@ class UsageParts:
         self._fallen: set[str] = set()
 
     def add(self, usage: Mapping[str, Any]) -> dict[str, Any]:
-        """Take a usage, and return what all so far say together. Of what is no number, the last one counts."""
+        """Add a usage, and return the joined usage so far. Of values that are no numbers, the last one is kept."""
         numbers = {name: number for name in _HIGHEST if (number := _number(name, usage.get(name))) is not None}
         if self._usage and not any(numbers.values()):
-            return self._usage  # It says nothing.
+            return self._usage  # An empty or zero usage.
         joined = {**self._usage, **{name: value for name, value in usage.items() if value is not None}}
         for name, number in numbers.items():
             joined[name] = max(number, _number(name, self._usage.get(name)) or 0)
@@ -40,7 +40,7 @@ class UsageParts:
                 if number < self._last.get(name, 0):
                     self._fallen.add(name)
                 self._last[name] = number
-        # Their total, which is the highest, is then less: the usage is doubted.
+        # The highest total is then too low, so the usage gets a doubt.
         joined |= {name: self._sums[name] for name in self._fallen}
         self._usage = joined
         return joined

@@ -1,6 +1,6 @@
-"""What a reply reports of tokens and cost. What is no count and no amount of money is not accepted.
+"""Reading the tokens and the cost that a reply reports. Invalid counts and amounts are not accepted.
 
-A cost that the provider reports wins over one that is computed from tokens. Where its numbers disagree, the dearer
+A reported cost takes precedence over a cost computed from tokens. If the reported numbers disagree, the costlier
 reading is taken, and a doubt says why.
 """
 
@@ -16,15 +16,15 @@ from tollbook.inference.providers.token_counts import PART_TOO_LARGE, TokenReadi
 from tollbook.schemas.money import MoneyError, check_nanousd, nanousd_from_usd
 from tollbook.schemas.usage import MediaUsage, Usage
 
-# xAI reports what it charged in ticks: 10,000,000,000 to the dollar (November 2026).
+# xAI reports its charge in ticks: 10,000,000,000 ticks are a dollar (November 2026).
 _TICKS_PER_NANOUSD: Final = 10
 _NO_MONEY: Final = "the reported cost is no amount of money and was ignored"
 _COSTS_DIFFER: Final = "the reply reports several costs, and the highest was taken"
 _TWO_USAGES: Final = "the reply reports two usages, which differ"
-# Other names of the cost: DeepInfra's is `estimated_cost`. A zero under them may stand for a price that is not known.
+# Other names of the cost: DeepInfra's is `estimated_cost`. A zero under these names may mean an unknown price.
 _FURTHER_COSTS: Final = ("total_cost", "estimated_cost", "cost_usd", "total_cost_usd")
 _TOTALS: Final = ("total_cost", "total", "total_usd")
-"""The names of the whole in a cost that is an object."""
+"""The names of the total in a cost that is an object."""
 _AMOUNT: Final = re.compile(r"\s*\$?\s*([0-9]*\.?[0-9]+([eE][+-]?[0-9]{1,3})?)\s*(USD)?\s*", re.ASCII)
 """An amount of dollars as text."""
 _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -32,10 +32,10 @@ _FLAGS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """The usage and the cost of a reply; none where they are not reported, or cannot be right.
+    """The usage and the cost of a reply; empty if they are not reported, or are invalid.
 
-    `readings` are what the numbers of tokens can mean. `fee_nanousd` was charged beside what the tokens cost.
-    `has_zero`: the prompt or the completion is reported to have no token at all.
+    `readings` are the possible readings of the token counts. `fee_nanousd` was charged in addition to the tokens.
+    `has_zero`: the report has zero prompt or completion tokens.
     """
 
     readings: tuple[Usage, ...] = ()
@@ -71,29 +71,29 @@ def read_usage(reported: object) -> UsageReport:
 
 
 def _with_media(tokens: TokenReadings, counts: Mapping[str, int]) -> TokenReadings:
-    """Return readings with the tokens of media; where some have no room for these, the others alone."""
+    """Return readings with the tokens of media; readings whose totals are too small are dropped unless all are."""
     if not counts or not tokens.readings:
         return tokens
-    told = [with_media(usage, counts) for usage in tokens.readings]
-    fitting = tuple(usage for usage, fits in told if fits)
+    found = [with_media(usage, counts) for usage in tokens.readings]
+    fitting = tuple(usage for usage, fits in found if fits)
     if fitting:
         return replace(tokens, readings=fitting)
-    return replace(tokens, readings=tuple(usage for usage, _ in told), doubt=tokens.doubt or PART_TOO_LARGE)
+    return replace(tokens, readings=tuple(usage for usage, _ in found), doubt=tokens.doubt or PART_TOO_LARGE)
 
 
 def joined_reports(reports: Iterable[UsageReport]) -> UsageReport:
-    """Return what several places of one reply report: all readings of tokens, and the highest cost.
+    """Join the reports in several places of one reply: all readings of tokens, and the highest cost.
 
-    A zero that only a further place reports is no price: it may stand for what is not known.
+    A cost of zero counts only in the first place: elsewhere it may mean an unknown cost.
     """
-    told = [report for report in reports if report.is_known or report.doubt]
-    known = [report for report in told if report.is_known]
-    if len(told) < 2 or not known:
-        return told[0] if told else UsageReport()
+    filled = [report for report in reports if report.is_known or report.doubt]
+    known = [report for report in filled if report.is_known]
+    if len(filled) < 2 or not known:
+        return filled[0] if filled else UsageReport()
     counted = [report for report in known if report.readings and not report.has_zero] or known[:1]
     readings = _distinct(usage for report in counted for usage in report.readings)
     costs = [report.cost_nanousd for report in known if report.cost_nanousd]
-    doubts = [report.doubt for report in (told[0], *counted) if report.doubt]
+    doubts = [report.doubt for report in (filled[0], *counted) if report.doubt]
     if any(_plain(report) != _plain(counted[0]) for report in counted):
         doubts.append(_TWO_USAGES)
     if costs and _differ(max(costs), min(costs)):
@@ -108,7 +108,7 @@ def joined_reports(reports: Iterable[UsageReport]) -> UsageReport:
 
 
 def _distinct(usages: Iterable[Usage]) -> tuple[Usage, ...]:
-    """Return the different usages, without those that another one tells more of."""
+    """Return the distinct usages, without those that another usage repeats with media tokens."""
     found = tuple(dict.fromkeys(usages))
     detailed = [usage.without_media() for usage in found if isinstance(usage, MediaUsage)]
     return tuple(usage for usage in found if isinstance(usage, MediaUsage) or usage not in detailed)
@@ -129,7 +129,7 @@ def _report(tokens: TokenReadings, cost: _Cost) -> UsageReport:
 
 
 def read_cost(usd: object) -> int | None:
-    """Return a cost in nano-dollars; None where there is none. Errors: MoneyError where it is no amount of money."""
+    """Return a cost in nano-dollars, or None. Errors: MoneyError if it is no amount of money."""
     if usd is None:
         return None
     if isinstance(usd, str):
@@ -143,10 +143,10 @@ def read_cost(usd: object) -> int | None:
 
 
 def read_generation_cost(generation: Mapping[str, Any]) -> int | None:
-    """Return what a generation cost in all, as `/generation` tells it; None where it does not, or not all of it.
+    """Return the total cost of a generation in the answer of `/generation`; None if it is missing or incomplete.
 
-    With an own provider key `total_cost` is OpenRouter's fee, and the provider bills `upstream_inference_cost`.
-    Errors: MoneyError where it is no amount of money.
+    With the user's own provider key, `total_cost` is OpenRouter's fee, and the provider bills
+    `upstream_inference_cost`. Errors: MoneyError if it is no amount of money.
     """
     cost = read_cost(generation.get("total_cost"))
     upstream = read_cost(generation.get("upstream_inference_cost"))
@@ -167,15 +167,15 @@ def _cost(fields: Mapping[str, Any]) -> _Cost:
 
 
 def _flag(value: object) -> bool | None:
-    """Return whether a flag is set, in whatever form; None where it does not say."""
+    """Return whether a flag is set, in any form; None if it is missing or unreadable."""
     return _FLAGS.get(str(value).strip().lower()) if isinstance(value, bool | int | str) else None
 
 
 def _with_own_key(cost: int | None, upstream: int | None, is_byok: bool | None, doubt: str | None) -> _Cost:
-    """Add what the provider bills to an own key. Errors: MoneyError.
+    """Add the provider's own bill if the user's own provider key was used. Errors: MoneyError.
 
-    With an own provider key `cost` is OpenRouter's fee, and the provider bills the rest. OpenRouter's own example has
-    no flag; without an own key, what the provider charges is not above the cost (November 2026).
+    With an own key, `cost` is OpenRouter's fee, and the provider bills the rest. OpenRouter's example has no flag for
+    this; without an own key, the provider's charge is never above the cost (November 2026).
     """
     if is_byok is True and upstream is None:
         return _Cost(None, cost or 0, "the cost under the own provider key is not reported")
@@ -190,7 +190,7 @@ def _with_own_key(cost: int | None, upstream: int | None, is_byok: bool | None, 
 
 
 def _is_above(upstream: int, cost: int) -> bool:
-    """Whether an amount is larger by more than the last digits of floats, which both may have been."""
+    """Whether an amount is larger by more than rounding errors: both may have been floats."""
     return upstream > cost + 2 + cost // 1_000_000
 
 
@@ -199,9 +199,9 @@ def _differ(one: int, other: int) -> bool:
 
 
 def _total_cost(fields: Mapping[str, Any]) -> tuple[int | None, str | None]:
-    """Return the highest cost under any of its names, and a doubt where they differ.
+    """Return the highest cost under any of its names, and a doubt if the costs differ.
 
-    Errors: MoneyError for what is no amount, or none of dollars.
+    Errors: MoneyError for an invalid amount, or another currency than dollars.
     """
     named = (_stated_cost(fields.get("cost")), _ticks(fields.get("cost_in_usd_ticks")), *_further_costs(fields))
     costs = [cost for cost in named if cost is not None]
@@ -212,7 +212,7 @@ def _total_cost(fields: Mapping[str, Any]) -> tuple[int | None, str | None]:
 
 
 def _stated_cost(reported: object) -> int | None:
-    """Return a cost that is a number, or an object with the whole. Errors: MoneyError."""
+    """Return a cost that is a number, or an object with a total. Errors: MoneyError."""
     if not isinstance(reported, dict):
         return read_cost(reported)
     table = cast(dict[str, Any], reported)
@@ -224,7 +224,7 @@ def _stated_cost(reported: object) -> int | None:
 
 
 def _check_dollars(fields: Mapping[str, Any]) -> None:
-    """Errors: MoneyError where amounts are said to be of another currency."""
+    """Check that the amounts are in dollars. Errors: MoneyError."""
     currency = fields.get("currency")
     if isinstance(currency, str) and currency.strip().lower() not in ("", "usd"):
         raise MoneyError("the cost is not in dollars")
@@ -236,7 +236,7 @@ def _further_costs(fields: Mapping[str, Any]) -> list[int]:
         try:
             found += [cost] if (cost := read_cost(fields.get(name))) else []
         except MoneyError:
-            continue  # It is not the cost's own name, and may mean something else.
+            continue  # The name is not the cost's usual one, and may mean something else.
     return found
 
 
@@ -260,7 +260,7 @@ def _decimal(value: Decimal | int | str) -> Decimal:
 
 
 def _upstream(details: object) -> tuple[int | None, str | None]:
-    """Return what the provider behind a router charged, and why that is doubtful."""
+    """Return the charge of the provider behind a router, and a doubt if there is one."""
     if not isinstance(details, dict):
         return None, None
     table = cast(dict[str, Any], details)

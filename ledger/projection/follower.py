@@ -20,7 +20,7 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.confirmation import Confirmation
 from tollbook.ledger.projection.fold import Folded
 from tollbook.ledger.projection.store import Store
-from tollbook.ledger.projection.traces import Doubted, ForgedEvent, Traces
+from tollbook.ledger.projection.traces import Doubted, ForgedEvent, Traces, WatermarkMoved
 from tollbook.ledger.projection.watermark import Trim, Watermark
 from tollbook.ledger.server.connection import ANSWER_TIMEOUT_S
 from tollbook.ledger.server.pipeline import CommandPipeline
@@ -139,6 +139,10 @@ class Follower:
                     await self._follow()
                 except LedgerRefused:
                     raise
+                except WatermarkMoved as exc:
+                    # A standby folds beside the projector at work, which trims.
+                    _log.debug("projection.read_again", partition=self._keys.partition, problem=str(exc))
+                    await self._sleep(self._settings.first_backoff_s)
                 except (LedgerError, RedisError, OSError) as exc:
                     _log.warning("projection.redis_unavailable", partition=self._keys.partition, problem=str(exc))
                     await self._sleep(backoff_s)

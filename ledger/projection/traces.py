@@ -57,6 +57,10 @@ class TailChanged(LedgerRefused):
         self.budget = budget
 
 
+class WatermarkMoved(LedgerUnavailable):
+    """Another projector has trimmed the tails that events were to be checked against. They can be read again."""
+
+
 class Doubted(Exception):
     """Gate and projection disagree, and either may be wrong: `refusal` is the reason if DuckDB is in order."""
 
@@ -250,7 +254,7 @@ class Traces:
         reply: Any = await cast("Any", self._redis).eval(self._script, len(keys), *keys, *arguments)
         code, *answers = (_text(value) for value in cast("list[bytes | str]", reply))
         if code == "TRIMMED":
-            raise LedgerUnavailable(f"the watermark has moved to {answers[0]} meanwhile; the events are read again")
+            raise WatermarkMoved(f"the watermark has moved to {answers[0]} meanwhile; the events are read again")
         return answers
 
     async def _check_types(self, parts: Sequence[_Part], problem: ResponseError) -> None:

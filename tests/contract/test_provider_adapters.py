@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from tests.replies import chat_request, reply_of
 from tollbook.inference.attempts import Attempt, ChatRequest
 from tollbook.inference.bounds import bound
-from tollbook.inference.calls.holds import charge_of, with_dearest_usage
+from tollbook.inference.calls.holds import charge_of, with_costliest_usage
 from tollbook.inference.deltas import Delta
 from tollbook.inference.errors import ProviderRefused, ProviderUnavailable
 from tollbook.inference.models import ModelCatalogue
@@ -193,7 +193,7 @@ def cost_of(provider: Provider, attempt: Attempt) -> int:
     """Return what an attempt is charged at, nano-dollars."""
     prices = prices_of(provider)
     limit = bound((Message(role="user", content=PROMPT),), MAX_TOKENS, prices.price(provider.model, NOW_MS))
-    return charge_of(with_dearest_usage(attempt, limit, prices, NOW_MS), limit, prices, NOW_MS).nanousd
+    return charge_of(with_costliest_usage(attempt, limit, prices, NOW_MS), limit, prices, NOW_MS).nanousd
 
 
 async def test_an_answer_and_its_exact_cost(provider: Provider) -> None:

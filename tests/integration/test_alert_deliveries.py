@@ -324,7 +324,7 @@ async def test_apprise_reaches_its_addresses() -> None:
         (None, {"HOOK": "http://127.0.0.1:9"}, AlertRule(webhook_env="HOOK"), "TOLLBOOK_WEBHOOK_SECRET is not set"),
         (SECRET, {}, AlertRule(webhook_env="HOOK"), "HOOK is not set"),
         (SECRET, {"HOOK": "hooks.example"}, AlertRule(webhook_env="HOOK"), "must begin with https://"),
-        (None, {"CHAT": "no-such-service://x"}, AlertRule(apprise_env="CHAT"), "none that Apprise knows"),
+        (None, {"CHAT": "no-such-service://x"}, AlertRule(apprise_env="CHAT"), "Apprise does not accept an address"),
     ],
 )
 async def test_a_receiver_that_cannot_be_used_is_shown_with_its_reason(

@@ -256,7 +256,7 @@ async def test_a_key_itself_is_in_no_log_event_or_redis_key(
         await changes.revoke(new.key_id, ME)
         found = await keys.find(secret)
     await calling.folded()
-    whole: list[Any] = [logged, found, await keys.list(), keys._kept, await calling.events(), *capfd.readouterr()]
+    whole: list[Any] = [logged, found, await keys.list(), keys._cached, await calling.events(), *capfd.readouterr()]
     async for name in redis_client.scan_iter():
         whole += [name, await redis_client.dump(name)]
     whole.append(await calling.query("SELECT payload::VARCHAR FROM events"))

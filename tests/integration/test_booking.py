@@ -324,7 +324,7 @@ async def test_recorded_spend_is_refused_noted_and_booked_under_its_key(running:
     """The caller is told, and may record it again under the same key: it counts once."""
     ended = ended_process(running)
     ended.gates[0].see(LOST)
-    with pytest.raises(UsageKept, match=r"not booked yet: do not record it again, .* key k1") as kept:
+    with pytest.raises(UsageKept, match=r"not booked yet: if you record it again, .* key k1") as kept:
         await CostTracker(replace(running.system.runtime, ledger=ended)).record_usage("u", "0.25", idempotency_key="k1")
     assert kept.value.data == {"idempotency_key": "k1"}
     (note,) = await notes(running)

@@ -163,7 +163,7 @@ async def test_a_backfill_of_budgets_already_in_force_is_refused(server_url: str
         gates = build_gates(calling.runtime.handle, calling.runtime.settings)
         await apply_policy(gates, default_policy({"budgets": [TEAM]}), ME)
         await run(calling, "one", tags={"team": "red"})
-        with pytest.raises(PolicyRefused, match=r"in force already .* Apply it under another name"):
+        with pytest.raises(PolicyRefused, match=r"already in force .* add it under another name"):
             await backfill(calling, TEAM)
         assert await opened(calling) == {}
         renamed = TEAM | {"name": "squad"}

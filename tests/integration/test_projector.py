@@ -3,14 +3,16 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
+from tests.proxy import faulty_proxy
 from tests.servers import PATIENCE_S
 from tollbook.ledger.archive.replay import rebuild
 from tollbook.ledger.errors import LedgerAhead, LedgerReplaced
@@ -276,6 +278,32 @@ async def test_tails_left_by_a_former_run_are_found(gate: DirectGate, store: Sto
     async with projecting(store, gate):
         await wait_for_watermark(gate, last)
     assert [key async for key in gate.redis.scan_iter(match=KEYS.tail_pattern)] == []
+
+
+async def test_a_standby_whose_events_are_trimmed_before_it_has_folded_them_reads_them_again(
+    gate: DirectGate, store: Store, server_url: str, tmp_path: Path
+) -> None:
+    """That is how it goes beside a quicker projector, so nobody is warned."""
+
+    async def trim_nothing(*_: Any) -> None:
+        pass
+
+    with closing(Store.open(tmp_path / "standby.duckdb", LEDGER)) as own, capture_logs() as logs:
+        async with faulty_proxy(server_url) as link, connect(link.url) as redis, projecting(store, gate) as (active, _):
+            standby = Projector(own, redis, [KEYS], trim=trim_nothing, settings=QUICK)
+            running = asyncio.create_task(standby.run())
+            await standby.wait_for(0, await gate.reserve("c1", 1_000))
+            link.holds_replies_to = b"XREAD"
+            settled = await gate.settle("c1", 300)
+            await active.wait_for(0, settled)
+            await wait_for_watermark(gate, settled)
+            link.let_replies_pass()
+            await standby.wait_for(0, settled)
+            running.cancel()
+            await asyncio.wait([running])
+    lines = [(line["event"], line["log_level"]) for line in logs]
+    assert ("projection.read_again", "debug") in lines
+    assert not [line for line in lines if line[1] != "debug"]
 
 
 async def failure_of(task: asyncio.Task[None]) -> BaseException:

@@ -237,7 +237,7 @@ async def test_late_assumed_cost_does_not_replace_a_reported_one(calling: Callin
     async with calling.runner(transport=HeldBack(gate, free=0), ledger=ledger) as (runner, _):  # pyright: ignore[reportArgumentType]
         running = asyncio.create_task(runner.run(calling.call("t1")))
         await wait_until(lambda: calling.provider.requests == 1)
-        await expire(calling, "t1", told_nanousd=PRICE if is_told == "before" else None)
+        await expire(calling, "t1", reported_nanousd=PRICE if is_told == "before" else None)
         if is_told == "before":
             assert isinstance(await calling.runtime.reservations.reserve(calling.call("t2")), Hold)
         gate.set()
@@ -245,7 +245,7 @@ async def test_late_assumed_cost_does_not_replace_a_reported_one(calling: Callin
     assert await calling.runtime.handle.results.get("t1") == result
     assert (await calling.spent(), await calling.assumed()) == (PRICE, 0)
     if is_told == "before":
-        await expire(calling, "t2", told_nanousd=0)
+        await expire(calling, "t2", reported_nanousd=0)
     assert (await reconciled(calling)).asked == 0
     assert await calling.spent() == calling.booked() == PRICE
 
@@ -294,12 +294,17 @@ async def test_provider_that_refuses_the_key_is_an_error_and_nothing_is_changed(
     assert await calling.spent() == BOUND
 
 
-async def expire(calling: Calling, call_id: str, *, told_nanousd: int | None = None) -> None:
+async def expire(calling: Calling, call_id: str, *, reported_nanousd: int | None = None) -> None:
     """Settle an open hold as the sweeper does, at what its provider has told, else in full."""
     record = await calling.runtime.ledger.gates[0].call_record(call_id)
     assert record is not None
     request = settle_dead_hold(
-        call_id=call_id, user_id="u1", found=record.hold, outcome="expired", reason="late", told_nanousd=told_nanousd
+        call_id=call_id,
+        user_id="u1",
+        found=record.hold,
+        outcome="expired",
+        reason="late",
+        reported_nanousd=reported_nanousd,
     )
     await calling.runtime.ledger.settle(request)
 

@@ -280,7 +280,7 @@ async def test_media_and_searches_are_sent_where_the_policy_bounds_them(
         assert bound.prompt_tokens == 128 + 32 + 1_000 + 32 + 2_000 + 3_000 + surcharge
         refused = await run(running, 2, {**task, "model": "anthropic/claude-sonnet-4"})
         assert refused.error_code is ErrorCode.PRICE_UNKNOWN
-        assert "has no upper bound: the policy's [models] has no audio_tokens of it" in refused.error
+        assert "has no upper bound: set its audio_tokens in the policy's [models]" in refused.error
         searched = await run(running, 3, {"model": task["model"], "web_search_options": {}})
         assert "a web search by google/gemini-2.5-flash has no upper bound" in searched.error
         assert len(standin.bodies) == 1

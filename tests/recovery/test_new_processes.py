@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from tests.proxy import faulty_proxy
 from tests.recovery.test_going_back import Backup, put_back, take_backup
 from tests.servers import wait_until
 from tests.system import REPLIES, BackgroundCommand, RunningSystem, run_cli, running_system
@@ -109,6 +110,24 @@ async def test_no_policy_is_put_in_force_before_the_projector_has_checked(
     finally:
         await command.end()
     assert await ledger_of(redis_client) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--standby",)])
+async def test_a_projector_that_starts_before_redis_waits_for_it(
+    redis_client: Redis, server_url: str, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    async with faulty_proxy(server_url) as link:
+        await link.stop()
+        env = here(link.url, tmp_path / "data")
+        command = await StayingCommand.start("projector", *options, cwd=tmp_path, env=env)
+        try:
+            await wait_until(lambda: "projector.not_ready" in command.stderr, what="a projector that waits")
+            await link.start()
+            await wait_until(lambda: "projector.started" in command.stderr, what="a projector at work")
+        finally:
+            await command.end()
+    assert command.process.returncode == 0
 
 
 @pytest.mark.slow

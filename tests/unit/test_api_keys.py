@@ -145,7 +145,7 @@ def test_names_that_the_policy_does_not_have_are_refused(bounds: dict[str, Any],
         ({"user_id": "u1", "name": "a\nb"}, "the name must have no"),
         ({"user_id": "u1", "campaign_id": " x"}, "the campaign must have no space"),
         ({"user_id": "u1", "tags": {"user": "x"}}, "tags must not have the name 'user'"),
-        ({"user_id": "u1", "models": ("a/ b",)}, "'a/ b' is no id of a model"),
+        ({"user_id": "u1", "models": ("a/ b",)}, "'a/ b' is not a valid model id"),
     ],
 )
 def test_impossible_bounds_of_a_key_are_refused(bounds: dict[str, Any], problem: str) -> None:

@@ -61,7 +61,7 @@ def test_vectors_that_no_result_can_hold_are_paid_and_left_out(monkeypatch: pyte
     monkeypatch.setattr(embeddings, "MAX_VECTORS_BYTES", 10)
     found = read([vector(0, [0.123456789])], {"prompt_tokens": 3, "total_tokens": 3})
     assert (found.outcome, found.charge, found.embeddings) == ("ok", "known", ())
-    assert found.error == "the vectors have 15 bytes as JSON, and a result holds 10"
+    assert found.error == "the vectors have 15 bytes as JSON; a result may have at most 10"
 
 
 @pytest.mark.parametrize(

@@ -221,9 +221,9 @@ def test_web_searches_are_priced_by_the_request_where_the_policy_allows_it() -> 
     assert found.amount_nanousd >= bounded * 2_000 + 8_000 * 2_000 + 100 * 10_000 + 10**7 - 2_000 * 64
     readable = bound(message(), 100, priced, parameters=SEARCHING, facts=ModelFacts(context_length=5_000))
     assert (readable.prompt_basis == "context_length", readable.prompt_tokens) == (True, 5_000 + 10**7 // 2_000)
-    with pytest.raises(PriceUnknown, match="no web_search_tokens"):
+    with pytest.raises(PriceUnknown, match="set its web_search_tokens"):
         bound(message(), 100, priced, parameters=SEARCHING)
-    with pytest.raises(PriceUnknown, match="the policy has no price of web_search"):
+    with pytest.raises(PriceUnknown, match="the policy has no web_search price"):
         bound(message(), 100, FLAT, parameters=SEARCHING, limits=ModelRule(web_search_tokens=8_000))
 
 

@@ -12,7 +12,7 @@ from tests.unit.test_media import AUDIO, DEAR, FLAT, IMAGE, VIDEO, message
 from tollbook.gateway.chat import usage_document
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.bounds import Bound, bound
-from tollbook.inference.calls.holds import Charge, charge_of, with_dearest_usage
+from tollbook.inference.calls.holds import Charge, charge_of, with_costliest_usage
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, dated_prices, tier_from_usd
 from tollbook.inference.providers.usage_report import UsageReport, joined_reports, read_usage
@@ -32,7 +32,7 @@ def charged(report: UsageReport, limit: Bound, price: ModelPrice) -> Charge:
         usage_doubt=report.doubt, reported_cost_nanousd=report.cost_nanousd, fee_nanousd=report.fee_nanousd,
     )  # fmt: skip
     prices = PriceCatalogue({"m": [DatedPrice(FOREVER_MS, price)]})
-    return charge_of(with_dearest_usage(attempt, limit, prices, 0), limit, prices, 0)
+    return charge_of(with_costliest_usage(attempt, limit, prices, 0), limit, prices, 0)
 
 
 def openai(prompt: int, completion: int, **parts: int) -> dict[str, Any]:

@@ -118,9 +118,9 @@ BUDGET = '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n'
     [
         (
             "a = 1\n\n[plans.x]\ncap_usd = 1\ncap_usd = 2\n",
-            "tollbook.toml:5: this key or table stands in the file before",
+            "tollbook.toml:5: this key or table is defined twice in the file",
         ),
-        ("[plans.x]\ncap_usd = 1\n# x\n[plans.x]\n", "tollbook.toml:4: this table stands in the file before"),
+        ("[plans.x]\ncap_usd = 1\n# x\n[plans.x]\n", "tollbook.toml:4: this table is defined twice in the file"),
         ('[tasks.a]\nmodel = "a\n', "tollbook.toml:2: illegal character"),
         ("[tasks.a]\nmodel =\n", "tollbook.toml:2: invalid value"),
         ("timezone = 1e999999999999\nx = 2026-13-45\n", "tollbook.toml"),
@@ -248,7 +248,7 @@ BUDGET = '[[budgets]]\nname = "x"\nwindow = "day"\ncap_usd = 1\n'
         ("\n[a" + ".a" * 3_000 + "]\n", "tollbook.toml:2: is nested more than 100 deep"),
         # Characters that end a line to Python, and not in TOML.
         ('# a\u2028b\u0085\n\ntimezon = "UTC"\n', "tollbook.toml:3: unknown field 'timezon'; did you mean 'timezone'?"),
-        ('x = "a\u2028b"\nx = 1\n', "tollbook.toml:2: this key or table stands in the file before"),
+        ('x = "a\u2028b"\nx = 1\n', "tollbook.toml:2: this key or table is defined twice in the file"),
         ('timezone = """UTC\n# ["""\n[plans.x]\ncap_usd = -1\n', "tollbook.toml:4: 'plans.x.cap_usd' must be dollars"),
         ('timezone = "Europe/Berln"\n', "; did you mean 'Europe/Berlin'?"),
         (f'timezone = "{"a" * 5000}"\n', "'timezone' a text of 5000 characters is no known time zone"),

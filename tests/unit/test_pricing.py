@@ -298,6 +298,6 @@ def test_a_price_is_looked_for_at_every_provider() -> None:
 
 
 def test_a_provider_that_is_gone_has_no_price() -> None:
-    with pytest.raises(PriceUnknown, match="the policy does not state it"):
+    with pytest.raises(PriceUnknown, match="the policy has no price for it"):
         CATALOGUE.at("gone").price("openai/gpt-4o-mini", NOVEMBER_2026_MS)
     assert CATALOGUE.at("default") is CATALOGUE

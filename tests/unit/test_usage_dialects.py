@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tollbook.inference.attempts import Attempt
 from tollbook.inference.bounds import Bound
-from tollbook.inference.calls.holds import charge_of, with_dearest_usage
+from tollbook.inference.calls.holds import charge_of, with_costliest_usage
 from tollbook.inference.prices.catalogue import PriceCatalogue
 from tollbook.inference.prices.model_price import FOREVER_MS, DatedPrice, ModelPrice, tier_from_usd
 from tollbook.inference.providers.usage_report import UsageReport, read_usage
@@ -301,7 +301,7 @@ def booked(report: UsageReport, price: ModelPrice) -> tuple[int, str | None]:
     )
     prices = PriceCatalogue({"m": [DatedPrice(FOREVER_MS, price)]})
     bound = Bound("m", 1, 1, 1, 1, 0, 1, 1)
-    chosen = with_dearest_usage(attempt, bound, prices, 0)
+    chosen = with_costliest_usage(attempt, bound, prices, 0)
     return charge_of(chosen, bound, prices, 0).nanousd, chosen.usage_doubt
 
 
@@ -391,7 +391,7 @@ def test_dear_processing_without_a_price_of_its_own_is_doubted(tier: str, is_dou
     attempt = Attempt(outcome="ok", charge="known", latency_ms=1, usage=usage, service_tier=tier)
     price = ModelPrice("m", (tier_from_usd(-1, *map(Decimal, (3, 15, 3, 4))),))
     prices = PriceCatalogue({"m": [DatedPrice(FOREVER_MS, price)]})
-    chosen = with_dearest_usage(attempt, Bound("m", 1, 1, 1, 1, 0, 1, 1), prices, 0)
+    chosen = with_costliest_usage(attempt, Bound("m", 1, 1, 1, 1, 0, 1, 1), prices, 0)
     assert (chosen.usage_doubt is not None) == is_doubted
 
 
