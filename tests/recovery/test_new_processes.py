@@ -120,7 +120,7 @@ async def test_a_projector_that_starts_before_redis_waits_for_it(
     async with faulty_proxy(server_url) as link:
         await link.stop()
         env = here(link.url, tmp_path / "data")
-        command = await StayingCommand.start("projector", *options, cwd=tmp_path, env=env)
+        command = await BackgroundCommand.start("projector", *options, cwd=tmp_path, env=env)
         try:
             await wait_until(lambda: "projector.not_ready" in command.stderr, what="a projector that waits")
             await link.start()
