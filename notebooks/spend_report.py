@@ -2,12 +2,12 @@
 # [tool.marimo.display]
 # theme = "light"
 # ///
-"""The spend report as a marimo notebook: `tollbook report` opens it as an app, `marimo edit` for changes.
+"""The spend report as a marimo notebook: `tollbook report` opens it as an app, `marimo edit` opens it to change it.
 
     marimo edit notebooks/spend_report.py
     marimo edit notebooks/spend_report.py -- --archive /backup/archive
 
-It only arranges. What is read, asked and drawn is in views/report/.
+This file only arranges the page. Reading, queries and charts are in views/report/.
 """
 
 import marimo
@@ -30,7 +30,7 @@ def _():
     from tollbook.views.report.texts import cell
     from tollbook.views.rows import Format, table_as_bytes
 
-    # What was chosen last; it outlives a refresh, which makes the choices anew.
+    # The latest selection. A refresh makes new selectors, and this keeps their values.
     chosen = {name: mo.query_params().get(name) for name in ("period", "plan", "user", "campaign")}
     opened = []
     return (

@@ -1,4 +1,4 @@
-"""The files of an archive in a directory, for tests that harm or compare them."""
+"""The files of an archive in a directory, for tests that damage or compare them."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """A whole system in the test's process, the stand-in behind it, and what tests ask of both.
 
-What a call came to is read from the ledger's stream and added up here, by nothing of the
-code under test but the reading of single events.
+The outcome of a call is read from the ledger's stream and added up here. Of the code under test,
+only the parser of single events is used for that.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ from tollbook.schemas.upcasters import event_from_entry
 from tollbook.standin import FaultPlan, StandIn, StandInConfig
 
 API_KEY = "sk-or-v1-very-secret"
-# "Tell me [[completion_tokens=40]]" has 32 bytes; the stand-in takes a quarter of them for
-# tokens and adds 4 for the message, the bound takes them all and adds 32 for the message and 128.
+# "Tell me [[completion_tokens=40]]" has 32 bytes. The stand-in counts a quarter of them as tokens
+# and adds 4 for the message; the bound counts all of them and adds 32 for the message and 128 for the request.
 PROMPT = "Tell me [[completion_tokens=40]]"
 PROMPT_TOKENS, COMPLETION_TOKENS = 8 + 4, 40
 PROMPT_BOUND = 32 + 32 + 128
@@ -48,7 +48,7 @@ PROMPT_BOUND = 32 + 32 + 128
 
 @dataclass(frozen=True, slots=True)
 class SingleTry:
-    """Reserves once, and makes the call where it got money; who would have to wait is told so."""
+    """Reserves once, and makes the call if it gets money; returns `Waiting` if it would have to wait."""
 
     reservations: Reservations
     runner: CallRunner
@@ -67,7 +67,7 @@ class SingleTry:
         return await self.runner.run(call, reply) if isinstance(reply, Hold) else reply
 
     async def reserve(self, call: Call, *, is_final: bool = False) -> Hold | InferenceResult | Waiting | OpenCall:
-        """Do the first half of a run: what is left when the reply of Redis is lost."""
+        """Do only the first half of a run, as if the reply of Redis were lost."""
         return await self.reservations.reserve(call, is_final=is_final)
 
     async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
@@ -85,7 +85,7 @@ class Calling:
     provider: StandIn
 
     def script(self, *faults: str | None) -> None:
-        """Say what becomes of the next requests; None is an answer."""
+        """Set the faults of the next requests, in order; None is an answer without a fault."""
         self.provider.faults = FaultPlan(script=faults)
 
     def call(self, call_id: str = "t1", *, run_id: str = "run-1", task: str = "generate_draft", **fields: Any) -> Call:
@@ -103,9 +103,9 @@ class Calling:
         base_url: str | None = None,
         ledger: Ledger | None = None,
     ) -> AsyncGenerator[tuple[SingleTry, list[float]]]:
-        """Yield a runner like the system's own that sleeps through no pause, but notes it.
+        """Yield a runner like the system's own, and the list of its pauses: it records them instead of sleeping.
 
-        With a `transport` of its own, a test decides when answers come, however long that takes.
+        With its own `transport`, a test decides when answers come.
         """
         runtime, pauses = self.runtime, list[float]()
         attempt_timeout_s = runtime.settings.attempt_timeout_s if transport is None else 30.0
@@ -173,17 +173,17 @@ class Calling:
         return [event for event in events if call_id in (None, event.call_id)]
 
     async def spent(self, user_id: str = "u1") -> int:
-        """Return what the ledger books to a user, in nano-dollars."""
+        """Return what the ledger has charged a user, in nano-dollars."""
         moved = [event for event in await self.events() if isinstance(event.payload, CostRecorded | CostAdjusted)]
         return sum(event.amount for event in moved if event.user_id == user_id)
 
     async def assumed(self, user_id: str = "u1") -> int:
-        """Return the part of it that nobody confirmed."""
+        """Return the assumed part of what the ledger has charged a user."""
         payloads = [event.payload for event in await self.events() if event.user_id == user_id]
         return sum(each.assumed_nanousd for each in payloads if isinstance(each, CostRecorded | CostAdjusted))
 
     def booked(self, user_id: str = "u1") -> int:
-        """Return what the provider's own book has of a user."""
+        """Return what the provider charged a user, by its own book."""
         return self.provider.book.totals().get(user_id, 0)
 
     async def folded(self) -> None:
@@ -199,7 +199,7 @@ class Calling:
     async def check_guarantees(self, *, is_exact: bool = True) -> None:
         """Assert what must be true of every ledger on which no call is open.
 
-        Not `is_exact`: usage that disagrees with itself was charged by its dearer reading, or another provider charged.
+        Not `is_exact`: the numbers of a usage disagreed and the higher cost was charged, or another provider charged.
         """
         await self.folded()
         opened, closed = list[tuple[str, int]](), list[tuple[str, int]]()
@@ -222,7 +222,7 @@ class Calling:
         # G2: each hold is opened once and settled once.
         assert len(set(opened)) == len(opened)
         assert sorted(opened) == sorted(closed)
-        # G3: no user is charged less than the provider took; the assumptions are all that may lie between.
+        # G3: no user is charged less than the provider took, and only assumed charges may exceed it.
         for user_id in spent.keys() | self.provider.book.totals().keys():
             assert spent[user_id] >= self.booked(user_id)
             assert not is_exact or self.booked(user_id) >= spent[user_id] - assumed[user_id]
@@ -240,8 +240,8 @@ async def open_calling(
 ) -> AsyncGenerator[Calling]:
     """Open a system on an empty server, and the stand-in that it calls.
 
-    Nothing pauses between attempts, and an attempt is given up after half a second. Where `is_served`,
-    DuckDB is served to others, as `tollbook up` does; most tests need not wait for its server.
+    There is no pause between attempts, and an attempt times out after half a second. With `is_served`,
+    balances are served to other processes, as `tollbook up` does; most tests do not need that.
     """
     quick = {"retries": 1, "backoff_base_s": 0.0, "attempt_timeout_s": 0.5, "openrouter_api_key": API_KEY}
     async with StandIn(StandInConfig(api_key=API_KEY, slow_ms=50)) as provider:

@@ -1,4 +1,4 @@
-"""The browser that looks at the report: Debian's Chromium, driven by Playwright, which brings none of its own here."""
+"""The browser for tests of the report and the web view: Debian's Chromium, driven by Playwright."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""A Valkey Cluster on loopback: primaries, replicas where wanted, made by hand from the embedded server's program."""
+"""A Valkey Cluster on loopback, with primaries and optional replicas, made from the embedded server's program."""
 
 import asyncio
 import random
@@ -18,8 +18,8 @@ from tollbook.ledger.server.embedded import bundled_binary
 from tollbook.ledger.server.slots import SLOTS, slot_of
 
 _NODE_TIMEOUT_MS = 2_000
-"""So long a node is silent before its replica is promoted."""
-# The bus of a node listens at its port and this.
+"""How long a node is silent before its replica is promoted."""
+# The bus of a node listens on its port plus this number.
 _BUS = 10_000
 
 
@@ -33,7 +33,7 @@ class Node:
     client: Redis
 
     async def ask(self, *command: str | int) -> Any:
-        """Return the node's own answer; it follows nothing."""
+        """Return the node's own answer; redirects are not followed."""
         return await self.client.execute_command(*command)
 
     async def info(self, section: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class ClusterServers:
 
     @property
     def url(self) -> str:
-        """The address of the cluster: of two nodes, of which one may be dead."""
+        """The address of the cluster. It names two nodes, so that one of them may be dead."""
         hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
         return f"redis://{hosts}/0"
 
@@ -124,7 +124,7 @@ class ClusterServers:
 
     async def move(self, key: str, target: Node) -> None:
         """Move the slot of a key to another node, atomically; return once it is there."""
-        await self.settled()  # A node that has just been added refuses all until it has heard of the others' slots.
+        await self.settled()  # A node that was just added refuses all commands until it knows the others' slots.
         source, slot = await self.owner(key), slot_of(key)
         await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", await target.node_id())
 
@@ -134,9 +134,9 @@ class ClusterServers:
         await wait_until(is_there, what="the slot at its new node")
 
     async def replica_of(self, primary: Node) -> Node:
-        """Return the replica of a primary, once that tells of it.
+        """Return the replica of a primary, once the primary lists it.
 
-        A replica is left out until it has said how far it is.
+        A primary lists a replica only after the replica has reported its offset.
         """
 
         async def found() -> Node | None:
@@ -150,9 +150,9 @@ class ClusterServers:
         return replica
 
     async def replicate_over(self, link: str, primary: Node) -> Node:
-        """Let a primary's replica have its writes over another address, which can be cut; return the replica.
+        """Let a primary's replica replicate over another address, which can be cut; return the replica.
 
-        Clients and the nodes' bus go on as before.
+        Clients and the cluster bus use the old address.
         """
         port = int(link.rpartition(":")[2].partition("/")[0])
         replica = await self.replica_of(primary)
@@ -168,9 +168,9 @@ class ClusterServers:
         return replica
 
     async def fail_over(self, primary: Node) -> Node:
-        """Kill a primary whose replica has all that it acknowledged; return the replica, promoted."""
+        """Kill a primary once its replica has all acknowledged writes; return the promoted replica."""
         replica = await self.replica_of(primary)
-        # From here on nothing is acknowledged that the replica may lack.
+        # From here on, no write is acknowledged that the replica may lack.
         await primary.ask("CLIENT", "PAUSE", 60_000, "WRITE")
         offset = (await primary.info("replication"))["master_repl_offset"]
 
@@ -240,7 +240,7 @@ async def _answers(node: Node) -> bool:
 
 
 async def _is_ok(node: Node) -> bool:
-    # Without full coverage a node is content with the slots that it has heard of.
+    # Without full coverage, a node reports `ok` even if it does not know all slots yet.
     state = await node.ask("CLUSTER", "INFO")
     return b"cluster_state:ok" in state and b"cluster_slots_ok:%d" % SLOTS in state
 

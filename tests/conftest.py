@@ -26,16 +26,16 @@ from tollbook.ledger.server.embedded import EmbeddedServer
 if TYPE_CHECKING:
     from tests.object_store import ObjectStore, ObjectStoreServer
 
-# How long an example takes says how busy the machine is, not whether the code is right.
+# No deadline: how long an example takes depends on how busy the machine is, not on whether the code is right.
 hypothesis.settings.register_profile("full", deadline=None)
-# While one works, a property is tried with few examples. `python3 dev.py test --slow` tries each again, with many.
+# By default a property is tried with few examples. `python3 dev.py test --slow` tries each again, with many.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tollbook")
-    group.addoption("--seed", type=int, default=0, help="seed of the chaos run (default: a new one, which is told)")
+    group.addoption("--seed", type=int, default=0, help="seed of the chaos run (default: a new one, which is printed)")
     kinds = (ONE, CLUSTER, SENTINEL)
     group.addoption("--store", choices=kinds, default=ONE, help="servers of the soaking chaos run (default: one)")
     group.addoption("--minutes", type=float, default=5, help="how long the chaos run soaks (default: 5)")
@@ -44,24 +44,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Before xdist starts its workers: they inherit the decision.
     server_kinds()
-    # The suite's servers spare the disk (tests/servers.py); tests of the refusal say so.
+    # The suite's servers do not sync every write (tests/servers.py); tests of the refusal set this variable anew.
     os.environ.setdefault("TOLLBOOK_ALLOW_UNSYNCED", "1")
-    # They load in the background, and a hold must not depend on when: their own tests switch them on.
+    # Tokenizers load in the background, and a hold must not depend on when. Their own tests switch them on.
     os.environ.setdefault("TOLLBOOK_TOKENIZERS", "off")
     if (folder := make_folder()) is not None:
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     copy_empty_projections()
-    # The stand-in's book is held against the ledger by user. Tests of what a provider is told say so.
+    # The stand-in's book is compared with the ledger by plain user id. Tests of the hashed name set this anew.
     os.environ.setdefault("TOLLBOOK_PROVIDER_USER", "plain")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Files of many short tests come last: a process that begins a long file as the last one keeps all others waiting.
+    # Files of many short tests come last: if a process starts a long file at the end, all others wait for it.
     items.sort(key=lambda item: "unit" in item.path.parent.parts)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # What is loaded by now stays; the collector would look through it again and again.
+    # All that is loaded by now stays in memory; frozen, the garbage collector does not scan it again and again.
     gc.collect()
     gc.freeze()
 
@@ -119,7 +119,7 @@ async def every_redis_client(every_server_url: str) -> AsyncIterator[Redis]:
 
 @pytest.fixture(scope="session")
 def object_store_server() -> "Iterator[ObjectStoreServer]":
-    """An S3 of this process."""
+    """An S3 server in this process."""
     from tests.object_store import ObjectStoreServer  # It takes a second to load, and few tests need it.
 
     server = ObjectStoreServer()
@@ -129,7 +129,7 @@ def object_store_server() -> "Iterator[ObjectStoreServer]":
 
 @pytest.fixture
 def bucket(object_store_server: "ObjectStoreServer") -> "Iterator[ObjectStore]":
-    """A bucket of the test's own, which programs of this process find in their environment."""
+    """A bucket of the test's own. Its address and keys are in this process's environment."""
     from tests.object_store import object_store
 
     with object_store(object_store_server) as store:
@@ -147,7 +147,7 @@ async def private_server(tmp_path: Path) -> AsyncIterator[EmbeddedServer]:
 
 @pytest.fixture
 def projections_made_anew() -> Iterator[None]:
-    """New projections are made in this process as users make them, and not copied (tests/empty_projections.py)."""
+    """Make new projections as users do, instead of copying empty ones (tests/empty_projections.py)."""
     with made_anew():
         yield
 
@@ -165,9 +165,10 @@ async def _empty(client: Redis) -> None:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """A command that a test runs in this process logs to the test's own standard error, which is closed with it.
+    """Reset logging after each test.
 
-    It may also have left logging to be set up with the first line of a later test.
+    A command that a test runs in this process logs to that test's standard error, which is closed afterwards. It may
+    also have left logging to be set up with the first line of a later test.
     """
     yield
     configure_when_used(None)

@@ -1,4 +1,4 @@
-"""What a ledger's server can be: one, a cluster with replicas, or two with a Sentinel. For checks that run on each."""
+"""The kinds of servers for a ledger: one server, a cluster with replicas, or two servers with a Sentinel."""
 
 import asyncio
 import re
@@ -45,7 +45,7 @@ def one_server(url: str) -> Deployment:
 
 @asynccontextmanager
 async def deployed(kind: str, directory: Path) -> AsyncIterator[Deployment]:
-    """Run a cluster of three primaries with a replica each, or two servers with a Sentinel; nobody is promoted."""
+    """Run three primaries with a replica each, or two servers with a Sentinel. No replica is promoted by itself."""
     if kind == CLUSTER:
         async with cluster_servers(directory, replicas=3, node_timeout_ms=_DOWN_AFTER_MS) as cluster:
             settings = {"min_replicas": 1, "partitions": PARTITIONS}

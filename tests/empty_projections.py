@@ -1,7 +1,7 @@
-"""Empty projections that are copied, since the suite opens hundreds of them and DuckDB takes long to make one.
+"""Copies of empty projections, since the suite opens hundreds of them and DuckDB takes long to make one.
 
-To make the tables, views and comments takes 0.1 s of a processor, of which a copy takes a sixth. Whoever tests how a
-projection is made asks for the fixture `projections_made_anew`. A file that exists is always opened as users open it.
+Making the tables, views and comments takes 0.1 s of processor time, a copy a sixth of that. A test of how a
+projection is made uses the fixture `projections_made_anew`. A file that exists is always opened as users open it.
 """
 
 import os
@@ -18,14 +18,14 @@ import duckdb
 from tollbook.ledger.private_files import make_private_folder
 from tollbook.ledger.projection import database
 
-# The folder of the copies' originals: of one run, for all its processes.
+# The folder of the originals, which all processes of one run share.
 _VARIABLE: Final = "TEST_EMPTY_PROJECTIONS"
 _ANY_LEDGER: Final = "any-ledger"
 _open_as_users_do: Final = database._open_database
 
 
 def make_folder() -> Path | None:
-    """Make the folder, unless this process was told of one; return it to who is to remove it."""
+    """Make the folder, unless the environment names one already; return a new one, which the caller must remove."""
     if _VARIABLE in os.environ:
         return None
     os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="empty-projections-")
@@ -64,7 +64,7 @@ def _open(
 def _original(partitions: int, now: Callable[[], datetime]) -> Path:
     original = Path(os.environ[_VARIABLE], f"{partitions}.duckdb")
     if not original.exists():
-        # Another process may make it too: the last one's is taken, and they are alike.
+        # Another process may make it at the same time. The last one stays, and all are equal.
         made = original.with_name(f"{partitions}.{os.getpid()}.duckdb")
         _open_as_users_do(made, _ANY_LEDGER, partitions, config={}, now=now).close()
         made.replace(original)

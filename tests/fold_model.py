@@ -1,4 +1,4 @@
-"""An independent fold in plain Python, against which the SQL fold is held. Standard library only.
+"""An independent fold in plain Python, with which the SQL fold is compared. Standard library only.
 
 One event after the other, integers throughout; dollars appear only when rows are compared.
 """

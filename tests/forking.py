@@ -1,7 +1,7 @@
-"""Processes that need not import anything: forked from one that has done so, and is otherwise untouched.
+"""Starts processes fast: forks them from one process that has imported everything and done nothing else.
 
-An interpreter that starts takes half a second to import what a command needs, and the suite runs commands
-by the hundred. What is forked is a process like any other: with its own environment, directory and standard streams.
+A new interpreter takes half a second to import what a command needs, and the suite runs hundreds of commands.
+A forked process has its own environment, directory and standard streams, as any other has.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ def fork(target: Callable[..., Any], *arguments: Any, **named: Any) -> BaseProce
 
 
 class ForkedProcess:
-    """A forked process that a test looks after, as it does after one of asyncio's."""
+    """A forked process, with the interface of asyncio's `Process`."""
 
     def __init__(self, process: BaseProcess) -> None:
         assert process.pid is not None
@@ -82,7 +82,7 @@ def run_command(
     *,
     has_session: bool = False,
 ) -> None:
-    """Be `tollbook ...` to the end; `files` are standard input, output and errors."""
+    """Run `tollbook ...` in this process and exit; `files` are standard input, output and errors."""
     from tests.empty_projections import copy_empty_projections
     from tollbook.cli.app import run
 

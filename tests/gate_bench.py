@@ -1,6 +1,6 @@
-"""A gate to try commands on: short requests with defaults, answers in the form of `tests/model.py`.
+"""A gate for tests: short requests with defaults, answers in the form of `tests/model.py`.
 
-`capture` hands out the command of a request instead of sending it, for tests that send it broken.
+`capture` returns the command of a request instead of sending it, for tests that change it before they send it.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
@@ -42,7 +42,7 @@ BOTH: tuple[Literal["model-called", "fallback-used"], ...] = ("model-called", "f
 
 
 class Captured(Exception):
-    """Not sent: the command of a request."""
+    """Carries a command that was captured instead of sent."""
 
     def __init__(self, command: Sequence[Argument]) -> None:
         super().__init__("captured")
@@ -50,7 +50,7 @@ class Captured(Exception):
 
 
 class CapturingPipeline(CommandPipeline):
-    """The transport, which can keep a command back."""
+    """A pipeline that can capture a command instead of sending it."""
 
     captures = False
 
@@ -128,7 +128,7 @@ class GateBench:
         begun: int = 2,
         spent: int = 3,
         assumed: int = 1,
-        told: Sequence[Literal["model-called", "fallback-used"]] = BOTH,
+        attempt_events: Sequence[Literal["model-called", "fallback-used"]] = BOTH,
         extension: int = 0,
         cap: int = CAP,
         user: str = "u",
@@ -138,7 +138,7 @@ class GateBench:
         budgets = _budgets(user, cap, further)
         request = RecordRequest(
             call_id=call, user_id=user, hold=hold, attempts_begun=begun, spent_nanousd=spent, assumed_nanousd=assumed,
-            events=tuple(AttemptEvent(kind, begun - 1, "{}") for kind in told), budgets=budgets,
+            events=tuple(AttemptEvent(kind, begun - 1, "{}") for kind in attempt_events), budgets=budgets,
             extension_nanousd=extension,
         )  # fmt: skip
         return self.gate.record(request, baselines or _nothing(budgets))
@@ -161,14 +161,14 @@ class GateBench:
         attempt: int = 1,
         final: bool = True,
         result: str = '{"done":1}',
-        told: Sequence[Literal["model-called", "fallback-used"]] = (),
+        attempt_events: Sequence[Literal["model-called", "fallback-used"]] = (),
         budgets: Sequence[str] = ("user:u:2026-11",),
         baselines: Sequence[Baseline] = (),
     ) -> Awaitable[Any]:
         request = SettleRequest(
             call_id=call, user_id="u", hold=hold, cost_nanousd=cost, assumed_nanousd=assumed, attempt=attempt,
             is_final=final, payload='{"outcome":"done"}', budgets=tuple(budgets), result=result if final else "",
-            events=tuple(AttemptEvent(kind, attempt, "{}") for kind in told),
+            events=tuple(AttemptEvent(kind, attempt, "{}") for kind in attempt_events),
         )  # fmt: skip
         return self.gate.settle(request, baselines)
 
@@ -182,14 +182,14 @@ class GateBench:
         result: str = "",
         ends: bool = False,
         seen: tuple[int, int] | None = None,
-        told: Sequence[Literal["model-called", "fallback-used"]] = (),
+        attempt_events: Sequence[Literal["model-called", "fallback-used"]] = (),
         budgets: Sequence[str] = ("user:u:2026-11",),
         baselines: Sequence[Baseline] = (),
     ) -> Awaitable[Any]:
         request = AdjustRequest(
             call_id=call, user_id="u", hold=hold, cost_nanousd=cost, assumed_nanousd=assumed, attempt=1,
             payload='{"author":"ops"}', budgets=tuple(budgets), result=result,
-            events=tuple(AttemptEvent(kind, 1, "{}") for kind in told), ends_call=ends,
+            events=tuple(AttemptEvent(kind, 1, "{}") for kind in attempt_events), ends_call=ends,
             seen=seen,
         )  # fmt: skip
         return self.gate.adjust(request, baselines)
@@ -286,7 +286,7 @@ class GateBench:
         return self.gate.balance(user_id=user, period=PERIOD, budgets=budgets, baselines=baselines or _nothing(budgets))
 
     async def trim(self, *, to: EntryId | None = None, budgets: Sequence[str] = ("user:u:2026-11",)) -> Any:
-        """Let the tails go, by default up to the newest event."""
+        """Drop the entries of the tails, by default up to the newest event."""
         return await self.gate.trim(to or (await self.head()).entry, budgets)
 
 

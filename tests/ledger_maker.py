@@ -1,7 +1,7 @@
 """Makes ledgers of every kind of event, stamped as the gate stamps them, from a seed.
 
-Stands in for the gate where a test needs more odd ledgers than calls would give; what the
-real gate writes is folded in the integration tests.
+For tests that need stranger ledgers than calls would make. The integration tests fold what the
+real gate writes.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""A clock of the running event loop that a test can set forward: what waits for hours is due at once."""
+"""A clock of the running event loop that a test can set forward, so that timers of hours are due at once."""
 
 import asyncio
 
 
 class LoopClock:
-    """Sets forward what `asyncio.sleep`, `asyncio.timeout` and `call_later` of one loop go by."""
+    """Sets the clock forward that `asyncio.sleep`, `asyncio.timeout` and `call_later` of one loop use."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._ahead_s = 0.0
@@ -13,5 +13,5 @@ class LoopClock:
         loop.time = lambda: real_time() + self._ahead_s
 
     def advance(self, seconds: float) -> None:
-        """Let time pass. What is due by then runs at the next turn of the loop."""
+        """Let time pass. Timers that are due then run at the next turn of the loop."""
         self._ahead_s += seconds

@@ -1,10 +1,10 @@
 """A ledger in plain Python that predicts every answer of the gate. Standard library only.
 
-It knows the balances themselves, so it needs no tails to compute them; it follows the tails only
-to say when a baseline is too old to be used. Positions are sequence numbers. An answer is a
-tuple: a code, then numbers and names; `tests/stateful/gate_driver.py` puts the gate's typed
-replies into the same form. Nothing here is copied from the gate: a rule is written down as the
-contract states it.
+It keeps every balance, so it needs no tails to compute them; it follows the tails only to say
+when a baseline is too old to be used. Positions are sequence numbers. An answer is a tuple: a
+code, then numbers and names; `tests/stateful/gate_driver.py` converts the gate's typed replies
+into the same form. Nothing here is copied from the gate: each rule is written as the contract
+states it.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ Budgets = Sequence[tuple[str, int]]
 
 @dataclass(frozen=True)
 class ModelBaseline:
-    """What a reader claims: settled and held of a budget after event number `seq`."""
+    """The baseline that a caller gives: settled and held of a budget after event number `seq`."""
 
     settled: int
     held: int
@@ -29,7 +29,7 @@ class ModelBaseline:
 
 @dataclass(frozen=True)
 class ModelEvent:
-    """An event as it must stand on the stream; `stamps` are the payload members that only the gate knows."""
+    """An event as it must be on the stream; `stamps` are the payload members that only the gate knows."""
 
     type: str
     user: str
@@ -93,18 +93,18 @@ class ModelCall:
     settled: dict[int, tuple[int, int]] = field(default_factory=dict)
     places: dict[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     """Period and budgets of each hold, in which it is settled and corrected."""
-    told: set[tuple[str, int]] = field(default_factory=set)
+    recorded_events: set[tuple[str, int]] = field(default_factory=set)
     extended: set[int] = field(default_factory=set)
     denial: Answer | None = None
     result: str = ""
     cap: int = 0
     plan: str = "-"
     noted: tuple[int, str, str] | None = None
-    """An attempt, its provider, and the provider's id of it."""
+    """The number of an attempt, its provider, and the provider's id of the request."""
 
     @property
     def generation(self) -> tuple[str, ...]:
-        """Provider and id of the attempt begun last, if they are noted."""
+        """Provider and request id of the newest attempt, if they are noted."""
         return self.noted[1:] if self.noted and self.noted[0] == self.begun else ()
 
 
@@ -116,7 +116,7 @@ class LedgerModel:
         self.plans: dict[str, str] = {}
         self.lots: dict[str, list[ModelCredit]] = {}
         self.paid: dict[str, int] = {}
-        """What the credits of a budget have paid, and what was given back beyond that below zero."""
+        """What the credits of a budget have paid; below zero if more was given back than they paid."""
         self.granted: dict[str, int] = {}
         self.raised: set[tuple[str, int]] = set()
         self.events: list[ModelEvent] = []
@@ -193,7 +193,7 @@ class LedgerModel:
         call.state, call.hold, call.amount, call.worker, call.period = "open", call.hold + 1, amount, worker, period
         call.begun, call.spent, call.assumed, call.budgets = attempt, 0, 0, tuple(names)
         call.places[call.hold] = (period, call.budgets)
-        # A plan is remembered only where its alerts may need it.
+        # A plan is kept only if the policy has alerts.
         has_alerts = self.rules_of(self.policy) != AlertRules()
         call.cap, call.plan = caps[0], self.plans.get(user, plan) if has_alerts else "-"
         self._hold_more(call, call_id, attempt, amount, caps)
@@ -227,7 +227,7 @@ class LedgerModel:
             return refusal
         caps = self._caps(call.user, call.period, budgets)
         obstacle = self._obstacle(names, caps, extension) if extends else None
-        self._tell(call, call_id, events, hold)
+        self._record_events(call, call_id, events, hold)
         call.spent, call.assumed = spent, assumed
         if obstacle is not None:
             return (*obstacle, extension, "cap") if obstacle[0] == "DENIED" else obstacle
@@ -267,7 +267,7 @@ class LedgerModel:
         if refusal := self._unknown_balance(budgets, baselines):
             return refusal
         assert call is not None
-        self._tell(call, call_id, events, hold)
+        self._record_events(call, call_id, events, hold)
         freed = cost - call.amount
         stamps: dict[str, Any] = {"hold": hold, "hold_nanousd": call.amount}
         if freed > 0:
@@ -306,7 +306,7 @@ class LedgerModel:
             return ("MISMATCH", true_budgets)
         if refusal := self._unknown_balance(budgets, baselines):
             return refusal
-        self._tell(call, call_id, events, hold)
+        self._record_events(call, call_id, events, hold)
         ends = (ends_call or result) and call.state == "closed" and call.hold == hold
         if ends:
             call.state, call.result = "settled", result or call.result
@@ -383,9 +383,9 @@ class LedgerModel:
         is_due: bool = True,
         policy: int = 0,
     ) -> Answer:
-        """One that expires keeps what open holds may need of it.
+        """Grant, revoke or expire a credit. An expiry leaves what open holds may need.
 
-        The credits first pay what was spent since they last changed; a refusal changes nothing.
+        Before that, the credits pay what was spent since they last changed; a refusal changes nothing.
         """
         if command_id in self.calls:
             return ("CREDIT", False, 0) if self.calls[command_id].content == content else ("CONFLICT",)
@@ -439,10 +439,10 @@ class LedgerModel:
         self, *, in_force: int, version: int, openings: Sequence[tuple[str, int, int]] = (), counted: int | None = None,
         held: Sequence[str] = (),
     ) -> Answer:  # fmt: skip
-        """A version replaces the one that its author has seen, or nothing; digests are those of the versions.
+        """Put a version in force, only if `in_force` is the current one.
 
-        `openings` are (budget, spent, cap), counted up to event number `counted`; `held` are open calls, whose holds
-        stand against these budgets too from then on.
+        `openings` are (budget, spent, cap), counted up to event number `counted`. `held` are open calls: from then on
+        their holds count in these budgets too.
         """
         if version == self.policy:
             return ("NEW", False)
@@ -484,7 +484,7 @@ class LedgerModel:
         return ("OK", *((budget.settled, budget.held, cap) for budget, cap in zip(held, caps, strict=True)))
 
     def trim(self, watermark: int, names: Sequence[str]) -> Answer:
-        """Every entry at or below the watermark goes, but never the newest one of a budget with open holds."""
+        """Drop every entry at or below the watermark, except the newest one of a budget with open holds."""
         self.watermark = max(self.watermark, watermark)
         dropped = 0
         for name in names:
@@ -505,7 +505,7 @@ class LedgerModel:
         return [min(cap + self.granted.get(name, 0), MAX_NANOUSD) for (name, _), cap in zip(budgets, caps, strict=True)]
 
     def _raise_reached(self, names: Sequence[str], call_id: str, call: ModelCall | None) -> None:
-        """Raise what settled spend has reached; the user's own budget by the cap and plan of its latest hold."""
+        """Raise the alerts that settled spend has reached; the user's own budget has the cap of its latest hold."""
         rules = self.rules_of(self.policy)
         for index, name in enumerate(names):
             if index == 0:
@@ -518,7 +518,7 @@ class LedgerModel:
                     self._raise(name, fraction, cap, call_id)
 
     def _raise_at_cap(self, name: str, cap: int, settled: int, call_id: str, *, plan: str) -> None:
-        """Raise what is reached, and the whole cap in any case, of a budget that refuses."""
+        """Raise the alerts of a budget that refuses: those that are reached, and always that of the whole cap."""
         rules = self.rules_of(self.policy)
         kind = name.split(":")[0]
         fractions = rules.plans.get(plan, ()) if kind == "user" else rules.budgets.get(kind, (0, ()))[1]
@@ -536,7 +536,7 @@ class LedgerModel:
             self.events.append(ModelEvent("alert-raised", "", "", "", 0, 0, None, stamps))
 
     def _obstacle(self, names: Sequence[str], caps: Sequence[int], amount: int) -> Answer | None:
-        """The first budget that settled spend keeps the amount out of, else the first that only holds do (G9)."""
+        """The first budget whose settled spend leaves no room for the amount, else the first whose holds do (G9)."""
         if not amount:
             return None
         weighed = [(self.budget(name), name, cap) for name, cap in zip(names, caps, strict=True)]
@@ -560,7 +560,7 @@ class LedgerModel:
         return None
 
     def _unknown_balance(self, names: Sequence[str], baselines: Sequence[ModelBaseline]) -> Answer | None:
-        """The tail alone says the balance of a budget, unless it is empty; then a baseline is needed."""
+        """Refuse if the balance is unknown: a tail has it, but if the tail is empty, a baseline is needed."""
         for index, name in enumerate(names):
             if not self.budget(name).tail:
                 if not baselines:
@@ -580,12 +580,12 @@ class LedgerModel:
             return ("MISMATCH", call.budgets)
         return None
 
-    def _tell(self, call: ModelCall, call_id: str, events: Sequence[tuple[str, int]], hold: int) -> None:
+    def _record_events(self, call: ModelCall, call_id: str, events: Sequence[tuple[str, int]], hold: int) -> None:
         period, budgets = call.places[hold]
         for kind, attempt in events:
-            if (kind, attempt) in call.told:
+            if (kind, attempt) in call.recorded_events:
                 continue
-            call.told.add((kind, attempt))
+            call.recorded_events.add((kind, attempt))
             self._append(kind, call, call_id, attempt, 0, self.budget(budgets[0]).committed, {}, period)
             if kind == "model-called":
                 call.recorded = max(call.recorded, attempt)
@@ -609,7 +609,7 @@ class LedgerModel:
         return {"budgets": further} if further else {}
 
     def _move(self, names: Sequence[str], settled: int, held: int) -> None:
-        """Move money by the event that is appended next."""
+        """Move money, as part of the event that is appended next."""
         for name in names:
             budget = self.budget(name)
             budget.settled += settled

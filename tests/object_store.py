@@ -24,7 +24,7 @@ _XML: Final = (
 )
 
 Fault = Callable[[str, str], str | None]
-"""Returns what happens to a request, by method and path: a status and a code, `lost`, `broken`, or None."""
+"""Returns the fault of a request, by method and path: a status and a code, `lost`, `broken`, or None."""
 
 
 class _Quiet(WSGIRequestHandler):
@@ -33,7 +33,7 @@ class _Quiet(WSGIRequestHandler):
 
 @dataclass
 class ObjectStoreServer:
-    """`fault` decides about each request; `requests` has those that came, `METHOD /path`."""
+    """`fault` decides the fault of each request; `requests` has those that came, as `METHOD /path`."""
 
     fault: Fault = field(default=lambda _method, _path: None)
     requests: list[str] = field(default_factory=list[str])
@@ -57,7 +57,7 @@ class ObjectStoreServer:
         if fault is None:
             return self._app(environ, start_response)
         if fault == "lost":
-            # What was asked for is done, and nobody is told.
+            # The request is executed, and the reply is lost.
             list(self._app(environ, lambda *_: lambda _: None))
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
@@ -103,7 +103,7 @@ class ObjectStore:
         return f"/{self.bucket}/books/{name}"
 
     def put(self, name: str, content: bytes) -> None:
-        """Write an object as somebody does who is not Tollbook."""
+        """Write an object past Tollbook, as another program would."""
         self._client.put_object(Bucket=self.bucket, Key=f"books/{name}", Body=content)
 
     def delete(self, name: str) -> None:

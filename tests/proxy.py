@@ -1,4 +1,4 @@
-"""A TCP proxy before a real server, where faults of the connection are made: replies held back, lost or never sent."""
+"""A TCP proxy in front of a real server. It makes connection faults: replies that are delayed, held back or lost."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
@@ -9,7 +9,7 @@ from tests.servers import PATIENCE_S
 
 
 class FaultyProxy:
-    """`sent` has what clients sent, a chunk each. Faults last until they are taken back."""
+    """`sent` has the chunks that clients sent. A fault lasts until the test ends it."""
 
     def __init__(self, upstream: str) -> None:
         target = urlsplit(upstream)
@@ -25,7 +25,7 @@ class FaultyProxy:
         self.received = asyncio.Event()
         self.loses_replies = False
         self.delay_s = 0.0
-        """So much later everything arrives, in both directions, as over a long line."""
+        """Delay of everything, in both directions, as over a long line."""
         self.holds_replies_to: bytes | None = None
         """From the command with this text on, replies are held."""
 
@@ -46,7 +46,7 @@ class FaultyProxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def move_to(self, upstream: str) -> None:
-        """Lead new connections to another server, as an address that has moved does; open ones stay where they are."""
+        """Connect new connections to another server, as when an address moves; open ones stay."""
         target = urlsplit(upstream)
         self._host, self._port = target.hostname or "127.0.0.1", target.port or 6379
 
@@ -73,8 +73,8 @@ class FaultyProxy:
         with suppress(OSError):
             server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
             self._writers |= {writer, server_writer}
-            # A side that resets its connection, since it left something unread, ends with an error: the other side
-            # must be closed then too, else the server keeps a client that is gone.
+            # A side that leaves something unread resets its connection, which ends the forwarding with an error. Then
+            # the other side must be closed too, or the server keeps a client that is gone.
             await asyncio.gather(
                 _closing(server_writer, self._forward_commands(reader, server_writer)),
                 _closing(writer, self._forward_replies(server_reader, writer)),

@@ -1,4 +1,4 @@
-"""Which cases of a table one runs while working. The others are marked slow: `.ci/run` has them all."""
+"""Marks the cases of a table slow that are not run while working. `.ci/run` runs all of them."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar

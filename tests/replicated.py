@@ -30,7 +30,7 @@ _PORTS: Final = 2_500
 
 @dataclass
 class Replicated:
-    """The servers: `primary` is the first that was one."""
+    """The servers. `primary` is the first primary, also after a failover."""
 
     primary: EmbeddedServer
     replicas: list[EmbeddedServer]
@@ -38,7 +38,7 @@ class Replicated:
 
     @property
     def url(self) -> str:
-        """The address by way of the Sentinel."""
+        """The address that leads through the Sentinel."""
         return (
             f"redis+sentinel://default:{PASSWORD}@{HOST}:{self.sentinel_port}/{SERVICE}"
             f"?sentinel_password={SENTINEL_PASSWORD}"
@@ -60,7 +60,7 @@ async def follow(server: EmbeddedServer, port: int) -> None:
 
 
 def stop_answering(server: EmbeddedServer) -> None:
-    """Let a server stand still, as its machine would without power."""
+    """Freeze a server: it stops answering, as if its machine had no power."""
     assert server.pid is not None
     os.kill(server.pid, signal.SIGSTOP)
 

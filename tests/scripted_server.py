@@ -1,4 +1,4 @@
-"""A server that answers by a script, over a real socket: it shows at will what a real one answers for moments only."""
+"""A server that answers by a script, over a real socket: for replies that a real server gives only for moments."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,7 +13,7 @@ OK = b"+OK\r\n"
 
 @dataclass
 class ScriptedServer:
-    """Takes note of every command; `answer` says what comes back. Slots are asked of `slots`."""
+    """Records every command; `answer` makes the reply, `slots` that of CLUSTER SLOTS."""
 
     port: int = 0
     answer: Answer = lambda _: OK
@@ -60,7 +60,7 @@ def slots_of(*ranges: tuple[int, int, int]) -> Answer:
 
 @asynccontextmanager
 async def scripted_servers(number: int) -> AsyncIterator[list[ScriptedServer]]:
-    """Run so many servers."""
+    """Run this number of servers."""
     made = [ScriptedServer() for _ in range(number)]
     listening: list[asyncio.Server] = []
     try:

@@ -1,9 +1,9 @@
 """The Redis servers that the suite runs against, and the one way to wait for something.
 
-One suite, several servers: the embedded Valkey always, a `redis-server` on the PATH, and a
-container where a Docker daemon answers. Which kinds there are is decided once, and handed to
-the worker processes in TEST_SERVERS. Set that variable (as CI does) to demand kinds:
-one that is demanded and does not start fails the tests, it never skips them.
+One suite, several servers: the embedded Valkey always, a `redis-server` if it is on the PATH, and a
+container if a Docker daemon answers. The kinds are decided once, and passed to the worker processes
+in TEST_SERVERS. Set that variable (as CI does) to demand kinds: if a demanded server does not start,
+the tests fail; they are never skipped.
 """
 
 import asyncio
@@ -30,27 +30,27 @@ EMBEDDED: Final = "embedded"
 LOCAL: Final = "redis-server"
 CONTAINER: Final = "container"
 
-# Not called TOLLBOOK_*: the settings, which tests load and commands inherit, refuse unknown names of that kind.
+# Not called TOLLBOOK_*: tests load the settings and commands inherit them, and they refuse unknown TOLLBOOK_* names.
 _KINDS_VARIABLE: Final = "TEST_SERVERS"
-# "everysec" spares the disk; a test that is about durability makes a server of its own (private_server).
+# "everysec" spares the disk; a test of durability starts a server of its own (private_server).
 _FSYNC_VARIABLE: Final = "TEST_FSYNC"
 _IMAGE_VARIABLE: Final = "TEST_REDIS_IMAGE"
 _IMAGE: Final = "redis:8"
 _OLDEST_VERSION: Final = 7
-# How long a test waits for what must happen. It only ends a run that hangs: a busy machine may take this long.
+# How long a test waits for something that must happen. Long, because a busy machine is slow: it only ends a hang.
 PATIENCE_S: Final = 60.0
 _T = TypeVar("_T")
 
 
 class ServerMissing(Exception):
-    """A server that the suite must run against cannot be had."""
+    """A server that the suite must run against is not available."""
 
 
 def server_kinds() -> tuple[str, ...]:
     """The kinds of server to run against; the embedded one first."""
     demanded = os.environ.get(_KINDS_VARIABLE)
     if demanded is None:
-        # In CI a redis-server is demanded: without one, the tests that want it fail.
+        # In CI a redis-server is demanded: without one, the tests that need it fail.
         needed = {LOCAL} if is_ci() else set[str]()
         kinds = [EMBEDDED, *(kind for kind, reason in _missing().items() if reason is None or kind in needed)]
         os.environ[_KINDS_VARIABLE] = demanded = ",".join(kinds)
@@ -92,8 +92,8 @@ class TestServers:
     def _start_process(self, kind: str) -> str:
         fsync = cast("Fsync", os.environ.get(_FSYNC_VARIABLE, "everysec"))
         server = EmbeddedServer(self._new_directory(kind), fsync=fsync, binary=binary_of(kind))
-        run_apart(server.start())
-        self._stops.append(lambda: run_apart(server.stop()))
+        run_in_new_loop(server.start())
+        self._stops.append(lambda: run_in_new_loop(server.stop()))
         return server.url
 
     def _start_container(self) -> str:
@@ -125,11 +125,11 @@ def binary_of(kind: str) -> Path | None:
 async def wait_until(
     condition: Callable[[], Awaitable[_T] | _T], timeout_s: float = PATIENCE_S, *, what: str = "the condition"
 ) -> _T:
-    """Ask `condition`, plain or async, until what it returns is true; return that.
+    """Call `condition`, plain or async, until it returns a true value; return that value.
 
-    The only place in the suite that polls, for what gives no signal: another process that ends or
-    dies, an effect that only a query shows. Where there is a signal (a reply, an event, a
-    future), a test waits for that.
+    The only place in the suite that polls. It is for effects without a signal: another process that ends or
+    dies, or a change that only a query shows. If there is a signal (a reply, an event, a future), a test waits for
+    that.
     """
     began = time.monotonic()
     while True:
@@ -140,23 +140,24 @@ async def wait_until(
         waited_s = time.monotonic() - began
         if waited_s > timeout_s:
             raise AssertionError(f"{what} did not come true within {timeout_s} s; last answer: {value!r}")
-        # What takes long is asked for less often: asking takes the time of those who are to answer.
+        # The longer it takes, the less often it is asked: asking takes processor time from the processes under test.
         await asyncio.sleep(min(max(0.005, waited_s / 20), 0.1))
 
 
 async def drop_functions(client: Redis) -> None:
     """Remove every library of functions.
 
-    Not by FUNCTION FLUSH: once a function has passed nil to redis.call, that ends Redis 8.0.6 with a segmentation fault
-    (seen on 2026-11-30 with Debian's build), and tests of too few keys make the gate's functions do so.
+    Not by FUNCTION FLUSH: once a function has passed nil to redis.call, that command ends Redis 8.0.6 with a
+    segmentation fault (seen on 2026-11-30 with Debian's build). Tests with too few keys make the gate's functions pass
+    nil.
     """
     for library in await client.function_list():
         await client.function_delete(as_map(library)[b"library_name"])
 
 
-def run_apart(work: Coroutine[Any, Any, object]) -> None:
-    """Run to its end what a fixture that is not async needs."""
-    # A loop of its own, which leaves the current loop of pytest-asyncio alone, as asyncio.run does not.
+def run_in_new_loop(work: Coroutine[Any, Any, object]) -> None:
+    """Run a coroutine to its end, for a fixture that is not async."""
+    # In a loop of its own: unlike asyncio.run, this leaves the current loop of pytest-asyncio alone.
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(work)
@@ -166,7 +167,7 @@ def run_apart(work: Coroutine[Any, Any, object]) -> None:
 
 @cache
 def _missing() -> dict[str, str | None]:
-    """The optional kinds, each with the reason why it cannot be had, or None."""
+    """The optional kinds, each with the reason why it is not available, or None if it is."""
     return {LOCAL: _why_no_local_server(), CONTAINER: _why_no_container()}
 
 
@@ -182,7 +183,7 @@ def _why_no_local_server() -> str | None:
 
 
 def _why_no_container() -> str | None:
-    """Knock at the daemon's door: much faster than to let the Docker client find out."""
+    """Connect to the daemon's socket, which is much faster than asking with the Docker client."""
     host = urlsplit(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
     try:
         match host.scheme:

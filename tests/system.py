@@ -1,8 +1,8 @@
 """A whole running system in this process, and the `tollbook` command as a real process.
 
-In process, it is composed by consumers/runtime.py as `tollbook up` composes it; only the
-provider is another: the stand-in, with a gate that keeps answers back for as long as a
-test wants requests to be in flight.
+In process, it is composed by app/processes.py as `tollbook up` composes it. Only the provider
+differs: the stand-in, with a switch that holds answers back as long as a test wants requests to
+be in flight.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ Fields = Mapping[str, str]
 
 
 class GatedStandIn(StandIn):
-    """The stand-in with a gate: requests of the users it is shut for arrive and wait for their answer."""
+    """The stand-in with a switch: while it is shut for a user, that user's requests arrive and get no answer yet."""
 
     def __init__(self, config: StandInConfig | None = None) -> None:
         super().__init__(config)
@@ -163,8 +163,8 @@ async def running_system(
 ) -> AsyncIterator[RunningSystem]:
     """Run server (unless one is given), stand-in, projector and workers; `values` are settings.
 
-    Metrics and health are served where `metrics_port` is set, tasks are followed by `tracing`. At the end
-    everything is stopped in order; a worker that failed fails the test.
+    Metrics and health are served if `metrics_port` is set; `tracing` traces the tasks. At the end
+    everything is stopped in order; a failed worker fails the test.
     """
     async with provider or GatedStandIn() as standin:
         settings = make_settings(data_dir, standin, redis_url=redis_url, **values)
@@ -197,7 +197,7 @@ async def serving(running: RunningSystem, workers: int) -> AsyncIterator[Sequenc
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What a command left behind."""
+    """Exit code and output of a command that has ended."""
 
     code: int
     stdout: str
@@ -240,7 +240,7 @@ async def run_cli(
 ) -> Finished:
     """Run `tollbook ...` to its end as a process of its own, in the directory `cwd`.
 
-    It is forked; `run_installed` is slower, and starts what users have.
+    It is forked. `run_installed` is slower, and runs the installed command as users do.
     """
     if timeout_s is None:
         # `tollbook sql` uses only the processor time that others leave, which may be little.
@@ -285,8 +285,8 @@ async def run_installed(
     return Finished(process.returncode or 0, output.decode(), errors.decode())
 
 
-class StayingCommand:
-    """A `tollbook` command that stays, as a process of its own. Its output goes to files, so that no pipe fills up."""
+class BackgroundCommand:
+    """A `tollbook` command that keeps running in a process of its own. Its output goes to files: no pipe fills up."""
 
     def __init__(self, process: asyncio.subprocess.Process | ForkedProcess, output: Path, errors: Path) -> None:
         self.process = process
@@ -297,7 +297,7 @@ class StayingCommand:
     async def start(
         cls, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, is_installed: bool = False
     ) -> Self:
-        """Start the command in the directory `cwd`; forked, unless what is installed is asked for."""
+        """Start the command in the directory `cwd`: forked, or with `is_installed` as users start it."""
         number = len(list(cwd.parent.glob(f"{cwd.name}.*.out")))
         output, errors = (cwd.with_name(f"{cwd.name}.{number}.{kind}") for kind in ("out", "err"))
         with output.open("wb") as out, errors.open("wb") as err:
@@ -340,7 +340,7 @@ class StayingCommand:
             return await self.process.wait()
 
     async def end(self) -> None:
-        """Stop it as a user would; kill it where that does not help."""
+        """Stop it as a user would; kill it if it does not end."""
         if self.process.returncode is None:
             self.terminate()
             try:

@@ -1,4 +1,4 @@
-"""A policy's two providers beside its default one: what tests of several providers begin with."""
+"""Two providers beside the default one, as part of a policy file, for tests of several providers."""
 
 from typing import Final
 
@@ -19,5 +19,5 @@ dialect = "anthropic"
 
 
 def addresses_of(*, openai: StandIn, claude: StandIn) -> dict[str, str]:
-    """Return the addresses of stand-ins that speak the two dialects; one may be both."""
+    """Return the addresses of stand-ins that speak the two dialects; both may be the same stand-in."""
     return {"openai": f"{openai.root_url}/openai/v1", "claude": f"{claude.root_url}/anthropic/v1"}

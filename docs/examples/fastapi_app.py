@@ -2,8 +2,8 @@
 
     uvicorn --app-dir docs/examples fastapi_app:app
 
-It finds the running system by the same settings as `tollbook publish`, and runs on the projector's machine. It may
-start before Redis or the projector does: until they answer, it answers 503.
+It finds the running system by the same settings as `tollbook publish`. It may start before Redis or the projector
+does: until they answer, it answers 503.
 Who the user is comes from your own log-in; here it is part of the path, so that the example stays short.
 """
 
@@ -55,7 +55,7 @@ class Draft(BaseModel):
     request_id: str | None = None
     """The client's own id of this request: sent again, it is the same draft and is paid once."""
     streamed: bool = False
-    """Whether it is to be read while it is written."""
+    """Whether it can be read while it is written."""
 
 
 @app.get("/users/{user_id}/usage")
@@ -66,7 +66,7 @@ async def show_usage(user_id: str, usage: Usage) -> UsageSummary:
 
 @app.post("/users/{user_id}/drafts", status_code=202)
 async def order_draft(user_id: str, draft: Draft, usage: Usage, tasks: Tasks) -> dict[str, str]:
-    """Publish a draft where the user's plan allows it; answer at once, with the id under which its result will be."""
+    """Publish a draft if the user's plan allows it; answer at once, with the task id of its result."""
     await usage.check_action_limit(user_id, "generate_draft", prompt=draft.prompt)
     # Request ids are unique for one user, task ids for all.
     task_id = f"{user_id}-{draft.request_id or uuid.uuid4()}"
@@ -80,7 +80,7 @@ async def order_draft(user_id: str, draft: Draft, usage: Usage, tasks: Tasks) ->
 async def show_draft(
     user_id: str, task_id: str, tasks: Tasks, wait_s: Annotated[float, Query(ge=0, le=60)] = 0
 ) -> InferenceResult:
-    """Return a draft's result, waiting for it up to `wait_s` seconds; 404 while there is none, or it is another's."""
+    """Return a draft's result; wait for it up to `wait_s` seconds. 404 if there is none, or it is another user's."""
     result = await tasks.wait(task_id, timeout_s=wait_s)
     if result.user_id != user_id:
         raise ResultTimeout(task_id, wait_s)
@@ -106,7 +106,7 @@ async def stream_draft(user_id: str, task_id: str, tasks: Tasks) -> StreamingRes
                 case _:
                     pass  # Reasoning, or a gap: the result has the whole text.
 
-    # Task ids begin with the user's id, so that nobody reads along with another's draft: here no user's has a hyphen.
+    # Task ids begin with the user's id, so that no user can read another's draft. No user id has a hyphen here.
     if "-" in user_id or not task_id.startswith(f"{user_id}-"):
         raise ResultTimeout(task_id, 0)
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -131,7 +131,8 @@ async def refuse(_: Request, error: AppError) -> JSONResponse:
 
     A draft with a `request_id` can be sent again without being paid twice.
     """
-    # 429: only open calls are in the way, which give most of their money back. Unlisted codes: no ledger, no price.
+    # 429: only holds of open calls are in the way, and most of that money becomes free again. Codes that are not in
+    # the table: no ledger, no price.
     is_temporary = isinstance(error, PlanLimitReached) and error.is_temporary
     status = 429 if is_temporary else STATUS.get(error.code, 503)
     amounts = {name: f"{value:f}" for name, value in error.data.items() if name.endswith("_usd")}

@@ -35,7 +35,7 @@ def documents() -> dict[Path, str]:
 
 @cache
 def code_lines() -> tuple[tuple[str, int, str], ...]:
-    """Return file, number and text of every line of the project's code that could bear a mark."""
+    """Return file, number and text of every line of the project's code that may have a mark."""
     return tuple(
         (str(path.relative_to(ROOT)), number, line)
         for room in ROOMS

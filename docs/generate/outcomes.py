@@ -1,4 +1,4 @@
-"""What a reply means: tables made by reading each reply with the code that reads it at work.
+"""What a reply means: tables made by reading each reply with the code that reads real replies.
 
 The rows are the stand-in's scenarios, the HTTP statuses and the faults of the network. The tests play each scenario
 against the whole system, and compare with the same rows.
@@ -53,7 +53,7 @@ def documents() -> dict[Path, str]:
 
 
 def scenarios(group: str) -> str:
-    """Every scenario of a group, and what becomes of it."""
+    """Every scenario of a group, and its outcome."""
     rows = [
         (
             code(name),
@@ -81,7 +81,7 @@ def statuses() -> str:
 
 
 def attempt_of(name: str) -> Attempt:
-    """Read a scenario's reply as it is read at work."""
+    """Read a scenario's reply as real replies are read."""
     scenario = SCENARIOS[name]
     return _read(scenario.status, scenario.body(scenario.tokens(MODEL, 40, 40), "gen-1", "text"))
 

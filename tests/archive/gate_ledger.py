@@ -1,6 +1,6 @@
 """A ledger that the real gate wrote, from a seed: every kind of event, of calls that end in every way.
 
-Sealed in small segments, trimmed in part, folded. What a tampering test changes, it changes in a copy.
+Sealed in small segments, trimmed in part, folded. Tests that tamper with it work on a copy.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ def policy_of(*by: str) -> Policy:
     return default_policy({"plans": plans, "budgets": budgets})
 
 
-# The second one keeps the balance by the same attributes in another order, and so defines it anew.
+# The second one has the same attributes in another order, which counts as a new definition.
 POLICIES = (policy_of("user", "client"), policy_of("client", "user"))
 
 
@@ -109,7 +109,7 @@ class Settled:
     cost: int
     is_final: bool
     is_done: bool
-    told: set[int] = field(default_factory=set[int])
+    recorded: set[int] = field(default_factory=set[int])
 
 
 class GateLedger:
@@ -130,10 +130,10 @@ class GateLedger:
         self._numbers = count(1)
         self._open: list[Open] = []
         self._settled: list[Settled] = []
-        # By partition: one of them may have lost a policy.
+        # Per partition, since one of them may have lost a policy.
         self._versions = [0] * partitions
         self._granted: dict[str, str] = {}
-        # Keys move no money: they come between the other steps, and leave those as they are.
+        # Keys move no money, so they can come between the other steps without changing them.
         self._key_draw, self._key_numbers = random.Random(seed), count(1_000 * (seed + 1))
         self._created: list[str] = []
 
@@ -244,7 +244,7 @@ class GateLedger:
         await self._reserve(f"call-{next(self._numbers)}", user, client, amount, is_final=is_final)
 
     async def deny(self) -> None:
-        """Ask for more than any cap leaves, or for what only open holds stand in the way of."""
+        """Ask for more than any cap leaves, or for an amount that would fit without the open holds."""
         if self._draw.random() < 0.5:
             await self.reserve(amount=60_000_000)
         else:
@@ -303,7 +303,7 @@ class GateLedger:
             call.amount, call.attempt = reply, call.attempt + 1
 
     def _with_present_caps(self, call: Open) -> tuple[BudgetCap, ...]:
-        """A budget that was defined anew since, or is no more, limits nothing."""
+        """A budget that was redefined since, or no longer exists, limits nothing."""
         version = self._version(call.user)
         gone = ["campaign:"] if version else []
         if call.client and version:
@@ -355,11 +355,11 @@ class GateLedger:
             await self._adjust(settled, self._draw.randrange(0, settled.cost + 2_000), ())
 
     async def answer_late(self) -> None:
-        """An answer after somebody else settled the hold: its attempt is told, its cost corrected."""
-        waiting = [each for each in self._settled if not each.is_done and each.call.attempt not in each.told]
+        """An answer after another process settled the hold: its attempt is recorded, its cost corrected."""
+        waiting = [each for each in self._settled if not each.is_done and each.call.attempt not in each.recorded]
         if waiting:
             settled = self._draw.choice(waiting)
-            settled.told.add(settled.call.attempt)
+            settled.recorded.add(settled.call.attempt)
             cost = settled.cost if self._draw.random() < 0.3 else settled.cost // 2
             await self._adjust(settled, cost, (self._called(settled.call, settled.call.attempt, cost, "ok"),))
 
@@ -476,7 +476,7 @@ class GateLedger:
         await self._gate(user).withdraw(request)
 
     async def release(self) -> None:
-        """Give back what a settled hold was assumed to cost, if it still stands so."""
+        """Give back the assumed cost of a settled hold, if it is still assumed."""
         if not self._settled:
             return
         settled = self._draw.choice(self._settled)

@@ -48,7 +48,7 @@ def code(name: str) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def books(server_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[GateLedger]:
-    """Several segments of every kind of event, news of sealing among them."""
+    """Several segments of every kind of event, `segment-sealed` included."""
     async with connect(server_url) as redis:
         await redis.flushall()
         await redis.function_flush()
@@ -119,16 +119,16 @@ async def test_the_verifier_of_the_page_names_the_first_event_that_is_not_what_w
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("lost", "told"), [(1, "partition-0/000000000081-.*: events are missing after 40"), (0, "missing after 0")]
+    ("lost", "reported"), [(1, "partition-0/000000000081-.*: events are missing after 40"), (0, "missing after 0")]
 )
 async def test_the_verifier_of_the_page_misses_a_segment(
-    books: GateLedger, tmp_path: Path, lost: int, told: str
+    books: GateLedger, tmp_path: Path, lost: int, reported: str
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(directory_of(books.archive), copy)
     path = file_of(books.archive.segments(0)[lost])
     (copy / "partition-0" / path.name).with_suffix(".json").unlink()
-    assert re.search(told, (await run_verifier(copy, tmp_path)).stderr)
+    assert re.search(reported, (await run_verifier(copy, tmp_path)).stderr)
 
 
 async def test_the_worked_example_is_right() -> None:
@@ -146,7 +146,7 @@ async def test_the_worked_example_is_right() -> None:
 
 
 @pytest.mark.slow
-async def test_the_columns_and_the_manifest_s_fields_are_the_documented_ones(books: GateLedger) -> None:
+async def test_the_columns_and_manifest_fields_are_the_documented_ones(books: GateLedger) -> None:
     schema = pq.read_schema(file_of(books.archive.segments(0)[0]))
     documented = re.findall(r"^\| `(\w+)` \| ([\w\[\]]+) \|", between("columns"), re.MULTILINE)
     assert documented == [(name, str(kind)) for name, kind in zip(schema.names, schema.types, strict=True)]
@@ -154,14 +154,14 @@ async def test_the_columns_and_the_manifest_s_fields_are_the_documented_ones(boo
     assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(Manifest.model_fields)
 
 
-async def test_what_was_sealed_is_told_by_a_later_event_as_in_the_manifest(books: GateLedger) -> None:
+async def test_a_later_event_names_the_sealed_segment_as_its_manifest_does(books: GateLedger) -> None:
     manifests = {each.manifest.segment: each.manifest for each in books.archive.segments(0)}
     files = str(directory_of(books.archive) / "*" / "*.parquet")
-    told = duckdb.execute(
+    reported = duckdb.execute(
         "SELECT seq, payload FROM read_parquet(?) WHERE type = 'segment-sealed' ORDER BY seq", [files]
     ).fetchall()
-    assert len(told) >= 2
-    for seq, payload in told:
+    assert len(reported) >= 2
+    for seq, payload in reported:
         document = json.loads(payload)
         manifest = manifests[document["segment"]]
         assert seq > manifest.last_seq
@@ -169,7 +169,7 @@ async def test_what_was_sealed_is_told_by_a_later_event_as_in_the_manifest(books
         assert set(document) == {"segment", "first_id", "last_id", "events", "chain_before", "chain_after"}
 
 
-async def test_every_event_in_the_archive_is_as_its_json_schema_says(books: GateLedger) -> None:
+async def test_every_archived_event_matches_its_json_schema(books: GateLedger) -> None:
     rows = duckdb.execute(
         "SELECT type, v, payload FROM read_parquet(?)", [str(directory_of(books.archive) / "*" / "*.parquet")]
     ).fetchall()
@@ -185,17 +185,17 @@ async def test_every_event_in_the_archive_is_as_its_json_schema_says(books: Gate
 
 
 @pytest.mark.slow
-async def test_a_copy_is_audited_alone(
+async def test_a_copied_archive_can_be_audited_without_redis(
     books: GateLedger, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """What is left of a system: the archive, and a certificate that was kept elsewhere."""
+    """The remains of a system: the archive, and a certificate that was kept elsewhere."""
     copy, certificate = tmp_path / "archive", tmp_path / "books.json"
     shutil.copytree(directory_of(books.archive), copy)
     newest = books.archive.segments(0)[-1]
-    told = await verified(copy, tmp_path_factory.mktemp("first"))
-    assert told.is_sound
-    assert [part.head for part in told.partitions] == [newest.manifest.chain_after]
-    certificate.write_text(json.dumps(told.certificate()), "utf-8")
+    reported = await verified(copy, tmp_path_factory.mktemp("first"))
+    assert reported.is_sound
+    assert [part.head for part in reported.partitions] == [newest.manifest.chain_after]
+    certificate.write_text(json.dumps(reported.certificate()), "utf-8")
     for path in (copy / "partition-0").glob(f"{file_of(newest).stem}.*"):
         path.unlink()
     shorter = await verified(copy, tmp_path_factory.mktemp("second"), against=str(certificate))
@@ -218,7 +218,7 @@ async def test_every_setting_and_every_message_of_the_page_is_the_code_s() -> No
 
 
 def templates(*modules: str) -> set[str]:
-    """Every text in some modules of the ledger, with an asterisk for what is put into it."""
+    """Every string in some modules of the ledger, with an asterisk for each inserted value."""
     found: set[str] = set()
     for module in modules:
         for node in ast.walk(ast.parse((ROOT / "ledger" / "archive" / module).read_text("utf-8"))):

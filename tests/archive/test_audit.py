@@ -100,7 +100,7 @@ async def test_the_latest_period_is_the_default_and_others_are_named(archiving: 
 
 
 @pytest.mark.slow
-async def test_lives_come_to_what_the_view_calls_says(archiving: Archiving) -> None:
+async def test_the_life_of_a_call_agrees_with_the_view_calls(archiving: Archiving) -> None:
     reader = reader_of(archiving)
     rows = archiving.store.query(
         "SELECT call_id, arg_max(status, last_seq) AS status, sum(cost_usd) AS cost, sum(held_usd) AS held, "
@@ -139,8 +139,8 @@ async def test_a_sum_that_the_gate_did_not_write_is_a_disagreement(redis_client:
 
 
 @pytest.mark.slow
-async def test_a_refusal_that_tells_of_other_sums_is_a_disagreement(archiving: Archiving) -> None:
-    """The made ledger's refusals all tell of one nano-dollar settled and nothing held."""
+async def test_a_refusal_with_other_sums_is_a_disagreement(archiving: Archiving) -> None:
+    """All refusals of the made ledger have one nano-dollar settled and nothing held."""
     reader = reader_of(archiving)
     denied = await reader.events(Selection(types=("budget-denied",)))
     found = {True: 0, False: 0}
@@ -155,7 +155,7 @@ async def test_a_refusal_that_tells_of_other_sums_is_a_disagreement(archiving: A
 
 
 @pytest.mark.slow
-async def test_of_several_partitions_the_user_s_is_read(archiving: Archiving) -> None:
+async def test_only_the_partition_of_the_user_is_read(archiving: Archiving) -> None:
     keys = (KEYS, Keys("test", 1))
     both = AuditReader(LedgerSource(LEDGER, keys, archiving.archive, archiving.redis))
     alone = AuditReader(LedgerSource(LEDGER, keys, archiving.archive))
@@ -163,15 +163,15 @@ async def test_of_several_partitions_the_user_s_is_read(archiving: Archiving) ->
     assert {tuple(both.partitions(user)) for user in users} == {(0,), (1,)}
     for user in users:
         assert list(both.partitions(user)) == [partition_of(user, 2)]
-        # An archive may lack the segments of a partition, and does not tell how many there are.
+        # An archive may lack the segments of a partition, and does not say how many partitions there are.
         assert list(alone.partitions(user)) == [0, 1]
 
 
-# --- Missing events are not passed over
+# --- Missing events are not skipped
 
 
 @pytest.mark.slow
-async def test_a_missing_first_segment_is_told(archiving: Archiving) -> None:
+async def test_a_missing_first_segment_is_reported(archiving: Archiving) -> None:
     first, second, *_ = archiving.archive.segments(0)
     file_of(first).with_suffix(".json").unlink()
     for reader in (reader_of(archiving), AuditReader(LedgerSource.of_archive(archiving.archive))):
@@ -180,7 +180,7 @@ async def test_a_missing_first_segment_is_told(archiving: Archiving) -> None:
 
 
 @pytest.mark.slow
-async def test_events_between_archive_and_stream_that_are_gone_are_told(archiving: Archiving) -> None:
+async def test_missing_events_between_archive_and_stream_are_reported(archiving: Archiving) -> None:
     last = archiving.archive.segments(0)[-1]
     file_of(last).with_suffix(".json").unlink()
     first, last_seq = last.manifest.first_seq, last.manifest.last_seq
@@ -188,7 +188,7 @@ async def test_events_between_archive_and_stream_that_are_gone_are_told(archivin
         await reader_of(archiving).events(Selection())
 
 
-async def test_an_event_cut_out_of_the_stream_is_told(archiving: Archiving) -> None:
+async def test_an_event_deleted_from_the_stream_is_reported(archiving: Archiving) -> None:
     entries: Any = await archiving.redis.xrange(KEYS.ledger)
     await archiving.redis.xdel(KEYS.ledger, entries[len(entries) // 2][0])
     with pytest.raises(EventsMissing):
@@ -196,7 +196,7 @@ async def test_an_event_cut_out_of_the_stream_is_told(archiving: Archiving) -> N
 
 
 @pytest.mark.slow
-async def test_what_is_sealed_and_trimmed_during_the_reading_is_read_once(redis_client: Redis, tmp_path: Path) -> None:
+async def test_events_sealed_and_trimmed_during_the_reading_are_read_once(redis_client: Redis, tmp_path: Path) -> None:
     archiving = Archiving(redis_client, tmp_path)
     await archiving.fill(200)
     sealer = archiving.sealer()
@@ -206,7 +206,7 @@ async def test_what_is_sealed_and_trimmed_during_the_reading_is_read_once(redis_
     await seal_all(sealer)
     await archiving.fold()
     await sealer.trim()
-    # As if the reader had looked at the archive before the rest was sealed.
+    # As if the reader had read the archive before the rest was sealed.
     reader._segments = lambda partition: seen[partition]
     events = await reader.events(Selection())
     assert [event.seq for event in events] == list(range(1, archiving.store.position().seq + 1))
@@ -216,7 +216,7 @@ async def test_what_is_sealed_and_trimmed_during_the_reading_is_read_once(redis_
 
 @dataclass(frozen=True, slots=True)
 class LateSource(LedgerSource):
-    """At its first look at the archive, the newest segments are not there yet, while the stream is trimmed already."""
+    """The first read of the archive lacks the newest segments, but the stream is already trimmed."""
 
     looks: tuple[list[int], ...] = ()
 
@@ -230,7 +230,7 @@ class LateSource(LedgerSource):
 
 
 @pytest.mark.slow
-async def test_a_stream_trimmed_after_the_look_at_the_archive_is_looked_for_again(archiving: Archiving) -> None:
+async def test_a_stream_trimmed_after_the_archive_was_read_is_read_again(archiving: Archiving) -> None:
     looks: list[int] = []
     reader = AuditReader(LateSource(LEDGER, (KEYS,), archiving.archive, archiving.redis, (looks,)))
     seen = {0: archiving.archive.segments(0)[:2]}
@@ -260,7 +260,7 @@ def test_a_filter_that_means_nothing_is_refused(filters: dict[str, Any], option:
 
 
 @pytest.mark.slow
-async def test_what_is_found_has_the_columns_and_values_of_the_projection(archiving: Archiving) -> None:
+async def test_found_events_have_the_columns_and_values_of_the_projection(archiving: Archiving) -> None:
     rows: list[dict[str, Any]] = []
     async for table in search(reader_of(archiving), Search()):
         rows += table.to_pylist()

@@ -60,7 +60,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Scene:
-    """A ledger on which everything has happened to somebody; its first half is sealed and trimmed."""
+    """A ledger with a call of every kind; its first half is sealed and trimmed."""
 
     def __init__(self, calling: Calling) -> None:
         self.calling = calling
@@ -250,7 +250,7 @@ async def test_a_refusal_is_explained_with_the_numbers_at_that_position(scene: S
         assert (weighing.room and weighing.room.type) == room
 
 
-async def test_of_others_holds_it_is_told_what_became_of_them(scene: Scene) -> None:
+async def test_explain_says_how_the_holds_of_other_calls_ended(scene: Scene) -> None:
     ((weighing,), *_) = [decision.weighings for decision in await scene.decisions("too-long")]
     (hold,) = weighing.others
     assert (hold.user_id, hold.worker, hold.amount_nanousd) == ("u1", "test.run-1", BOUND)
@@ -259,7 +259,7 @@ async def test_of_others_holds_it_is_told_what_became_of_them(scene: Scene) -> N
     assert hold.settled_by.payload.outcome == "taken_over"
 
 
-async def test_a_call_that_was_not_refused_says_what_it_was_weighed_against(scene: Scene) -> None:
+async def test_explain_shows_the_budgets_of_a_call_that_was_not_refused(scene: Scene) -> None:
     hold, extension = await scene.decisions("fallback")
     own, campaign = f"user:u1:{period()}", f"campaign:spring/sale:{period()}"
     trial = 5_000_000_000
@@ -300,8 +300,8 @@ def usd(nanousd: int) -> str:
 
 @pytest.mark.slow
 async def test_the_command_explains_in_words_and_in_json(auditor: Auditor) -> None:
-    told = await auditor.run("explain", "too-long")
-    assert (told.code, told.stderr) == (0, "")
+    shown = await auditor.run("explain", "too-long")
+    assert (shown.code, shown.stderr) == (0, "")
     over = COST + CORRECTED + BOUND_OF_LONG - CAP - CREDIT
     for words in (
         "refused",
@@ -311,9 +311,9 @@ async def test_the_command_explains_in_words_and_in_json(auditor: Auditor) -> No
         f"higher by ${usd(over)} once others' holds are settled",
         "There has been no room for it since.",
     ):
-        assert words in told.stdout
+        assert words in shown.stdout
     # The longest answer that fits beside what is settled: one token more would not.
-    found = re.search(r"an answer of at most ([\d,]+) tokens instead of 20,000", told.stdout)
+    found = re.search(r"an answer of at most ([\d,]+) tokens instead of 20,000", shown.stdout)
     assert found
     most, room = int(found[1].replace(",", "")), CAP + CREDIT - COST - CORRECTED - PROMPT_BOUND * 3_750
     assert most * 15_000 <= room < (most + 1) * 15_000
@@ -328,9 +328,9 @@ async def test_the_command_explains_in_words_and_in_json(auditor: Auditor) -> No
 
 @pytest.mark.slow
 async def test_the_command_says_that_a_call_was_not_refused(auditor: Auditor) -> None:
-    told = await auditor.run("explain", "plain")
-    assert (told.code, "was not refused" in told.stdout) == (0, True)
-    assert f"fits: ${usd(5_000_000_000 - BOUND).rstrip('0')} of the cap left" in told.stdout
+    shown = await auditor.run("explain", "plain")
+    assert (shown.code, "was not refused" in shown.stdout) == (0, True)
+    assert f"fits: ${usd(5_000_000_000 - BOUND).rstrip('0')} of the cap left" in shown.stdout
     assert "no decision: no money was asked for" in (await auditor.run("explain", "usage own")).stdout
 
 
@@ -343,18 +343,18 @@ async def test_the_statement_of_the_command_closes_as_spend_says(auditor: Audito
         "held_usd": f"{row['reserved_usd']:f}",
         "cap_usd": str(row["cap_usd"]),
     }
-    told = await auditor.run("user", "u1", "--no-holds")
-    assert told.code == 0
-    found = re.findall(r"^ \d\d-\d\d \d\d:\d\d:\d\d  (\w+)", told.stdout, re.MULTILINE)
+    shown = await auditor.run("user", "u1", "--no-holds")
+    assert shown.code == 0
+    found = re.findall(r"^ \d\d-\d\d \d\d:\d\d:\d\d  (\w+)", shown.stdout, re.MULTILINE)
     movements = Counter(found)
     assert movements == {"charge": 5, "refused": 3, "credit": 2, "correction": 1, "plan": 1}
-    assert "by eva: invoice of November" in told.stdout
-    # The newest movements alone: what went before is brought forward, and how many they are is said.
-    told = await auditor.run("user", "u1", "--no-holds", "--last", "2")
-    lines = [line for line in told.stdout.splitlines() if re.match(r" \d\d-\d\d ", line)]
+    assert "by eva: invoice of November" in shown.stdout
+    # Only the newest movements: earlier ones are summed up in a first line, which says how many they are.
+    shown = await auditor.run("user", "u1", "--no-holds", "--last", "2")
+    lines = [line for line in shown.stdout.splitlines() if re.match(r" \d\d-\d\d ", line)]
     assert len(lines) == 2
-    assert "brought forward" in told.stdout
-    assert "10 earlier movements are left out; --last 12 shows all" in told.stdout
+    assert "brought forward" in shown.stdout
+    assert "10 earlier movements are left out; --last 12 shows all" in shown.stdout
     last = (await auditor.run("user", "u1", "--no-holds", "--last", "2", "--json")).json()
     assert last["closing"] == document["closing"]
     assert [line["seq"] for line in last["lines"]] == [
@@ -366,31 +366,31 @@ async def test_the_statement_of_the_command_closes_as_spend_says(auditor: Audito
 async def test_an_archive_copied_elsewhere_answers_without_a_server(auditor: Auditor, scene: Scene) -> None:
     copied = auditor.directory / "copied"
     directory_of(scene.archive).rename(copied)
-    told = await auditor.run("call", "fallback", "--archive", str(copied), env={"REDIS_URL": "redis://127.0.0.1:1/0"})
-    assert (told.code, told.stderr) == (0, "")
-    assert "archive up to event 15, no stream" in told.stdout
+    shown = await auditor.run("call", "fallback", "--archive", str(copied), env={"REDIS_URL": "redis://127.0.0.1:1/0"})
+    assert (shown.code, shown.stderr) == (0, "")
+    assert "archive up to event 15, no stream" in shown.stdout
     copied.rename(directory_of(scene.archive))
 
 
 @pytest.mark.slow
-async def test_where_no_redis_answers_the_archive_alone_does_and_that_is_said(auditor: Auditor) -> None:
+async def test_without_redis_the_archive_alone_answers_and_says_so(auditor: Auditor) -> None:
     env = {**auditor.env, "REDIS_URL": "redis://127.0.0.1:1/0"}
-    told = await auditor.run("call", "plain", env=env)
-    assert told.code == 0
-    (line,) = told.stderr.splitlines()
+    shown = await auditor.run("call", "plain", env=env)
+    assert shown.code == 0
+    (line,) = shown.stderr.splitlines()
     assert line.startswith("tollbook: reading the archive alone")
 
 
-async def test_what_is_not_on_the_ledger_is_one_clear_line(auditor: Auditor) -> None:
+async def test_an_unknown_call_or_user_is_reported_in_one_line(auditor: Auditor) -> None:
     for arguments, problem in (
         (("call", "nothing"), "call nothing is not on the ledger"),
         (("explain", "nothing"), "call nothing is not on the ledger"),
         (("user", "nobody"), "user nobody is not on the ledger"),
         (("user", "u1", "--period", "2020-01"), "user u1 has nothing in 2020-01"),
     ):
-        told = await auditor.run(*arguments)
-        assert (told.code, told.stdout) == (1, "")
-        (line,) = told.stderr.splitlines()
+        shown = await auditor.run(*arguments)
+        assert (shown.code, shown.stdout) == (1, "")
+        (line,) = shown.stderr.splitlines()
         assert problem in line
 
 
@@ -404,7 +404,7 @@ def _model(event: Event) -> set[Any]:
     return {asked, getattr(payload, "model_used", None), getattr(payload, "from_model", None)}
 
 
-# Filters as they are written on the command line -> which events that must be.
+# Filters as they are written on the command line -> the events that they must find.
 CASES: list[tuple[dict[str, Any], Any]] = [
     ({}, lambda _: True),
     ({"user_id": "u2"}, lambda e: e.user_id == "u2"),
@@ -444,7 +444,7 @@ async def test_filters_find_these_events_and_no_others(scene: Scene) -> None:
         assert await found_by(scene, **filters) == [event.seq for event in events if is_wanted(event)], filters
 
 
-async def test_a_time_range_holds_both_of_its_ends(scene: Scene) -> None:
+async def test_a_time_range_includes_both_of_its_ends(scene: Scene) -> None:
     events = await all_events(scene)
     # Begins in the archive and ends on the stream; begins on the stream; ends in the archive.
     for first, last in ((3, -3), (-6, -2), (1, 8)):
@@ -454,7 +454,7 @@ async def test_a_time_range_holds_both_of_its_ends(scene: Scene) -> None:
 
 
 @pytest.mark.slow
-async def test_every_form_has_the_same_rows(auditor: Auditor) -> None:
+async def test_every_output_format_has_the_same_rows(auditor: Auditor) -> None:
     wanted = ("find", "--user", "u1")
     rows = (await auditor.run(*wanted, "--format", "json")).json()
     assert len(rows) > 15

@@ -1,4 +1,4 @@
-"""What a hand changes in Redis beside the stream is found by `verify`, named with both values (G1, G2, G6)."""
+"""`verify` finds changes by hand in Redis beside the stream, and names both values (G1, G2, G6)."""
 
 import json
 import re
@@ -245,7 +245,7 @@ FORGED: Final[dict[str, tuple[dict[str, Any], dict[str, str], str]]] = {
 async def test_a_forged_event_that_moves_no_money_is_found(
     books: GateLedger, tmp_path: Path, forgery: tuple[dict[str, Any], dict[str, str], str]
 ) -> None:
-    """The projector folds it, since such events leave no trace of their own on the gate's tails."""
+    """The projector folds such an event, since it leaves no trace on the gate's tails."""
     payload, changes, problem = forgery
     ledger = books.keys[0].ledger
     events: Any = await books.redis.xrevrange(ledger)
@@ -262,7 +262,7 @@ async def test_a_forged_event_that_moves_no_money_is_found(
     assert any(re.search(problem, each) for each in found), found
 
 
-async def test_what_the_gate_left_is_sound(books: GateLedger, tmp_path: Path) -> None:
+async def test_the_state_that_the_gate_wrote_is_sound(books: GateLedger, tmp_path: Path) -> None:
     assert problems(await verdict_of(books, tmp_path)) == []
 
 
@@ -284,7 +284,7 @@ async def test_a_change_by_hand_is_found(
         ("user:u3", rf"cap: user u3, period .*: the cap is stamped {CAP} nano-dollars, .* user u3 has 1"),
     ],
 )
-async def test_a_stamp_that_neither_settings_nor_events_know_is_named(
+async def test_a_stamp_that_neither_settings_nor_events_explain_is_named(
     books: GateLedger, tmp_path: Path, subject: str, problem: str
 ) -> None:
     found = problems(await verdict_of(books, tmp_path, KNOWN | {subject: {1}}))
@@ -293,8 +293,8 @@ async def test_a_stamp_that_neither_settings_nor_events_know_is_named(
     assert problems(await verdict_of(books, tmp_path / "again", earlier)) == []
 
 
-async def test_a_stamp_below_the_known_caps_is_noted_and_nothing_wrong(books: GateLedger, tmp_path: Path) -> None:
-    """The caps of the settings were lower then: nobody could overspend by it."""
+async def test_a_stamp_below_the_known_caps_is_only_a_note(books: GateLedger, tmp_path: Path) -> None:
+    """The caps of the settings were lower then, so nobody could overspend."""
     verdict = await verdict_of(books, tmp_path, KNOWN | {"day": {CAP}})
     assert problems(verdict) == []
     assert any(f"the cap is stamped {CAP - 1_000} nano-dollars" in note for note in verdict.notes)

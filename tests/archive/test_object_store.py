@@ -72,10 +72,10 @@ async def test_a_ledger_is_sealed_trimmed_and_replayed_from_an_object_store(
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["parquet", "json"])
 @pytest.mark.parametrize("fault", first_quick(1, ["lost", "503 SlowDown", "500 InternalError"]))
-async def test_a_fault_that_passes_is_not_noticed(
+async def test_a_request_that_fails_once_is_repeated(
     archiving: Archiving, bucket: ObjectStore, fault: str, ending: str
 ) -> None:
-    """A write whose answer is lost is repeated, and finds itself written."""
+    """A write whose answer is lost is repeated, and finds its own object."""
     bucket.server.fault = for_first(1, fault, method="PUT", ending=ending)
     assert await seal_all(archiving.sealer()) == 2
     for segment in Archive(bucket.storage()).segments(0):
@@ -84,7 +84,7 @@ async def test_a_fault_that_passes_is_not_noticed(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", first_quick(1, ["parquet", "json"]))
-async def test_a_store_that_is_down_postpones_and_the_next_pass_goes_on_where_it_stopped(
+async def test_a_store_that_is_down_postpones_sealing_until_the_next_pass(
     archiving: Archiving, bucket: ObjectStore, ending: str
 ) -> None:
     sealer = archiving.sealer()
@@ -105,7 +105,7 @@ async def test_a_store_that_is_down_postpones_and_the_next_pass_goes_on_where_it
 async def test_a_segment_that_was_begun_is_finished_as_it_was_begun(
     archiving: Archiving, bucket: ObjectStore, is_restarted: bool
 ) -> None:
-    """More has become due meanwhile: the same events must not stand under two names."""
+    """More events have become due meanwhile: the same events must not be sealed under two names."""
     sealer = archiving.sealer()
     bucket.server.fault = always("503 SlowDown", method="PUT", ending="json")
     with pytest.raises(ArchiveUnavailable):
@@ -193,13 +193,13 @@ async def test_an_audit_names_the_object_that_it_cannot_read(
         bucket.put(f"{SECOND}.parquet", half)
     reader = AuditReader(LedgerSource.of_archive(Archive(bucket.storage())))
     named = f"^{bucket.url}/{SECOND}.parquet: cannot be read "
-    with contextlib.closing(reader), pytest.raises(ArchiveDamaged, match=named) as told:
+    with contextlib.closing(reader), pytest.raises(ArchiveDamaged, match=named) as refused:
         await reader.events(Selection())
-    assert tempfile.gettempdir() not in str(told.value)
+    assert tempfile.gettempdir() not in str(refused.value)
 
 
 @pytest.mark.slow
-async def test_while_the_oldest_segment_stays_the_store_is_not_asked(archiving: Archiving, bucket: ObjectStore) -> None:
+async def test_the_store_is_not_asked_while_the_oldest_segment_stays(archiving: Archiving, bucket: ObjectStore) -> None:
     sealer = archiving.sealer(SealingSettings(segment_events=50, segment_age_s=NEVER, keep_s=10**9, keep_events=10**9))
     await seal_all(sealer)
     assert await sealer.trim() == 0
@@ -281,17 +281,17 @@ async def test_the_sealer_waits_for_a_store_and_goes_on(archiving: Archiving, bu
         ("503 SlowDown", "cannot serve now (SlowDown, status 503)"),
     ],
 )
-def test_what_a_store_answers_is_said_in_our_words(bucket: ObjectStore, fault: str, said: str) -> None:
+def test_errors_of_a_store_have_our_own_words(bucket: ObjectStore, fault: str, said: str) -> None:
     """G10: the store's own words may hold a key."""
     storage = bucket.storage()
     bucket.server.fault = lambda *_: fault
-    with pytest.raises((ArchiveRefused, ArchiveUnavailable)) as told:
+    with pytest.raises((ArchiveRefused, ArchiveUnavailable)) as refused:
         storage.names()
-    assert said in str(told.value)
-    assert KEY not in str(told.value)
+    assert said in str(refused.value)
+    assert KEY not in str(refused.value)
 
 
-def test_without_credentials_a_line_says_so(bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_reported_in_one_line(bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ArchiveRefused, match="no AWS credentials were found"):
@@ -302,9 +302,9 @@ def test_a_server_that_is_not_there_is_named_without_the_password_in_its_address
     bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://user:word-of-the-tests@127.0.0.1:1")
-    with pytest.raises(ArchiveUnavailable, match=r"127\.0\.0\.1 did not answer") as told:
+    with pytest.raises(ArchiveUnavailable, match=r"127\.0\.0\.1 did not answer") as refused:
         bucket.storage().names()
-    assert "word-of-the-tests" not in str(told.value)
+    assert "word-of-the-tests" not in str(refused.value)
 
 
 def test_no_log_has_a_key_or_a_signature(bucket: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
@@ -324,7 +324,7 @@ def test_without_the_extra_a_line_says_what_to_install(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "address", ["s3://", "s3://B", "s3://key:secret@bucket/x", "s3://bucket/a b", "s3://bucket/x?y"]
 )
-def test_an_address_that_is_none_is_refused_without_being_shown(address: str) -> None:
-    with pytest.raises(ArchiveRefused, match="must be an address such as s3://bucket/prefix") as told:
+def test_a_malformed_address_is_refused_without_being_shown(address: str) -> None:
+    with pytest.raises(ArchiveRefused, match="must be an address such as s3://bucket/prefix") as refused:
         open_storage(address)
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Folding a whole ledger side by side gives what the projector gives (G5); one that was cut off is not used."""
+"""Folding a whole ledger in parallel gives the projector's result (G5); an interrupted rebuild is not used."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -112,7 +112,7 @@ def test_tables_are_joined_and_cut_without_loss(monkeypatch: pytest.MonkeyPatch)
 
 
 def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
-    """Return an archive of four segments, and the ledger that it is."""
+    """Return an archive of four segments, and its ledger."""
     archive, head = Archive(directory / "archive"), chain.genesis(LEDGER, 0)
     for batch in cut(ENTRIES, len(ENTRIES) // 4 + 1):
         written = archive.write(batch.to_table(is_upcast=False), ledger_id=LEDGER, partition=0, head=head)
@@ -121,8 +121,8 @@ def sealed(directory: Path) -> tuple[Archive, LedgerSource]:
 
 
 @pytest.mark.slow
-async def test_segments_of_an_older_version_are_lifted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DuckDB reads what is current by itself; from the first older segment on, payloads go through the upcasters."""
+async def test_segments_of_an_older_version_are_upcast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB reads current segments by itself; from the first older one on, payloads go through the upcasters."""
     entries, older = list(ENTRIES), len(ENTRIES) * 5 // 8
     monkeypatch.setitem(globals(), "ENTRIES", entries)
     entries[older] = [entries[older][0], [b"1" if at == 3 else part for at, part in enumerate(entries[older][1])]]
@@ -163,20 +163,20 @@ async def test_a_replay_names_the_segment_that_is_damaged(tmp_path: Path, harm: 
     archive, source = sealed(tmp_path)
     segment = archive.segments(0)[2]
     harm(segment)
-    with pytest.raises(ArchiveDamaged) as told:
+    with pytest.raises(ArchiveDamaged) as refused:
         await replay(source, tmp_path / "r.duckdb")
-    assert told.value.place == segment.place
+    assert refused.value.place == segment.place
 
 
-async def test_events_of_a_version_that_the_manifest_does_not_tell_of_are_refused(tmp_path: Path) -> None:
+async def test_events_of_a_version_that_the_manifest_does_not_name_are_refused(tmp_path: Path) -> None:
     archive, source = sealed(tmp_path)
     segment = archive.segments(0)[1]
     events = segment.read()
     versions = pa.array([0] * events.num_rows, pa.int32())
     write_table(events.set_column(events.schema.get_field_index("v"), "v", versions), file_of(segment))
     path = file_of(segment).with_suffix(".json")
-    told = {"file_sha256": file_sha256(file_of(segment)), "file_bytes": file_of(segment).stat().st_size}
-    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    refused = {"file_sha256": file_sha256(file_of(segment)), "file_bytes": file_of(segment).stat().st_size}
+    path.write_text(json.dumps(json.loads(path.read_text()) | refused))
     with pytest.raises(ArchiveDamaged, match="other versions than its manifest says"):
         await replay(source, tmp_path / "r.duckdb")
 

@@ -43,7 +43,7 @@ def source_of(archiving: Archiving, *, has_redis: bool = True) -> LedgerSource:
 async def test_replay_to_random_points_has_the_committed_of_every_user_there(
     archiving: Archiving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What is read of the archive at once begins and ends within segments.
+    # Each read of the archive begins and ends within a segment.
     monkeypatch.setattr("tollbook.ledger.archive.rebuilding._ROWS", 70)
     for number in random.Random(3).sample(range(1, len(EVENTS)), 50):
         until = EntryId.parse(EVENTS[number - 1][0].decode())
@@ -85,14 +85,14 @@ async def test_an_archive_alone_replays_what_was_sealed(archiving: Archiving, tm
 
 @pytest.mark.slow
 async def test_progress_counts_every_event(archiving: Archiving, tmp_path: Path) -> None:
-    told: list[int] = []
+    counts: list[int] = []
     source = source_of(archiving)
-    store = await replay(source, tmp_path / "r.duckdb", progress=told.append)
-    assert sum(told) == await source.count() == store.position().seq
+    store = await replay(source, tmp_path / "r.duckdb", progress=counts.append)
+    assert sum(counts) == await source.count() == store.position().seq
     store.close()
 
 
-def test_no_archive_is_said(tmp_path: Path) -> None:
+def test_a_missing_archive_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NoLedger):
         LedgerSource.of_archive(Archive(tmp_path))
 

@@ -1,6 +1,6 @@
 """A made ledger of every type of event: onto the stream, folded, sealed, trimmed, replayed, verified (G5, G7).
 
-It is drawn by SQL with its stamps (benchmarks/ledger.py), so that what a replay must give is known without any fold.
+SQL makes it with its stamps (benchmarks/ledger.py), so the result of a replay is known without any fold.
 """
 
 import random
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 KEYS = Keys("round-trip")
 NEVER = 10.0**9
-# Folded live in pages that fit neither segments nor what a replay reads at once.
+# Folded live in pages that match neither the segments nor the reads of a replay.
 PAGE = 7_001
 
 
@@ -88,7 +88,7 @@ class RoundTrip:
         return segment_events * 3 // 2
 
     def stamped_at(self, seq: int) -> dict[str, int]:
-        """Return what the ledger itself says is committed of each user's budget at an event."""
+        """Return what is committed of each user's budget at an event, by the ledger itself."""
         rows = self.made.connection.execute(
             "SELECT 'user:user-' || user || ':' || period, arg_max(settled + held, seq) FROM plan "
             "WHERE seq <= ? GROUP BY ALL",
@@ -110,7 +110,7 @@ async def went_round(redis: Redis, directory: Path, *, events: int, users: int, 
     trip = RoundTrip(redis, directory, MadeLedger.draw(events, users=users))
     await trip.begin()
     gone = await trip.seal(segment_events)
-    # What is over the limit goes by whole segments; the news of each sealing is on the ledger too.
+    # Events over the limit are trimmed by whole segments; each sealing adds an event to the ledger too.
     surplus = events + events // segment_events - trip.keep_events(segment_events)
     assert gone == surplus // segment_events * segment_events
     return trip
@@ -125,7 +125,7 @@ async def assert_goes_round(trip: RoundTrip, directory: Path) -> None:
     assert len(replayed.query("SELECT DISTINCT period FROM spend")) == 3
     assert replayed.query("FROM discrepancies") == []
     replayed.close()
-    # The ledger is drawn, not written by the gate, which would have left this beside it.
+    # The ledger is not written by the gate, which would also have written this key.
     await put_gate_state(trip.redis, KEYS, trip.live)
     verdict = await verify(trip.source, Options(directory / "verify"), live=LiveProjection.look(trip.live))
     assert verdict.findings == []
@@ -149,19 +149,19 @@ async def assert_points_in_time(trip: RoundTrip, directory: Path, *, points: int
 
 @pytest.fixture
 async def small(redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RoundTrip]:
-    # What a replay appends at once begins and ends within segments.
+    # Each append of a replay begins and ends within a segment.
     monkeypatch.setattr("tollbook.ledger.archive.rebuilding._ROWS", 5_000)
     trip = await went_round(redis_client, tmp_path, events=30_000, users=300, segment_events=4_000)
     yield trip
     await trip.aclose()
 
 
-async def test_a_ledger_goes_round(small: RoundTrip, tmp_path: Path) -> None:
+async def test_a_ledger_survives_the_round_trip_through_the_archive(small: RoundTrip, tmp_path: Path) -> None:
     await assert_goes_round(small, tmp_path)
 
 
 @pytest.mark.soak
-async def test_a_million_events_go_round(redis_client: Redis, tmp_path: Path) -> None:
+async def test_a_million_events_survive_the_round_trip(redis_client: Redis, tmp_path: Path) -> None:
     trip = await went_round(redis_client, tmp_path, events=1_000_000, users=5_000, segment_events=100_000)
     await assert_goes_round(trip, tmp_path)
     await assert_points_in_time(trip, tmp_path, points=50)

@@ -1,4 +1,4 @@
-"""Sealing on a real server: what leaves the stream is in the archive, and a replay does not see the seam (G7, G5)."""
+"""Sealing on a real server: trimmed events are in the archive, and a replay reads both without a gap (G7, G5)."""
 
 import json
 import pkgutil
@@ -204,10 +204,10 @@ class Dying:
 
 
 @pytest.mark.slow
-async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
+async def test_after_a_crash_at_any_step_the_next_start_loses_nothing(
     redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before and after each step: two segments are written, told and trimmed, whatever was done of it before."""
+    """Before and after each step: in the end two segments are written, recorded and trimmed."""
     entries = LedgerMaker(1).run(400).entries[:110]
     position = Position(EntryId.parse(entries[-1][0].decode()), 110)
     pipeline = CommandPipeline(redis_client)
@@ -220,7 +220,7 @@ async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
 
     one = ["write the segment", "sync", "rename", "sync", "write the manifest", "sync", "rename", "sync", "seal"]
     every = [*one, *one, "discard", "discard"]
-    # Before and after each step of the first segment and of trimming; and one that lives.
+    # Before and after each step of the first segment and of trimming; and one process that does not die.
     first, trimming = range(2 * len(one)), range(4 * len(one), 2 * len(every))
     for at in (*first, *trimming, 2 * len(every)):
         await redis_client.flushall()
@@ -253,8 +253,8 @@ async def test_a_crash_at_any_step_loses_nothing_and_the_next_start_goes_on(
             assert segment.manifest.chain_after == head.hex(), dead.steps
         left: Any = await redis_client.xrange(KEYS.ledger)
         assert left[:10] == raw[100:], dead.steps
-        told = [json.loads(fields[b"payload"])["segment"] for _, fields in left[10:]]
-        assert told == [segment.manifest.segment for segment in segments], "each is told once"
+        recorded = [json.loads(fields[b"payload"])["segment"] for _, fields in left[10:]]
+        assert recorded == [segment.manifest.segment for segment in segments], "each is recorded once"
         assert dead.steps[::2] == every[: at // 2 + 1], "no step is left out"
     await pipeline.aclose()
 

@@ -88,11 +88,11 @@ def drop(rows: list[Row], draw: random.Random) -> Tampering:
 
 
 def drop_and_renumber(rows: list[Row], draw: random.Random) -> Tampering:
-    told = drop(rows, draw)
+    tampering = drop(rows, draw)
     first = rows[0]["seq"]
     for at, row in enumerate(rows):
         row["seq"] = first + at
-    return told
+    return tampering
 
 
 def add(rows: list[Row], draw: random.Random) -> Tampering:
@@ -125,7 +125,7 @@ def swap_places(rows: list[Row], draw: random.Random) -> Tampering:
 TAMPERINGS = (change, change, change, drop, drop_and_renumber, add, swap, swap_places)
 
 
-# --- Forging a segment: each level mends more of what would betray it.
+# --- Forging a segment: each level also adapts the data that would reveal it.
 
 
 def write(segment: Segment, rows: list[Row]) -> None:
@@ -175,8 +175,8 @@ async def verdict_on(archive: Archive, directory: Path, **options: Any) -> Verdi
     return await verify(LedgerSource.of_damaged_archive(archive), Options(directory, **options))
 
 
-def is_located(finding: Finding, told: Tampering, segment: str | None) -> bool:
-    return finding.segment == segment and (finding.seq == told.seq or finding.event_id in told.ids)
+def is_located(finding: Finding, tampering: Tampering, segment: str | None) -> bool:
+    return finding.segment == segment and (finding.seq == tampering.seq or finding.event_id in tampering.ids)
 
 
 @pytest.mark.parametrize("mend", [mend_nothing, mend_file, mend_counts])
@@ -188,24 +188,24 @@ async def test_one_tampered_event_of_a_segment_is_found_where_it_is(
         archive = copy_of(sealed, tmp_path / "copy")
         segment = draw.choice(archive.segments(0))
         rows = segment.read().to_pylist()
-        told = tamper(rows, draw)
+        tampering = tamper(rows, draw)
         write(segment, rows)
         mend(segment)
         verdict = await verdict_on(archive, tmp_path / "v")
-        assert any(is_located(finding, told, segment.manifest.segment) for finding in verdict.findings), (
-            told, segment.manifest.segment, verdict.findings,
+        assert any(is_located(finding, tampering, segment.manifest.segment) for finding in verdict.findings), (
+            tampering, segment.manifest.segment, verdict.findings,
         )  # fmt: skip
 
 
 async def test_a_segment_forged_with_its_whole_chain_is_found(books: GateLedger, tmp_path: Path) -> None:
-    """The next segment, the news of the sealing, or the ledger's own note of the last head does not fit."""
+    """The next segment, the `segment-sealed` event, or the ledger's own note of the last head does not fit."""
     draw = random.Random(11)
     segments = books.archive.segments(0)
     for tamper in TAMPERINGS:
         archive = copy_of(books.archive, tmp_path / "copy")
         segment = draw.choice(archive.segments(0))
         rows = segment.read().to_pylist()
-        told = tamper(rows, draw)
+        tampering = tamper(rows, draw)
         write(segment, rows)
         mend_chain(segment)
         source = LedgerSource(books.source.ledger_id, books.keys, archive, books.redis)
@@ -215,12 +215,12 @@ async def test_a_segment_forged_with_its_whole_chain_is_found(books: GateLedger,
         places = {finding.segment for finding in verdict.findings} | {
             name for finding in verdict.findings if name in finding.problem
         }
-        assert name in places, (told, name, verdict.findings)
+        assert name in places, (tampering, name, verdict.findings)
         assert len(segments) > 4
 
 
 async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(sealed: Archive, tmp_path: Path) -> None:
-    """One who does not know the trusted head can make everything fit but that."""
+    """A forger who does not know the trusted head can make everything fit except that head."""
     certificate = tmp_path / "certificate.json"
     certificate.write_text(json.dumps((await verdict_on(sealed, tmp_path / "v")).certificate()))
     head = sealed.segments(0)[-1].manifest.chain_after
@@ -239,9 +239,9 @@ async def test_a_rewritten_archive_is_found_by_a_head_that_was_kept(sealed: Arch
         manifests = {each.manifest.segment: each.manifest for each in archive.segments(0)}
         for row in rows:
             if row["type"] == "segment-sealed":
-                told = json.loads(row["payload"])
-                heads = manifests[told["segment"]].model_dump(include={"chain_before", "chain_after"})
-                row["payload"] = json.dumps(told | heads, separators=(",", ":"))
+                tampering = json.loads(row["payload"])
+                heads = manifests[tampering["segment"]].model_dump(include={"chain_before", "chain_after"})
+                row["payload"] = json.dumps(tampering | heads, separators=(",", ":"))
         write(forged, rows)
         mend_chain(forged)
         before = json.loads(file_of(forged).with_suffix(".json").read_text())["chain_after"]
@@ -270,7 +270,7 @@ async def test_every_changed_member_of_a_manifest_is_found(sealed: Archive, tmp_
         assert segment.manifest.segment in {finding.segment for finding in verdict.findings}, (name, verdict.findings)
 
 
-async def test_a_manifest_written_otherwise_is_found(sealed: Archive, tmp_path: Path) -> None:
+async def test_a_manifest_with_another_encoding_is_found(sealed: Archive, tmp_path: Path) -> None:
     for rewrite in (
         lambda text: text + " ",
         lambda text: text.replace("{", '{"extra": 1,', 1),
@@ -305,7 +305,7 @@ async def test_events_swapped_between_two_segments_are_found_in_both(
             mend(segment)
         findings = (await verdict_on(archive, tmp_path / "v")).findings
         for segment, seq in zip(pair, (first["seq"], second["seq"]), strict=True):
-            # What is in no order cannot be walked any further: of two events swapped whole, the earlier one is told.
+            # Events out of order end the check: of two events that are swapped whole, the earlier one is reported.
             is_walked = not are_whole or segment is min(pair, key=lambda each: each.manifest.first_seq)
             places = {(finding.segment, finding.seq) for finding in findings}
             assert not is_walked or (segment.manifest.segment, seq) in places, (are_whole, places)
@@ -373,7 +373,7 @@ async def test_a_lost_or_misplaced_segment_is_found(
     assert expected in places, verdict.findings
 
 
-async def test_a_lost_last_segment_is_found_while_the_ledger_knows_of_it(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_lost_last_segment_is_found_by_its_event_on_the_ledger(books: GateLedger, tmp_path: Path) -> None:
     archive = copy_of(books.archive, tmp_path / "copy")
     segments = archive.segments(0)
     head = segments[-1].manifest.chain_after
@@ -420,28 +420,31 @@ async def test_one_tampered_event_of_the_stream_is_found_where_it_is(books: Gate
     original: Any = await books.redis.xrange(books.keys[0].ledger)
     for tamper in (*TAMPERINGS[:-1], *TAMPERINGS[:-1], *TAMPERINGS[:-1]):
         rows = as_rows(original)
-        told = tamper(rows, draw)
-        if told.what == "changed ms":
+        tampering = tamper(rows, draw)
+        if tampering.what == "changed ms":
             continue  # A stream has no time beside the id, and no two entries of one id.
         rows.sort(key=lambda row: (row["ms"], row["n"]))
         await rewrite_stream(books, as_entries(rows))
         shutil.rmtree(tmp_path / "v", ignore_errors=True)
         live = LiveProjection.look(books.store)
         findings = (await verify(books.source, Options(tmp_path / "v"), live=live)).findings
-        assert any(finding.seq == told.seq or finding.event_id in told.ids for finding in findings), (told, findings)
+        assert any(finding.seq == tampering.seq or finding.event_id in tampering.ids for finding in findings), (
+            tampering,
+            findings,
+        )
     await rewrite_stream(books, original)
     shutil.rmtree(tmp_path / "v")
     assert (await verify(books.source, Options(tmp_path / "v"))).findings == [], "the original is sound"
 
 
-async def test_news_of_a_sealing_with_other_numbers_is_found(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_segment_sealed_event_with_other_numbers_is_found(books: GateLedger, tmp_path: Path) -> None:
     original: Any = await books.redis.xrange(books.keys[0].ledger)
     at = next(n for n in range(len(original) - 1, 0, -1) if original[n][1][b"type"] == b"segment-sealed")
-    told = json.loads(original[at][1][b"payload"])
-    for name, value in told.items():
+    tampering = json.loads(original[at][1][b"payload"])
+    for name, value in tampering.items():
         other = value + 1 if isinstance(value, int) else value[:-1] + ("0" if value[-1] != "0" else "1")
         entries = list(original)
-        entries[at] = (original[at][0], {**original[at][1], b"payload": json.dumps(told | {name: other})})
+        entries[at] = (original[at][0], {**original[at][1], b"payload": json.dumps(tampering | {name: other})})
         await rewrite_stream(books, entries)
         shutil.rmtree(tmp_path / "v", ignore_errors=True)
         findings = (await verify(books.source, Options(tmp_path / "v"))).findings
@@ -458,8 +461,8 @@ async def test_newest_events_lost_from_the_stream_are_found(books: GateLedger, t
     assert newest[0].decode() in {finding.event_id for finding in findings}
 
 
-async def test_a_number_written_otherwise_is_found(books: GateLedger, tmp_path: Path) -> None:
-    """The same number in other letters has another digest, and would not verify once it is sealed."""
+async def test_a_number_in_another_spelling_is_found(books: GateLedger, tmp_path: Path) -> None:
+    """The same number in another spelling has another digest, and would not verify once it is sealed."""
     entries: Any = await books.redis.xrange(books.keys[0].ledger)
     entries[-3][1][b"attempt"] = b"0" + entries[-3][1][b"attempt"]
     await rewrite_stream(books, entries)

@@ -1,4 +1,4 @@
-"""`verify` on ledgers that the real gate wrote: nothing is found where nothing is wrong; and what its report says."""
+"""`verify` on ledgers that the real gate wrote: a correct ledger has no finding; and what its report says."""
 
 import json
 import shutil
@@ -107,7 +107,7 @@ async def test_what_a_certificate_covers_need_not_be_checked_again(books: GateLe
 
 
 @pytest.mark.slow
-async def test_an_archive_alone_need_not_have_what_a_certificate_of_then_found_on_the_stream(
+async def test_an_archive_alone_need_not_have_events_that_a_certificate_found_on_the_stream(
     books: GateLedger, tmp_path: Path
 ) -> None:
     kept = tmp_path / "certificate.json"
@@ -130,7 +130,7 @@ async def test_an_archive_alone_need_not_have_what_a_certificate_of_then_found_o
 
 
 @pytest.mark.slow
-async def test_a_certificate_binds_what_was_not_sealed_then(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_certificate_also_covers_events_that_were_not_sealed(books: GateLedger, tmp_path: Path) -> None:
     kept = tmp_path / "certificate.json"
     kept.write_text(json.dumps((await verdict_of(books, tmp_path)).certificate()))
     entries: Any = await books.redis.xrange(books.keys[0].ledger)
@@ -145,10 +145,10 @@ async def test_a_certificate_binds_what_was_not_sealed_then(books: GateLedger, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("segment_events", first_quick(1, [7, 40]))
-async def test_what_is_sealed_meanwhile_is_no_finding(
+async def test_events_sealed_during_the_verification_are_no_finding(
     redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment_events: int
 ) -> None:
-    """A projector that works beside the command: segments within what is read of the stream, and across its end."""
+    """A projector seals while the command runs: segments inside what was read of the stream, and across its end."""
     made = await gate_ledger(redis_client, tmp_path / "ledger", 1, 60)
     await made.run(60)
     read = StreamWalk.next_events
@@ -166,7 +166,7 @@ async def test_what_is_sealed_meanwhile_is_no_finding(
 
 
 @pytest.mark.slow
-async def test_what_is_no_certificate_is_refused(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_malformed_certificate_is_refused(books: GateLedger, tmp_path: Path) -> None:
     (tmp_path / "damaged.json").write_text("{}")
     (tmp_path / "another.json").write_text(json.dumps({"certificate": 1, "ledger_id": "another", "partitions": []}))
     for given in ("nothing.json", "0" * 63, "damaged.json", "another.json"):
@@ -218,7 +218,7 @@ async def test_a_projection_that_differs_is_found(
 
 
 @pytest.mark.slow
-async def test_a_projection_that_was_opened_again_is_not_taken_for_another(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_reopened_projection_is_not_taken_for_another(books: GateLedger, tmp_path: Path) -> None:
     path = books.store.path
     books.store.close()
     books.store = Store.open(path, LEDGER)
@@ -235,7 +235,7 @@ async def test_a_projection_behind_is_compared_where_it_stands(books: GateLedger
     assert verdict.events > at
 
 
-async def test_what_the_gate_holds_otherwise_than_the_events_say_is_found(books: GateLedger, tmp_path: Path) -> None:
+async def test_a_difference_between_redis_and_the_events_is_found(books: GateLedger, tmp_path: Path) -> None:
     """G2: open holds; and the gate's own balances."""
     keys = books.keys[0]
     held_calls: Any = await books.redis.zrange(keys.holds, 0, 0)

@@ -92,7 +92,7 @@ def test_without_changes_the_outcome_is_the_recorded_one(seed: int) -> None:
 
 
 def gate_ledger(driver: GateDriver, seed: int, steps: int) -> GateLedger:
-    """A life of everything that the gate does, with caps that bite."""
+    """A ledger with everything that the gate does, and caps that refuse calls."""
     draw, ledger = random.Random(seed), GateLedger(driver)
     opened, closed, settled = list[tuple[str, str, int, int]](), list[tuple[str, str]](), list[str]()
     for number in range(steps):
@@ -139,7 +139,7 @@ def gate_ledger(driver: GateDriver, seed: int, steps: int) -> GateLedger:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_every_decision_of_the_real_gate_follows_from_the_books_of_a_what_if(driver: GateDriver, seed: int) -> None:
-    """The recorded decision would stand in any case; that it is also the one computed is what is tested."""
+    """The recorded decision stands in any case; the test is that the computed one is the same."""
     outcome = decide(gate_ledger(driver, seed, 120).entries)
     assert_as_recorded(outcome)
     assert outcome.unexplained == 0
@@ -248,7 +248,7 @@ CAP_CASES: dict[str, tuple[Script, Alternatives, RecordedCaps, bool]] = {
 
 
 @pytest.mark.parametrize("case", CAP_CASES)
-def test_whose_cap_is_replaced(case: str) -> None:
+def test_a_changed_cap_counts_for_the_right_users(case: str) -> None:
     script, changed, recorded, is_refused = CAP_CASES[case]
     total = decide(script.call("c0", 4, 4).entries, changed, recorded_caps=recorded).total()
     assert total.newly_refused == is_refused
@@ -279,7 +279,7 @@ def test_a_call_that_waits_at_the_end_counts_as_neither() -> None:
 CAMPAIGN = f"campaign:sale:{PERIOD}"
 SALE = {CAMPAIGN: 10}
 ONE_DOLLAR = price(MODEL, "1", "1")
-# Ledger, cap, and what must come of it: spent, refusals, and how many still wait; calls wait for 30 s at most.
+# Ledger, cap, and the expected result: spent, refusals, and calls that still wait; calls wait for 30 s at most.
 WAITS: dict[str, tuple[Script, int, tuple[int, list[tuple[str, str]], int]]] = {
     "a correction downwards lets the next one in": (
         # 4 settled, 4 held and 4 more pass 10; with 1 settled they fit.
@@ -393,12 +393,12 @@ def test_a_retry_for_which_the_hold_cannot_grow_is_not_made() -> None:
 USAGE = {"prompt_tokens": 301, "completion_tokens": 77}
 
 
-def test_an_other_price_prices_recorded_tokens_and_bounds_to_the_nanodollar() -> None:
+def test_another_price_counts_for_recorded_tokens_and_bounds_to_the_nanodollar() -> None:
     script = Script().hold("c0", 50).called("c0", 20, usage=USAGE).settle("c0", 20).call("c1", 9, 9, model=OTHER)
     dear = price(MODEL, "3", "15")
     total = decide(script.entries, Alternatives(prices={MODEL: dear})).total()
     assert total.other_spent_nanousd == 301 * 3_000 + 77 * 15_000 + 9
-    # A thousand tokens of each at most: the bound is what decides.
+    # At most a thousand tokens of each kind: the bound decides.
     bound = 1_000 * 3_000 + 1_000 * 15_000
     changed = Alternatives(prices={MODEL: dear}, plan_caps_nanousd={"trial": bound - 1})
     (refusal,) = decide(script.entries, changed).refusals
@@ -521,7 +521,7 @@ def test_a_selection_has_its_own_sums_and_refusals() -> None:
     assert list(outcome.by_user()) == ["bob", "ann"], "the most affected first"
 
 
-def test_a_gap_in_the_ledger_is_said() -> None:
+def test_a_gap_in_the_ledger_is_reported() -> None:
     with pytest.raises(LedgerGap):
         decide(LedgerMaker(1).run(50).entries[3:])
 
@@ -603,20 +603,20 @@ async def test_the_command_reads_an_archive_and_prints_tables_or_json(redis_clie
         "--user-cap",
         "user:1=0",
     )
-    told = (await run_cli("what-if", *options, "--json", cwd=tmp_path)).json()
+    printed = (await run_cli("what-if", *options, "--json", cwd=tmp_path)).json()
     wanted = decide(
         entries[:last],
         Alternatives(plan_caps_nanousd={"trial": 10_000_000}, user_caps_nanousd={"user:1": 0}),
     )
-    assert told["events"] == last
-    assert Decimal(told["total"]["spent_usd"]["what_if"]) == Decimal(wanted.total().other_spent_nanousd).scaleb(-9)
-    assert told["total"]["newly_refused"] == wanted.total().newly_refused > 0
-    assert {plan["plan"] for plan in told["plans"]} == set(wanted.by_plan())
-    assert [each["call_id"] for each in told["first_refusals"]] == [each.call_id for each in wanted.first_refusals()]
+    assert printed["events"] == last
+    assert Decimal(printed["total"]["spent_usd"]["what_if"]) == Decimal(wanted.total().other_spent_nanousd).scaleb(-9)
+    assert printed["total"]["newly_refused"] == wanted.total().newly_refused > 0
+    assert {plan["plan"] for plan in printed["plans"]} == set(wanted.by_plan())
+    assert [each["call_id"] for each in printed["first_refusals"]] == [each.call_id for each in wanted.first_refusals()]
     text = await run_cli("what-if", *options, cwd=tmp_path)
     assert text.code == 0, text.stderr
     assert "Assumes: " in text.stdout
-    assert told["first_refusals"][0]["call_id"] in text.stdout
+    assert printed["first_refusals"][0]["call_id"] in text.stdout
     archiving.store.close()
     await archiving.pipeline.aclose()
 

@@ -75,7 +75,7 @@ async def test_a_budget_by_a_tag_and_a_week(server_url: str, tmp_path: Path) -> 
         ]
         assert outcome.total().difference_nanousd == -COST
         assert (await what_if(calling, policy_of(budgets=[TEAM | {"cap_usd": usd(COST + BOUND)}]))).refusals == []
-        # Of nobody else's calls there is anything to tell, and without changes the numbers are the recorded ones.
+        # No other user's calls are reported, and without changes the numbers are the recorded ones.
         same = await what_if(calling, policy_of())
         assert (same.total().is_changed, same.unexplained) == (False, 0)
 
@@ -165,7 +165,7 @@ async def test_prices_count_from_their_day(server_url: str, tmp_path: Path) -> N
         assert spent == (PROMPT_TOKENS + COMPLETION_TOKENS) * 9_000
 
 
-def test_what_cannot_be_known_is_said() -> None:
+def test_assumptions_that_matter_are_printed() -> None:
     other = policy_of(ROUTE | {"cheaper": MINI}, budgets=[TEAM | {"cap_usd": 1}])
     said = " ".join(assumptions(Alternatives.of_policy(other, default_policy()), Outcome().total()))
     for words in ("does not have are decided as recorded", "cheaper one of its route", "an expiry takes back"):
@@ -215,7 +215,7 @@ def at_providers() -> Script:
 
 
 def priced(own: tuple[int, int], default: tuple[int, int] = (1, 1), **route: Any) -> Policy:
-    """A policy in which the model costs so much at each of two providers, in dollars per million tokens."""
+    """A policy with the model's price at each of two providers, in dollars per million tokens."""
     prices = [{"prompt": prompt, "completion": completion} for prompt, completion in (default, own)]
     provider = {"base_url": "https://own.example/v1", "dialect": "compatible", "prices": {MODEL: prices[1]}}
     return default_policy(

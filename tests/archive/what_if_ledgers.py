@@ -34,7 +34,7 @@ ANY_TIME: Final = Window(PERIOD, 0, 2**50)
 
 
 def decide(entries: Sequence[Any], changed: Alternatives | None = None, *, batch: int = 0, **options: Any) -> Outcome:
-    """Decide raw entries again, in tables of so many events where that is given."""
+    """Decide raw entries again, in tables of this number of events if it is given."""
     walk = WhatIf(changed or Alternatives(), PriceCatalogue().price_anywhere, **options)
     size = batch or len(entries) or 1
     for start in range(0, len(entries), size):
@@ -49,7 +49,7 @@ def table_of(entries: Sequence[Any]) -> pa.Table:
 def order(
     plan: str = "trial", task_type: str = "score_post", campaign: str | None = None, **bound: Any
 ) -> dict[str, Any]:
-    """What a reservation's payload says of its call."""
+    """What a reservation's payload says about its call."""
     tokens = {"model": MODEL, "prompt_tokens": 1_000, "completion_tokens": 1_000, **bound}
     prices = {"prompt_nanousd_per_mtok": 1, "completion_nanousd_per_mtok": 1}
     named = {} if campaign is None else {"campaign_id": campaign}
@@ -80,10 +80,10 @@ class GateLedger:
 
     def extend(self, call_id: str, extension: int, *, spent: int, cap: int, hold: int = 1, attempt: int = 2) -> Answer:
         names = self._names[call_id]
-        told = AttemptEvent("model-called", attempt - 1, json.dumps(called(charge=spent, hold=hold)))
+        event = AttemptEvent("model-called", attempt - 1, json.dumps(called(charge=spent, hold=hold)))
         request = RecordRequest(
             call_id=call_id, user_id=self._users[call_id], hold=hold, attempts_begun=attempt, spent_nanousd=spent,
-            assumed_nanousd=0, events=(told,), extension_nanousd=extension,
+            assumed_nanousd=0, events=(event,), extension_nanousd=extension,
             extension_payload=json.dumps({"kind": "extension", **order()}),
             budgets=tuple(BudgetCap(name, cap) for name in names),
         )  # fmt: skip
@@ -131,7 +131,7 @@ class Work:
 
 @dataclass
 class Done:
-    """What became of the calls under one cap."""
+    """The outcome of the calls under one cap."""
 
     ledger: GateLedger
     refused: set[str] = field(default_factory=set[str])
@@ -140,7 +140,7 @@ class Done:
 
 
 def run_work(driver: GateDriver, work: Work, cap: int) -> Done:
-    """Let the real gate decide on the work; who has to wait is asked for again in order whenever money is freed."""
+    """Let the real gate decide the calls; whenever money is freed, waiting ones are tried again in order."""
     done, queue = Done(GateLedger(driver)), deque[int]()
     ended, opened = set[int](), set[int]()
 
@@ -193,7 +193,7 @@ def called(
 
 
 class Script:
-    """Writes events, a second apart; nobody decides anything, so the ledger says what the test says."""
+    """Writes events, a second apart. Nothing is decided: the ledger has exactly what the test says."""
 
     def __init__(self, *, user: str = "ann", plan: str = "trial", cap: int = MAX_NANOUSD) -> None:
         self.entries: list[Any] = []

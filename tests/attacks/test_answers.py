@@ -1,4 +1,4 @@
-"""Answers that go where they must not: to another user, into Tollbook's own keys, under another task's id."""
+"""No answer goes to another user, into Tollbook's own keys, or under another task's id."""
 
 import asyncio
 from pathlib import Path
@@ -34,7 +34,7 @@ def make_task(task_id: str, user: str, **fields: str) -> dict[str, str]:
     }
 
 
-async def test_nobody_is_handed_the_answer_to_another_users_task(
+async def test_no_user_gets_the_answer_to_another_users_task(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """G4: a model without a price is refused before the gate looks at the content; the id is another's all the same."""
@@ -53,7 +53,7 @@ OTHERS = [{}, {"task": "ping"}, {"plan": "gold"}, {"model": "no/price"}]
 
 
 @pytest.mark.parametrize("other", first_quick(1, OTHERS), ids=str)
-async def test_a_task_id_is_one_tasks_also_where_its_users_are_in_two_partitions(
+async def test_a_task_id_of_users_in_two_partitions_is_one_task(
     redis_client: Redis, server_url: str, tmp_path: Path, other: dict[str, str]
 ) -> None:
     """G4: the second is no second charge and no second result, whatever it asks for."""
@@ -77,7 +77,7 @@ async def test_a_task_id_is_one_tasks_also_where_its_users_are_in_two_partitions
 
 
 @pytest.mark.parametrize("squatter", [{"task": "ping", "task_id": "t1"}, {"task": "nothing", "task_id": "t1"}])
-async def test_a_denial_is_told_also_where_something_else_was_answered_under_the_id(
+async def test_a_denial_is_answered_even_if_another_result_has_its_id(
     redis_client: Redis, server_url: str, tmp_path: Path, squatter: dict[str, str]
 ) -> None:
     async with running_system(tmp_path / "data", server_url, caps=CapTable(users={"u1": 0})) as running:
@@ -104,7 +104,7 @@ async def test_a_denial_is_told_also_where_something_else_was_answered_under_the
         "acme-tasks",
     ]),
 )  # fmt: skip
-async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
+async def test_a_reply_is_never_written_into_a_key_of_tollbook(
     redis_client: Redis, server_url: str, tmp_path: Path, reply_to: str
 ) -> None:
     """A stream in place of the lease would keep every projector from starting, a worker's key would keep it alive."""
@@ -112,7 +112,7 @@ async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
         if reply_to == projector_lease("tollbook"):
             await redis_client.delete(reply_to)
         await redis_client.hset(STREAM_OWNERS, mapping={"scraping": "acme", "acme-tasks": "acme"})
-        # A worker that serves none of the streams that it might be made to write to.
+        # A worker that serves none of the streams that a task might name for its reply.
         runtime, stop = running.system.runtime, asyncio.Event()
         worker = build_worker(runtime, [STREAM], "worker-0")
         serving = asyncio.create_task(serve_worker(runtime, worker, stop, redis_url=running.system.redis_url))
@@ -134,7 +134,7 @@ async def test_a_reply_is_never_written_into_a_key_of_tollbooks_own(
 
 
 @pytest.mark.slow
-async def test_no_reply_is_written_into_a_key_of_a_tollbook_that_came_later(
+async def test_no_reply_is_written_into_a_key_of_a_later_tollbook(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_system(tmp_path / "data", server_url) as running:

@@ -64,7 +64,7 @@ async def test_more_connections_than_the_limit_are_closed_and_those_within_it_ar
 
         within[0][1].close()
         assert await read_end(within[0][0]) == b""
-        for _ in range(100):  # Until the server has heard of the end.
+        for _ in range(100):  # Until the server has noticed the end.
             reader, writer = await connect(port)
             writer.write(OK)
             if await reader.read(4) == b"HTTP":
@@ -107,7 +107,7 @@ async def test_an_endless_head_is_cut_off(begin: bytes) -> None:
         assert sent < 10_000_000
 
 
-async def test_a_long_body_is_no_head() -> None:
+async def test_a_long_body_does_not_count_as_a_head() -> None:
     async with serving(max_head_bytes=1_000) as port:
         reader, writer = await connect(port)
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n" + b"a" * 5_000_000 + OK)

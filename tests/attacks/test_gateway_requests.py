@@ -1,4 +1,4 @@
-"""What clients send to the gateway: nothing is paid and then lost, charged to others, or allowed to hold it up."""
+"""Hostile requests to the gateway: no answer is paid and lost, nothing is charged to others, nothing blocks it."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ async def charged_user(served: Served, reply: httpx.Response) -> str | None:
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ['"\\ud83d"', '{"half": "\\ud83d"}'])
 @pytest.mark.parametrize("field", first_quick(1, ["metadata", "user", "prompt_cache_key", "safety_identifier"]))
-async def test_an_answer_that_repeats_half_a_character_is_given_once_it_is_paid(
+async def test_an_answer_with_half_a_character_is_delivered_and_paid_once(
     served: Served, field: str, value: str
 ) -> None:
     reply = await post(served, "/v1/responses", f'{{"model": "{MODEL}", "input": "Hi", "{field}": {value}}}')
@@ -77,7 +77,7 @@ async def test_a_number_past_all_numbers_is_refused_before_anything_is_paid(serv
 @pytest.mark.slow
 @pytest.mark.parametrize("model", first_quick(1, ["\ud800", "@preset/x", " " + MODEL, "a" * 300, "a\nb"]))
 @pytest.mark.parametrize("path", [*BODIES, "/v1/messages/count_tokens"])
-async def test_a_model_that_cannot_be_one_is_a_wrong_request(served: Served, path: str, model: str) -> None:
+async def test_a_malformed_model_name_is_a_wrong_request(served: Served, path: str, model: str) -> None:
     body = {**BODIES.get(path, BODIES["/v1/messages"]), "model": model}
 
     reply = await post(served, path, json.dumps(body))
@@ -91,11 +91,11 @@ async def test_the_user_of_a_body_is_charged_in_every_api(served: Served, path: 
     body = json.dumps({**BODIES[path], "user": "u7"})
 
     assert await charged_user(served, await post(served, path, body, authorization=f"Bearer {SHARED}")) == "u7"
-    # A key that does not allow it passes over it.
+    # A key that does not allow the field ignores it.
     assert await charged_user(served, await post(served, path, body)) == "u1"
 
 
-async def test_a_user_of_a_body_that_is_no_id_is_refused(served: Served) -> None:
+async def test_a_malformed_user_in_a_body_is_refused(served: Served) -> None:
     for user in ({"a": 1}, True, ["u1"], 1.5):
         body = json.dumps({**BODIES["/v1/chat/completions"], "user": user})
         reply = await post(served, "/v1/chat/completions", body, authorization=f"Bearer {SHARED}")
@@ -133,7 +133,7 @@ async def test_a_retry_for_another_user_joins_no_call(served: Served) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", first_quick(2, ["9" * 5000, "²", "-1", "1.5", "one"]))
-async def test_a_count_of_retries_that_is_no_number_is_passed_over(served: Served, count: str) -> None:
+async def test_a_retry_count_that_is_not_a_number_is_ignored(served: Served, count: str) -> None:
     body = json.dumps(BODIES["/v1/chat/completions"])
 
     reply = await post(served, "/v1/chat/completions", body, x_stainless_retry_count=count.encode("latin-1"))
@@ -144,7 +144,7 @@ async def test_a_count_of_retries_that_is_no_number_is_passed_over(served: Serve
 @pytest.mark.parametrize("path", first_quick(1, [*BODIES, "/v1/embeddings", "/v1/messages/count_tokens"]))
 @pytest.mark.parametrize("value", first_quick(1, ['{"a": 1}', "1", "[]", '"abcd"']))
 async def test_a_million_small_values_are_refused_at_once(served: Served, path: str, value: str) -> None:
-    """They were judged one by one for minutes, while the process did nothing else."""
+    """Validating them one by one took minutes, in which the process did nothing else."""
     name = "input" if path in ("/v1/responses", "/v1/embeddings") else "messages"
     body = f'{{"model": "{MODEL}", "max_tokens": 5, "{name}": [{",".join([value] * 1_000_000)}]}}'
 
@@ -155,7 +155,7 @@ async def test_a_million_small_values_are_refused_at_once(served: Served, path: 
     assert len(reply.content) < 1_000
 
 
-async def test_a_request_refers_to_so_many_earlier_answers_only(served: Served) -> None:
+async def test_a_request_may_refer_to_a_limited_number_of_earlier_answers(served: Served) -> None:
     items = [{"type": "item_reference", "id": f"msg_gw-{number}_0"} for number in range(10_000)]
 
     reply = await post(served, "/v1/responses", json.dumps({"model": MODEL, "input": items}))

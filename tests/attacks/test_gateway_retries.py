@@ -1,4 +1,4 @@
-"""Retries under an Idempotency-Key: what was paid is never bought again, and what came to nothing may still succeed."""
+"""Retries under an Idempotency-Key: a paid call is never paid again, and a call without an effect may still succeed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,9 +26,7 @@ async def served(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncI
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_streamed", first_quick(1, [True, False]))
-async def test_a_call_that_only_holds_were_in_the_way_of_is_made_by_its_retry(
-    served: Served, is_streamed: bool
-) -> None:
+async def test_a_call_that_waited_for_holds_too_long_is_made_by_its_retry(served: Served, is_streamed: bool) -> None:
     await served.calling.set_cap(2_600_000)
     served.calling.script("slow")
     other = asyncio.create_task(served.chat("Hello"))
@@ -60,7 +58,7 @@ async def test_a_provider_that_refused_without_a_charge_is_asked_again(served: S
     assert served.calling.provider.requests == asked + 1
 
 
-async def test_what_was_charged_without_an_answer_is_not_bought_again(served: Served) -> None:
+async def test_a_charged_call_without_an_answer_is_not_paid_again(served: Served) -> None:
     served.calling.script("broken_json", "broken_json")
 
     refused = await served.chat("Hi", headers=NAMED)

@@ -1,4 +1,4 @@
-"""Names and addresses that look harmless: a task that bears a command's id, parameters in the address of Redis."""
+"""Names and addresses that look harmless: a task with a command's id, parameters in the address of Redis."""
 
 import duckdb
 import pytest
@@ -35,7 +35,7 @@ def test_no_task_can_take_the_id_of_a_credit_or_of_its_end() -> None:
             check_task_id(command_id)
 
 
-def test_no_task_can_take_the_id_of_what_a_recovery_enters() -> None:
+def test_no_task_can_take_the_id_of_a_charge_that_a_recovery_enters() -> None:
     """G4: neither a lost charge nor a noted one may be refused as a conflict."""
     for command_id in ("recovered 1700000000000-0", "unbooked task 1"):
         with pytest.raises(ValueError, match="as commands' ids do"):
@@ -45,7 +45,7 @@ def test_no_task_can_take_the_id_of_what_a_recovery_enters() -> None:
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        # Replies would be read as other types than the workers expect: they would stand still.
+        # Replies would have other types than the workers expect, and the workers would stop working.
         ("redis://h/0?protocol=3", "unknown parameter 'protocol'"),
         ("redis://h/0?decode_responses=True", "unknown parameter 'decode_responses'"),
         # A command would be sent again after a lost connection, a task published twice.
@@ -85,7 +85,7 @@ def test_an_address_may_say_database_login_and_certificates(url: str, monkeypatc
 
 
 def test_an_id_with_an_apostrophe_stays_a_value_in_a_query() -> None:
-    """`tollbook spend` asks the projector with a text: what looks like SQL in an id is a name, and no user's."""
+    """`tollbook spend` queries the projection: SQL in an id must stay a value, here one that no user has."""
     connection = duckdb.connect()
     columns = SPEND_COLUMNS.split(", ")
     connection.execute(

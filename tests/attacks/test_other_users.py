@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
 from tests.servers import wait_until
-from tests.system import StayingCommand, run_cli
+from tests.system import BackgroundCommand, run_cli
 from tollbook.ledger.private_files import make_private_folder, read_private, write_private
 from tollbook.ledger.projection.snapshot import take_snapshot
 from tollbook.ledger.projection.store import Store
@@ -59,7 +59,7 @@ async def test_the_password_is_made_once_and_stands_on_no_command_line(
     assert private_server.url == before
 
 
-async def test_what_the_server_writes_can_be_read_by_its_owner_only(
+async def test_files_of_the_server_are_readable_by_their_owner_only(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
     async with connect(private_server.url) as client:
@@ -83,7 +83,7 @@ def test_another_user_reads_nothing() -> None:
 
 
 def test_a_folder_that_exists_stays_as_it_is(tmp_path: Path) -> None:
-    """Its owner may share it on purpose; what is made in it is private all the same."""
+    """Its owner may share it on purpose; files that are made in it are still private."""
     folder = tmp_path / "data"
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)
@@ -122,7 +122,7 @@ def public() -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> None:
+async def test_another_user_can_read_nothing_of_a_running_system(public: Path) -> None:
     """Each file, each process, each port: no prompt, no key, no password, no token."""
     secret, key = "the-prompt-of-somebody-else", "sk-the-key"
     data = public / "data"
@@ -133,7 +133,7 @@ async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> No
             "TOLLBOOK_DATA_DIR": str(data),
             "TOLLBOOK_ALLOW_UNSYNCED": "1",
         }
-        command = await StayingCommand.start("up", cwd=public, env=env, is_installed=True)
+        command = await BackgroundCommand.start("up", cwd=public, env=env, is_installed=True)
         try:
             await wait_until(lambda: "Metrics:" in command.stdout, what="the start")
             pids = [command.process.pid, int((data / "valkey" / "valkey.pid").read_text())]
@@ -162,8 +162,8 @@ async def test_another_user_gets_nothing_of_a_running_system(public: Path) -> No
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_file_of_another_user_is_not_believed() -> None:
-    """Else whoever makes a folder `data` where others work is sent their prompts."""
+def test_a_file_of_another_user_is_not_trusted() -> None:
+    """Otherwise a user who makes a folder `data` where others work would get their prompts."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "endpoint.json"
         write_private(path, "{}")

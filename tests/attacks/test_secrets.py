@@ -1,4 +1,4 @@
-"""Ways in which a prompt, a completion or a password could come to light (G10)."""
+"""Ways in which a prompt, a completion or a password could leak (G10)."""
 
 import json
 from pathlib import Path
@@ -35,10 +35,10 @@ def test_a_logged_fault_shows_no_local_variables(
             structlog.get_logger("test").exception("task.crashed")
     finally:
         structlog.configure(**before)
-    told = capsys.readouterr().err
-    assert "a fault that quotes none" in told
-    assert SECRET not in told
-    assert form != "json" or json.loads(told)["event"] == "task.crashed"
+    logged = capsys.readouterr().err
+    assert "a fault that quotes none" in logged
+    assert SECRET not in logged
+    assert form != "json" or json.loads(logged)["event"] == "task.crashed"
 
 
 @pytest.mark.parametrize(

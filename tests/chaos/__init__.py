@@ -1,1 +1,1 @@
-"""The chaos run: a real system of many processes, killed and stopped at random, held against the provider's book."""
+"""The chaos run: a real system of many processes, killed and paused at random, checked with the provider's book."""

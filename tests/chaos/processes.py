@@ -19,8 +19,8 @@ _LOADING_MS: Final = 1_000
 
 
 @dataclass(slots=True)
-class Standstill:
-    """A time in which a process did nothing. Units: milliseconds since the epoch."""
+class Downtime:
+    """A time in which a process or server was paused or down. Units: milliseconds since the epoch."""
 
     pid: int
     from_ms: int
@@ -28,16 +28,16 @@ class Standstill:
 
 
 @dataclass(frozen=True, slots=True)
-class Surprise:
-    """A process that ended unasked, or did not end when asked. Units: milliseconds since the epoch."""
+class UnexpectedExit:
+    """A process that ended by itself, or did not end when it was told to. Units: milliseconds since the epoch."""
 
     text: str
     from_ms: int
     to_ms: int
     code: int | None = None
 
-    def is_for_want_of(self, outages: Sequence[Standstill]) -> bool:
-        """Whether it gave up at its start, with an error, since the server was away; it is then started again."""
+    def is_caused_by(self, outages: Sequence[Downtime]) -> bool:
+        """Whether it ended at its start, with an error, because the server was down. It is started again."""
         is_starting = self.code == 1 and self.to_ms - self.from_ms < _STARTED_MS
         return is_starting and any(
             outage.from_ms <= self.to_ms and outage.to_ms + _LOADING_MS >= self.from_ms for outage in outages
@@ -45,15 +45,15 @@ class Surprise:
 
 
 class Program:
-    """One command that is to run: started anew whenever it ends by itself, which is noted."""
+    """One command that is kept running. If it ends by itself, that is recorded, and it is started again."""
 
     def __init__(
         self, name: str, arguments: Sequence[str], env: Mapping[str, str], directory: Path, file: Path | None = None
     ) -> None:
         self.name = name
         self.pids: list[int] = []
-        self.surprises: list[Surprise] = []
-        self.standstills: list[Standstill] = []
+        self.unexpected_exits: list[UnexpectedExit] = []
+        self.downtimes: list[Downtime] = []
         self._arguments = tuple(arguments)
         self._env = dict(env)
         self._directory = directory
@@ -68,30 +68,30 @@ class Program:
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
 
-    async def strike(self, deed: str, for_s: float) -> None:
-        """Do it harm, and let it go on after so many seconds."""
-        if deed == "stop":
-            await self._stand_still(for_s)
+    async def inject(self, kind: str, for_s: float) -> None:
+        """Make a fault of this kind; start or resume the process after `for_s` seconds."""
+        if kind == "stop":
+            await self._pause(for_s)
             return
         self._is_wanted.clear()
-        self._send(signal.SIGTERM if deed == "end" else signal.SIGKILL)
+        self._send(signal.SIGTERM if kind == "end" else signal.SIGKILL)
         await self._wait()
-        if deed == "lose" and self._file is not None:
+        if kind == "lose" and self._file is not None:
             for file in self._file.parent.glob(f"{self._file.name}*"):
                 file.unlink()
         await asyncio.sleep(for_s)
         self._is_wanted.set()
 
-    def forget_ends_in(self, outage: Standstill) -> None:
-        """Take its ends for right that had to do with it: it refused a store, and was started again meanwhile."""
-        self.surprises = [
+    def excuse_exits_during(self, outage: Downtime) -> None:
+        """Remove the exits with an error during an outage: the process was right to refuse the store."""
+        self.unexpected_exits = [
             each
-            for each in self.surprises
+            for each in self.unexpected_exits
             if each.to_ms < outage.from_ms or each.from_ms > outage.to_ms or each.code != 1
         ]
 
     async def end(self) -> None:
-        """End it for good, in an orderly way; what does not end is killed, and noted."""
+        """Shut it down for good. If it does not end, it is killed, and that is recorded."""
         self._is_wanted.clear()
         self._send(signal.SIGTERM)
         await self._wait()
@@ -100,17 +100,17 @@ class Program:
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
 
-    async def _stand_still(self, for_s: float) -> None:
+    async def _pause(self, for_s: float) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        standstill = Standstill(process.pid, _now_ms())
-        self.standstills.append(standstill)
+        downtime = Downtime(process.pid, _now_ms())
+        self.downtimes.append(downtime)
         process.send_signal(signal.SIGSTOP)
         try:
             await asyncio.sleep(for_s)
         finally:
-            standstill.to_ms = _now_ms()
+            downtime.to_ms = _now_ms()
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGCONT)
 
@@ -124,7 +124,7 @@ class Program:
         except TimeoutError:
             now_ms = _now_ms()
             text = f"{self.name} (pid {process.pid}) did not end within {_END_S} s"
-            self.surprises.append(Surprise(text, now_ms, now_ms))
+            self.unexpected_exits.append(UnexpectedExit(text, now_ms, now_ms))
             self._send(signal.SIGKILL)
             await process.wait()
 
@@ -143,7 +143,7 @@ class Program:
                     *self._arguments,
                     cwd=self._directory,
                     env=self._env,
-                    # Where this process dies, the pipe closes and the other ends by itself (--supervised).
+                    # If this process dies, the pipe closes, and the other ends by itself (--supervised).
                     stdin=asyncio.subprocess.PIPE,
                     stdout=output,
                     stderr=output,
@@ -153,7 +153,7 @@ class Program:
                 code = await self._process.wait()
                 if self._is_wanted.is_set():
                     text = f"{self.name} (pid {self._process.pid}) ended by itself with code {code}"
-                    self.surprises.append(Surprise(text, from_ms, _now_ms(), code))
+                    self.unexpected_exits.append(UnexpectedExit(text, from_ms, _now_ms(), code))
                     await asyncio.sleep(_RESTART_S)
 
 

@@ -1,8 +1,8 @@
 """`python -m tests.chaos.provider`: the stand-in, with a log of every request beside its billing book.
 
-The book knows charges only. The log has a line for each request, written before it is
-charged or answered: the task whose mark stands in the prompt, when it came, and the
-generation id under which a charge would stand in the book.
+The book has only charges. The log has a line for each request, written before it is charged or
+answered: the task whose mark is in the prompt, when the request came, and the generation id that a
+charge would have in the book.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _MARK: Final = re.compile(rb"\[\[task=([A-Za-z0-9-]+)\]\]")
 
 
 def mark(task_id: str) -> str:
-    """Return what makes a prompt's task known to the log."""
+    """Return the mark in a prompt by which the log knows its task."""
     return f"[[task={task_id}]]"
 
 

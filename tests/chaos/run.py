@@ -20,11 +20,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from tests.chaos.audit import Audit, Evidence, RawEvent
-from tests.chaos.plot import GATEWAYS, REPLIES, STREAMS, WORKERS, Blow, Plot
+from tests.chaos.clients import Clients
 from tests.chaos.processes import Program, tollbook
+from tests.chaos.scenario import GATEWAYS, REPLIES, STREAMS, WORKERS, ProcessFault, Scenario
 from tests.chaos.servers import Servers, open_servers
-from tests.chaos.stores import BATCH, BATCHES, STORE_BLOWS, read_lines
-from tests.chaos.visitors import Visitors
+from tests.chaos.stores import BATCH, BATCHES, STORE_FAULTS, read_lines
 from tests.deployments import ONE
 from tests.servers import PATIENCE_S
 from tests.system import command_environment
@@ -47,29 +47,29 @@ _NO_ANSWER: Final = (RedisError, OSError, TimeoutError, LedgerUnavailable)
 
 
 class TooFewReplicas(RedisError):
-    """What was read or written is not on a replica, and may be lost."""
+    """Too few replicas have what was read or written, so it may be lost."""
 
 
 class NotDrained(AssertionError):
-    """The system did not come to rest after it was healed."""
+    """The system did not finish all work after the faults were over."""
 
 
 @dataclass
 class Chaos:
     """A run under way."""
 
-    plot: Plot
+    scenario: Scenario
     directory: Path
     server: Servers
     redis: Redis
     provider_url: str
     health_url: str
     programs: dict[str, Program]
-    visitors: Visitors
-    store_blows: Sequence[str] = ()
+    clients: Clients
+    store_faults: Sequence[str] = ()
     published: list[tuple[str, str, int]] = field(default_factory=list[tuple[str, str, int]])
-    unsure: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
-    struck: int = 0
+    unconfirmed: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    faults_injected: int = 0
     took_s: dict[str, float] = field(default_factory=dict[str, float])
     _events: dict[Keys, list[RawEvent]] = field(default_factory=dict[Keys, list[RawEvent]])
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -78,21 +78,21 @@ class Chaos:
     def data_dir(self) -> Path:
         return self.directory / "data"
 
-    async def unleash(self) -> None:
-        """Publish, visit and strike as the plot has it, until all are done and everything runs again."""
-        self.visitors.key = await self._make_key()
-        await _until(self.visitors.are_served, PATIENCE_S, "the gateways did not start")
+    async def run_workload(self) -> None:
+        """Publish tasks, run clients and make faults as the scenario says, until all are done and all processes run."""
+        self.clients.key = await self._make_key()
+        await _until(self.clients.are_served, PATIENCE_S, "the gateways did not start")
         started = time.monotonic()
-        # Where one of them fails, the others end: publishers would wait for ever for a server that did not come back.
+        # If one of them fails, the others end: publishers would wait for ever for a server that did not come back.
         async with asyncio.TaskGroup() as group:
-            for deeds in (self._strike_all, self._visit_all, self._publish_all):
-                group.create_task(deeds(started))
+            for steps in (self._inject_faults, self._run_clients, self._publish_all):
+                group.create_task(steps(started))
         await self.reconnect()
         async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             await _until(lambda: self._heal_provider(client), 20, "the provider did not come back")
 
     async def reconnect(self) -> None:
-        """Give up the client's own idle connections: they are from before a server's death, and it repeats nothing."""
+        """Close the idle connections of the client: they are older than a server's death, and it retries nothing."""
         for server in await primaries(self.redis):
             await server.connection_pool.disconnect(inuse_connections=False)
 
@@ -103,20 +103,20 @@ class Chaos:
             return False
         return reply.is_success
 
-    async def _strike_all(self, started: float) -> None:
+    async def _inject_faults(self, started: float) -> None:
         locks = {name: asyncio.Lock() for name in ("server", *self.programs)}
 
-        async def strike(blow: Blow) -> None:
-            await asyncio.sleep(max(0, started + blow.at_s - time.monotonic()))
-            target = self.server if blow.target == "server" else self.programs[blow.target]
-            async with locks[blow.target]:
-                await target.strike(blow.deed, blow.for_s)
-            self.struck += 1
+        async def inject(process_fault: ProcessFault) -> None:
+            await asyncio.sleep(max(0, started + process_fault.at_s - time.monotonic()))
+            target = self.server if process_fault.target == "server" else self.programs[process_fault.target]
+            async with locks[process_fault.target]:
+                await target.inject(process_fault.kind, process_fault.for_s)
+            self.faults_injected += 1
 
-        await asyncio.gather(*(strike(blow) for blow in self.plot.blows))
+        await asyncio.gather(*(inject(process_fault) for process_fault in self.scenario.process_faults))
 
     async def _make_key(self) -> str:
-        """Make a key for the visitors, as soon as there is a ledger."""
+        """Create a key for the clients, as soon as there is a ledger."""
         made: list[str] = []
 
         async def is_made() -> bool:
@@ -127,31 +127,31 @@ class Chaos:
         await _until(is_made, PATIENCE_S, "no key could be made")
         return made[-1]
 
-    async def _visit_all(self, started: float) -> None:
-        async def visit(number: int) -> None:
-            each = self.plot.visits[number]
+    async def _run_clients(self, started: float) -> None:
+        async def run_client(number: int) -> None:
+            each = self.scenario.client_requests[number]
             await asyncio.sleep(max(0, started + each.at_s - time.monotonic()))
-            await self.visitors.make(each)
+            await self.clients.make(each)
 
-        await asyncio.gather(*(visit(number) for number in range(len(self.plot.visits))))
+        await asyncio.gather(*(run_client(number) for number in range(len(self.scenario.client_requests))))
 
     async def _publish_all(self, started: float) -> None:
-        """Publish each in its time, but for those that are kept for the blows against stores."""
-        later = len(self.store_blows) * BATCHES * BATCH
-        for number, publication in enumerate(self.plot.publications[: len(self.plot.publications) - later]):
+        """Publish each task at its time, except those that are kept for the faults of stores."""
+        later = len(self.store_faults) * BATCHES * BATCH
+        for number, publication in enumerate(self.scenario.publications[: len(self.scenario.publications) - later]):
             await asyncio.sleep(max(0, started + publication.at_s - time.monotonic()))
             await self._publish(number)
 
     async def publish_more(self, number: int) -> None:
-        """Publish the next ones at once."""
+        """Publish the next `number` tasks at once."""
         # Counted from what is published, so that it can be called again and again.
         first = len(self.published)
-        for each in range(first, min(first + number, len(self.plot.publications))):
+        for each in range(first, min(first + number, len(self.scenario.publications))):
             await self._publish(each)
 
     async def _publish(self, number: int) -> None:
-        """Publish one; where the server does not answer, again, as publishers do."""
-        publication = self.plot.publications[number]
+        """Publish a task; repeat it if the server does not answer, as publishers do."""
+        publication = self.scenario.publications[number]
         stream, fields = publication.stream, cast("Any", publication.fields)
         while True:
             try:
@@ -163,15 +163,15 @@ class Chaos:
             if is_kept:
                 self.published.append((stream, entry_id.decode(), number))
                 return
-            self.unsure.append((stream, entry_id.decode()))
+            self.unconfirmed.append((stream, entry_id.decode()))
 
     async def _ask(self, key: str, command: Callable[[Pipeline], Any]) -> tuple[Any, bool]:
-        """Return a reply, and whether replicas have everything that was there then. Errors: _NO_ANSWER."""
+        """Return a reply, and whether the replicas have everything up to it. Errors: _NO_ANSWER."""
         server = await server_of(self.redis, key)
         pipe = server.pipeline(transaction=False)
         command(pipe)
         if self.server.replicas:
-            # WAIT answers for what its connection has written alone.
+            # WAIT counts only the writes of its own connection.
             tag = key.partition("}")[0] + "}" if key.startswith("{") else f"{{{key}}}"
             pipe.set(f"{tag}:chaos", "")
             pipe.execute_command("WAIT", self.server.replicas, 1000)
@@ -182,22 +182,22 @@ class Chaos:
             raise
         return reply, not others or others[-1] >= self.server.replicas
 
-    async def strike_stores(self) -> None:
-        """Strike at the stores, one blow after another, each on a system at rest."""
-        for name in self.store_blows:
+    async def inject_store_faults(self) -> None:
+        """Make the faults of stores, one after another, each on an idle system."""
+        for name in self.store_faults:
             await self.drain()
-            await self.be_in_order()
+            await self.wait_until_healthy()
             began = time.monotonic()
-            await STORE_BLOWS[name](self)
-            self.struck += 1
+            await STORE_FAULTS[name](self)
+            self.faults_injected += 1
             self.took_s[name] = round(time.monotonic() - began, 1)
 
-    async def be_in_order(self) -> None:
-        """Wait until everything runs and no view of the system finds anything wrong. Errors: NotDrained."""
-        deadline = time.monotonic() + self.plot.drain_s
+    async def wait_until_healthy(self) -> None:
+        """Wait until all processes run, and `doctor` and readiness find nothing wrong. Errors: NotDrained."""
+        deadline = time.monotonic() + self.scenario.drain_s
         while problems := await self._problems():
             if time.monotonic() > deadline:
-                raise NotDrained(f"a system at rest is not in order; seed {self.plot.seed}\n{problems}")
+                raise NotDrained(f"a system at rest is not in order; seed {self.scenario.seed}\n{problems}")
 
     async def _problems(self) -> str:
         living = [name async for name in self.redis.scan_iter(worker_key(NAMESPACE, "*"))]
@@ -213,13 +213,13 @@ class Chaos:
         return "readiness: no answer"
 
     @asynccontextmanager
-    async def unread(self) -> AsyncIterator[None]:
-        """Let nobody read the ledger meanwhile: it is not the one that counts."""
+    async def reading_paused(self) -> AsyncIterator[None]:
+        """Stop reading the ledger meanwhile: it is an older copy."""
         async with self._reading:
             yield
 
-    async def forget_lost(self) -> None:
-        """Forget what was published and is on no stream any more: publishers will do that again."""
+    async def forget_lost_publications(self) -> None:
+        """Forget publications that are on no stream any more: they will be published again."""
         kept: set[tuple[str, str]] = set()
         for stream in STREAMS:
             entries: Any = await self.redis.xrange(stream)
@@ -230,15 +230,15 @@ class Chaos:
         del self.published[first_lost if first_lost is not None else len(self.published) :]
 
     def requests(self) -> list[dict[str, Any]]:
-        """Return what the provider was asked so far."""
+        """Return the requests that the provider has received so far."""
         return read_lines(self.directory / "requests.jsonl")
 
     async def drain(self) -> None:
         """Wait until every entry is delivered and acknowledged and no hold is open. Errors: NotDrained."""
         try:
-            await _until(self._is_at_rest, self.plot.drain_s, "the system did not come to rest")
+            await _until(self._is_at_rest, self.scenario.drain_s, "the system did not come to rest")
         except NotDrained as exc:
-            raise NotDrained(f"{exc}; seed {self.plot.seed}\n{await self._what_is_left()}") from None
+            raise NotDrained(f"{exc}; seed {self.scenario.seed}\n{await self._what_is_left()}") from None
 
     async def _what_is_left(self) -> str:
         keys = self.server.keys
@@ -268,7 +268,7 @@ class Chaos:
         return True
 
     async def watch_ledger(self, stop: asyncio.Event) -> None:
-        """Read what is appended, before it can be archived and trimmed, until `stop`."""
+        """Read new events before they can be archived and trimmed, until `stop`."""
         while not stop.is_set():
             with contextlib.suppress(*_NO_ANSWER):
                 async with asyncio.timeout(_ANSWER_S):
@@ -297,7 +297,7 @@ class Chaos:
                 raise TooFewReplicas("a failover could lose what was read")
             found = [RawEvent.read(entry_id, fields, keys.partition) for entry_id, fields in page]
             if found and found[0].seq > len(events) + 1:
-                # On a machine that stands still, events are archived and trimmed before they are read here.
+                # On a busy machine, events may be archived and trimmed before they are read here.
                 events += await asyncio.to_thread(self._archived, keys, len(events) + 1, found[0].seq)
             events += found
             if len(page) < _PAGE:
@@ -309,7 +309,7 @@ class Chaos:
         return [RawEvent.of_archive(row) for row in rows if first_seq <= row["seq"] < before_seq]
 
     async def check_ledger(self) -> None:
-        """What was read while the run went on must stand on the ledger as it was, up to what was trimmed (G7)."""
+        """Check that the events read during the run are still on the ledger, unchanged, unless trimmed (G7)."""
         await self.read_ledger()  # The projector may have sealed another segment.
         for keys, events in self._events.items():
             left: Any = await self.redis.xrange(keys.ledger)
@@ -318,13 +318,13 @@ class Chaos:
             assert found == events[int(removed) :], "G7: events that stood on the ledger are gone or changed"
 
     async def evidence(self) -> Evidence:
-        """Gather what the checks need."""
+        """Collect what the checks need."""
         events = await self.read_ledger()
         results = await self._results()
         replies: Any = await self.redis.xrange(REPLIES)
         letters: Any = await self.redis.xrange(dead_letters(NAMESPACE))
         return Evidence(
-            plot=self.plot,
+            scenario=self.scenario,
             published=self.published,
             events=events,
             results=results,
@@ -332,9 +332,9 @@ class Chaos:
             dead_letters=[{name.decode(): value.decode() for name, value in fields.items()} for _, fields in letters],
             requests=_lines(self.directory / "requests.jsonl"),
             book=_lines(self.directory / "book.jsonl"),
-            standstills=[standstill for program in self.programs.values() for standstill in program.standstills],
-            answers=self.visitors.answers,
-            unsure=self.unsure,
+            downtimes=[downtime for program in self.programs.values() for downtime in program.downtimes],
+            answers=self.clients.answers,
+            unconfirmed=self.unconfirmed,
         )
 
     async def _results(self) -> dict[str, str]:
@@ -359,7 +359,7 @@ class Chaos:
         assert code == 0, f"tollbook verify is not content: {output}"
 
     async def tollbook(self, *arguments: str) -> tuple[int | None, str]:
-        """Run a command; return its exit code and what it said, errors where there was no output."""
+        """Run a command; return its exit code and its output, or standard error if there is no output."""
         process = await asyncio.create_subprocess_exec(
             *tollbook(*arguments),
             cwd=self.directory,
@@ -371,10 +371,10 @@ class Chaos:
         return process.returncode, (output or errors).decode()
 
     def environment(self) -> dict[str, str]:
-        return _environment(self.plot, self.server, self.provider_url, self.data_dir)
+        return _environment(self.scenario, self.server, self.provider_url, self.data_dir)
 
     async def check_projection(self) -> None:
-        """What the projector leaves must be what a fold from nothing makes (G5), without a discrepancy."""
+        """Check that the projector's file equals a fold from zero (G5), without a discrepancy."""
         keys = self.server.keys
         ledger_id: Any = await self.redis.hget(keys[0].meta, "ledger_id")
         live = await asyncio.to_thread(Store.open, self.data_dir / "tollbook.duckdb", ledger_id.decode(), len(keys))
@@ -402,7 +402,7 @@ class Chaos:
         )
 
     async def _fold_the_end(self, live: Store) -> None:
-        """Fold what the projector wrote while it ended: that it has sealed the last events."""
+        """Fold the last events, which the projector wrote during its shutdown: that it sealed a segment."""
         projector = Projector(live, self.redis, self.server.keys, trim=_no_trim)
         folding = asyncio.create_task(projector.run())
         await asyncio.wait({folding, asyncio.create_task(projector.catch_up())}, return_when=asyncio.FIRST_COMPLETED)
@@ -412,18 +412,20 @@ class Chaos:
 
 
 async def _no_trim(*_: Any) -> None:
-    """Leave the tails alone: nothing is read by a gate any more."""
+    """Do not trim the tails: no gate reads them any more."""
 
 
-async def run(plot: Plot, directory: Path, *, store: str = ONE, store_blows: Sequence[str] = ()) -> dict[str, Any]:
-    """Play a plot on servers of a kind, then strike at the stores, and check everything; return counts for the report.
+async def run(
+    scenario: Scenario, directory: Path, *, store: str = ONE, store_faults: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run a scenario on servers of a kind, then the faults of stores, and check all; return counts for the report.
 
-    Only what one server holds is struck at.
+    Faults of stores are possible on one server only.
 
     Errors: AssertionError.
     """
-    async with _opened(plot, directory, store) as chaos:
-        chaos.store_blows = store_blows
+    async with _opened(scenario, directory, store) as chaos:
+        chaos.store_faults = store_faults
         try:
             return await _play(chaos)
         except BaseException:
@@ -436,8 +438,8 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
     stop = asyncio.Event()
     watching = asyncio.create_task(chaos.watch_ledger(stop))
     try:
-        await chaos.unleash()
-        await chaos.strike_stores()
+        await chaos.run_workload()
+        await chaos.inject_store_faults()
         healed = time.monotonic()
         await chaos.drain()
         drained = time.monotonic()
@@ -452,23 +454,23 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
         await chaos.verify()
         await chaos.programs["projector"].end()
     finally:
-        # Not before the projector has ended, which archives and trims until then.
+        # Not before the projector has ended, since it archives and trims until then.
         stop.set()
         await watching
     await chaos.check_ledger()
     await chaos.check_projection()
-    surprises = [
-        surprise.text
+    unexpected_exits = [
+        unexpected_exit.text
         for program in chaos.programs.values()
-        for surprise in program.surprises
-        if not surprise.is_for_want_of(chaos.server.outages)
+        for unexpected_exit in program.unexpected_exits
+        if not unexpected_exit.is_caused_by(chaos.server.outages)
     ]
-    assert not surprises, f"processes ended unasked: {surprises}"
+    assert not unexpected_exits, f"processes ended unasked: {unexpected_exits}"
     return {
         **after.summary(),
-        "visits_left": chaos.visitors.left,
-        "blows": chaos.struck,
-        "store_blows_s": chaos.took_s,
+        "clients_left": chaos.clients.left,
+        "process_faults": chaos.faults_injected,
+        "store_faults_s": chaos.took_s,
         "assumed_before_nanousd": before.assumed_nanousd,
         "assumed_before_share": before.summary()["assumed_share"],
         "asked": reconciled["asked"],
@@ -479,21 +481,21 @@ async def _play(chaos: Chaos) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _opened(plot: Plot, directory: Path, store: str) -> AsyncIterator[Chaos]:
+async def _opened(scenario: Scenario, directory: Path, store: str) -> AsyncIterator[Chaos]:
     data_dir = directory / "data"
     faults = directory / "faults.json"
-    faults.write_text(json.dumps({"seed": plot.seed, "rates": plot.fault_rates}), encoding="utf-8")
+    faults.write_text(json.dumps({"seed": scenario.seed, "rates": scenario.fault_rates}), encoding="utf-8")
     port = _free_port()
     health_port = _free_port(port + 1)
     first_port = _free_port(health_port + 1)
     ports = dict(zip(GATEWAYS, (first_port, _free_port(first_port + 1)), strict=True))
     provider_url = f"http://127.0.0.1:{port}/api/v1"
     async with open_servers(store, directory) as servers, connect(servers.url) as redis:
-        env = _environment(plot, servers, provider_url, data_dir)
+        env = _environment(scenario, servers, provider_url, data_dir)
         worker = tollbook("worker", "--streams", ",".join(STREAMS), "--supervised")
         stand_in = (sys.executable, "-m", "tests.chaos.provider", "--port", str(port), "--faults", str(faults))
-        stand_in += ("--directory", str(directory), "--latency-ms", str(plot.latency_ms))
-        stand_in += () if plot.chunk_ms is None else ("--chunk-ms", str(plot.chunk_ms))
+        stand_in += ("--directory", str(directory), "--latency-ms", str(scenario.latency_ms))
+        stand_in += () if scenario.chunk_ms is None else ("--chunk-ms", str(scenario.chunk_ms))
         commands = {
             "provider": stand_in,
             "projector": tollbook("projector", "--supervised"),
@@ -514,26 +516,26 @@ async def _opened(plot: Plot, directory: Path, store: str) -> AsyncIterator[Chao
             for program in programs.values():
                 await program.start()
             health_url = f"http://127.0.0.1:{health_port}"
-            visitors = Visitors([f"http://127.0.0.1:{number}" for number in ports.values()], key="")
-            yield Chaos(plot, directory, servers, redis, provider_url, health_url, programs, visitors)
+            clients = Clients([f"http://127.0.0.1:{number}" for number in ports.values()], key="")
+            yield Chaos(scenario, directory, servers, redis, provider_url, health_url, programs, clients)
         finally:
-            # The workers first, while there is somebody to answer them.
+            # The workers first, while the provider still answers them.
             for program in reversed(programs.values()):
                 await program.end()
 
 
-def _environment(plot: Plot, servers: Servers, provider_url: str, data_dir: Path) -> dict[str, str]:
+def _environment(scenario: Scenario, servers: Servers, provider_url: str, data_dir: Path) -> dict[str, str]:
     own = {
         "REDIS_URL": servers.url,
         "OPENROUTER_BASE_URL": provider_url,
         "TOLLBOOK_DATA_DIR": str(data_dir),
         "PYTHONPATH": str(ROOT),
     }
-    return command_environment({**plot.settings(servers.partitions), **servers.settings, **own})
+    return command_environment({**scenario.settings(servers.partitions), **servers.settings, **own})
 
 
 async def _keep_evidence(chaos: Chaos) -> None:
-    """Write the ledger as it stands beside book and logs."""
+    """Write the ledger to a file beside book and logs."""
     try:
         events = await chaos.read_ledger()
     except _NO_ANSWER:
@@ -550,8 +552,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _free_port(first: int | None = None) -> int:
-    """Return a port below the range of outgoing connections, so that nobody gets it while its program is down."""
-    # Runs that start at once have neighbouring process ids, and none of them listens yet.
+    """Return a port below the range of outgoing connections, so that it stays free while its program is down."""
+    # Runs that start at the same time have neighbouring process ids, so each begins its search at another port.
     for port in range(first or 18_000 + 8 * (os.getpid() % 240), 20_000):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
-"""The servers of a run: one, a cluster with replicas, or two with a Sentinel. They take blows as a Program does.
+"""The servers of a run: one, a cluster with replicas, or two with a Sentinel. They have faults as a Program has.
 
-Where there are replicas, a blow is over when each primary has its replica in step again: two that die at once are
-another matter, since then calls stop until one is back.
+With replicas, a fault ends only when each primary has an up-to-date replica again. So a primary and its replica are
+never down together, in which case calls would stop.
 """
 
 import asyncio
@@ -17,8 +17,8 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from tests.chaos.plot import STREAMS
-from tests.chaos.processes import Standstill
+from tests.chaos.processes import Downtime
+from tests.chaos.scenario import STREAMS
 from tests.cluster_servers import ClusterServers, Node, cluster_servers
 from tests.deployments import CLUSTER, ONE, PARTITIONS, SENTINEL
 from tests.replicated import Replicated, answer_again, is_linked, is_primary, replicated, stop_answering
@@ -28,18 +28,18 @@ from tollbook.ledger.keys import Keys
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 
-# On a busy machine too, a Sentinel should wait for a server that is only slow.
+# Long, so that a Sentinel does not fail over from a server that is only slow on a busy machine.
 _DOWN_AFTER_MS: Final = 2_000
 
 
 class Servers(ABC):
-    """What the ledger of a run lives on. `replicas` must have a write before anybody goes by it."""
+    """The servers of a run's ledger. `replicas` is how many replicas must confirm a write."""
 
     partitions = 1
     replicas = 0
 
     def __init__(self) -> None:
-        self.outages: list[Standstill] = []
+        self.outages: list[Downtime] = []
 
     @property
     @abstractmethod
@@ -53,18 +53,18 @@ class Servers(ABC):
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """What every process must be told beside the address."""
+        """The settings that every process needs beside the address."""
         return {"TOLLBOOK_PARTITIONS": str(self.partitions), "TOLLBOOK_MIN_REPLICAS": str(self.replicas)}
 
-    async def strike(self, deed: str, for_s: float) -> None:
-        """Do them harm, and let them go on after so many seconds."""
-        outage = Standstill(0, _now_ms())
+    async def inject(self, kind: str, for_s: float) -> None:
+        """Make a fault of this kind; restart or resume the server after `for_s` seconds."""
+        outage = Downtime(0, _now_ms())
         self.outages.append(outage)
-        await self._strike(deed, for_s)
+        await self._inject(kind, for_s)
         outage.to_ms = _now_ms()
 
     @abstractmethod
-    async def _strike(self, deed: str, for_s: float) -> None: ...
+    async def _inject(self, kind: str, for_s: float) -> None: ...
 
 
 class OneServer(Servers):
@@ -78,10 +78,10 @@ class OneServer(Servers):
     def url(self) -> str:
         return self.embedded.url
 
-    async def _strike(self, deed: str, for_s: float) -> None:
+    async def _inject(self, kind: str, for_s: float) -> None:
         pid = self.embedded.pid
         assert pid is not None, f"the server has died: {self.embedded.problem}"
-        if deed == "stop":
+        if kind == "stop":
             os.kill(pid, signal.SIGSTOP)
             try:
                 await asyncio.sleep(for_s)
@@ -96,7 +96,7 @@ class OneServer(Servers):
 
 
 class ClusterOfServers(Servers):
-    """Three primaries with a replica each. Each blow meets another partition or task stream than the last one."""
+    """Three primaries with a replica each. Each fault is at the node of the next partition or task stream."""
 
     partitions = PARTITIONS
     replicas = 1
@@ -110,13 +110,13 @@ class ClusterOfServers(Servers):
     def url(self) -> str:
         return self._cluster.url
 
-    async def _strike(self, deed: str, for_s: float) -> None:
+    async def _inject(self, kind: str, for_s: float) -> None:
         await wait_until(self._is_whole, what="a cluster in which each primary has its replica")
         places = [*(keys.meta for keys in self.keys), *STREAMS]
         key = places[self._turn % len(places)]
         self._turn += 1
         primary = await self._cluster.owner(key)
-        match deed:
+        match kind:
             case "kill":
                 replica = await self._cluster.replica_of(primary)
                 primary.kill()
@@ -165,14 +165,14 @@ class WatchedServers(Servers):
     def url(self) -> str:
         return self._group.url
 
-    async def _strike(self, deed: str, for_s: float) -> None:
+    async def _inject(self, kind: str, for_s: float) -> None:
         roles = await wait_until(self._roles, what="a primary with a replica in step")
         assert roles is not None
         primary, replica = roles
-        if deed == "kill":
+        if kind == "kill":
             await primary.kill()
             async with connect(replica.url) as promoted:
-                # A server that is promoted ends its connections.
+                # A server that is promoted closes its connections.
                 await wait_until(lambda: _says(promoted, is_primary), what="a promoted replica")
             await asyncio.sleep(for_s)
             await self._group.come_back(primary, replica)
@@ -185,7 +185,7 @@ class WatchedServers(Servers):
         await wait_until(self._roles, what="a primary with a replica in step")
 
     async def _roles(self) -> tuple[EmbeddedServer, EmbeddedServer] | None:
-        """Return primary and replica, once they are that."""
+        """Return primary and replica; None while the replica is not linked."""
         servers = (self._group.primary, *self._group.replicas)
         for primary, replica in (servers, servers[::-1]):
             async with connect(primary.url) as first, connect(replica.url) as second:
@@ -203,7 +203,7 @@ async def _says(server: Redis, what: Any) -> bool:
 
 @asynccontextmanager
 async def open_servers(kind: str, directory: Path) -> AsyncIterator[Servers]:
-    """Start the servers of a kind; one server lives in the data directory, as that of `tollbook up` does."""
+    """Start the servers of a kind. A single server is in the data directory, as that of `tollbook up` is."""
     if kind == ONE:
         async with EmbeddedServer(directory / "data", fsync="always") as embedded:
             yield OneServer(embedded)

@@ -1,8 +1,8 @@
-"""Blows against what the stores hold: an older backup, a cut-off replica, eviction, a changed or older DuckDB.
+"""Faults of the stores: an older backup, a cut-off replica, eviction, a changed or older DuckDB file.
 
-Each is struck on a system that has come to rest and is then given work. It must go on rightly, or stop until a person
-has undone it, and then `doctor`, readiness and the logs say why: no call is made meanwhile that the stores as they
-were would not have allowed. What is published afterwards is done, and the audit at the end finds book and ledger equal.
+Each fault happens on an idle system, which then gets work. The system must work correctly, or stop calls until a
+person has repaired it; then `doctor`, readiness and the logs say why. No call is made that the intact stores would not
+have allowed. What is published afterwards is done, and the audit at the end finds that book and ledger agree.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 import httpx
 
-from tests.chaos.plot import WORKERS
-from tests.chaos.processes import Standstill
+from tests.chaos.processes import Downtime
+from tests.chaos.scenario import WORKERS
 from tests.chaos.servers import OneServer
 from tests.servers import wait_until
 from tollbook.ledger.keys import Keys
@@ -31,97 +31,97 @@ if TYPE_CHECKING:
 
     from tests.chaos.run import Chaos
 
-StoreBlow = Callable[["Chaos"], Awaitable[None]]
-# Enough that every worker takes part, and is told of events that will be lost.
+StoreFault = Callable[["Chaos"], Awaitable[None]]
+# Enough tasks that every worker gets some, and so sees events that will be lost.
 BATCH: Final = 120
-# The most that a blow publishes. What is lost with a server is published again.
+# The most batches that a fault needs. Tasks that are lost with a server are published again.
 BATCHES: Final = 3
-# What a worker that has not noticed would need to make a call, many times over.
+# Many times longer than a worker needs for a call that it should not make.
 _LOOK_S: Final = 5.0
 _WENT_BACK: Final = ("the projector has stopped: DuckDB has folded", "is no longer on the ledger")
 _MAY_EVICT: Final = ("allkeys-lru",)
 
 
 async def restore_an_older_backup(chaos: "Chaos") -> None:
-    """The server is stopped, its files are copied; later it is started on the copy. A person restores the newer."""
+    """The server's files are copied while it is down; later it is started on the copy, and then on the newer files."""
     async with _server_down(chaos):
         older = await _copy_of_server(chaos)
     await chaos.publish_more(BATCH)
     await chaos.drain()
     newest, published = chaos.directory / "newest", len(chaos.published)
-    async with chaos.unread(), _outage(chaos):
+    async with chaos.reading_paused(), _outage(chaos):
         async with _server_down(chaos):
             await asyncio.to_thread(_replace, chaos.data_dir, older, newest)
-        await _see_that_it_went_back(chaos)
+        await _check_that_it_went_back(chaos)
         async with _server_down(chaos):
             await asyncio.to_thread(_replace, chaos.data_dir, newest, chaos.directory / "older")
-        # What was published on the older server has gone with it.
+        # Tasks that were published on the older server are lost with it.
         del chaos.published[published:]
     await chaos.publish_more(BATCH)
     await chaos.drain()
-    _forgive(chaos)
+    _excuse_projector(chaos)
 
 
 async def recover_from_an_older_backup(chaos: "Chaos") -> None:
-    """An older backup is all there is: a person has what was lost entered again, and publishers repeat themselves."""
+    """There is only an older backup: a person runs `tollbook recover`, and publishers repeat their tasks."""
     async with _server_down(chaos):
         older, published = await _copy_of_server(chaos), len(chaos.published)
     await chaos.publish_more(BATCH)
     await chaos.drain()
     await _end_projector(chaos)
-    async with chaos.unread(), _outage(chaos):
+    async with chaos.reading_paused(), _outage(chaos):
         async with _server_down(chaos):
             await asyncio.to_thread(_replace, chaos.data_dir, older, chaos.directory / "lost")
         del chaos.published[published:]
         await chaos.programs["projector"].start()
-        await _see_that_it_went_back(chaos)
+        await _check_that_it_went_back(chaos)
         await _recover(chaos)
-    await _go_on(chaos)
+    await _resume_work(chaos)
 
 
 async def fail_over_to_a_cut_off_replica(chaos: "Chaos") -> None:
-    """The server dies, and a replica takes its address whose link was cut in mid-work; a person recovers the rest."""
+    """The server dies, and a replica whose link was cut takes its address; a person runs `tollbook recover`."""
     promoted = chaos.directory / "replica"
     async with EmbeddedServer(promoted, fsync="always") as server, connect(server.url) as replica:
         await _replicate(replica, chaos)
         publishing = asyncio.create_task(chaos.publish_more(BATCH))
-        # When some of it is done, and much is under way.
+        # When some tasks are done, and many are under way.
         events = await _events_on(chaos.redis)
         await wait_until(lambda: _has_reached(chaos.redis, events + BATCH), what="the first calls")
         await replica.execute_command("REPLICAOF", "NO", "ONE")
         await publishing
         await chaos.drain()
         await _end_projector(chaos)
-        async with chaos.unread(), _outage(chaos):
+        async with chaos.reading_paused(), _outage(chaos):
             await _server(chaos).kill()
             await _take_address(replica, _server(chaos).url)
             await chaos.redis.connection_pool.disconnect(inuse_connections=False)
             await chaos.programs["projector"].start()
-            await chaos.forget_lost()
-            await _see_that_it_went_back(chaos)
+            await chaos.forget_lost_publications()
+            await _check_that_it_went_back(chaos)
             await _recover(chaos)
-            # Its process was this test's all along, which from here on has one server again.
+            # The replica's process belongs to this function, so the usual server takes over its files.
             await server.stop()
             await asyncio.to_thread(_replace, chaos.data_dir, _files(promoted), chaos.directory / "cut-off")
             await _server(chaos).start()
         await chaos.redis.connection_pool.disconnect(inuse_connections=False)
-    await _go_on(chaos)
+    await _resume_work(chaos)
 
 
 async def evict(chaos: "Chaos") -> None:
-    """The server is told that it may evict keys."""
-    told = _log_sizes(chaos)
+    """The server is set to evict keys."""
+    log_sizes = _log_sizes(chaos)
     await chaos.redis.config_set("maxmemory-policy", "allkeys-lru")
     for name in WORKERS:
-        await _wait_for_words(chaos, _MAY_EVICT, [name], told)
-    await _see_that_calls_are_stopped(chaos, _MAY_EVICT)
+        await _wait_for_log(chaos, _MAY_EVICT, [name], log_sizes)
+    await _check_that_calls_are_stopped(chaos, _MAY_EVICT)
     await chaos.redis.config_set("maxmemory-policy", "noeviction")
     await chaos.publish_more(BATCH)
     await chaos.drain()
 
 
 async def change_a_row(chaos: "Chaos") -> None:
-    """Somebody sets what was spent to nothing in DuckDB; the caps must hold all the same, which the audit sees."""
+    """Somebody sets all spend to zero in DuckDB; the caps must hold, which the audit checks."""
 
     def change(path: Path) -> None:
         with duckdb.connect(str(path)) as connection:
@@ -154,7 +154,7 @@ async def put_an_older_duckdb_in_place(chaos: "Chaos") -> None:
     await chaos.drain()
 
 
-STORE_BLOWS: Final[dict[str, StoreBlow]] = {
+STORE_FAULTS: Final[dict[str, StoreFault]] = {
     "restore": restore_an_older_backup,
     "recover": recover_from_an_older_backup,
     "failover": fail_over_to_a_cut_off_replica,
@@ -162,41 +162,43 @@ STORE_BLOWS: Final[dict[str, StoreBlow]] = {
     "change": change_a_row,
     "older": put_an_older_duckdb_in_place,
 }
-# Struck in the suite, in a bounded time: a ledger that went back and is recovered, and a DuckDB that lies.
+# Run in the suite, where time is short: a ledger that went back and is recovered, and a falsified DuckDB file.
 IN_SUITE: Final = ("failover", "change")
 
 
-async def _see_that_it_went_back(chaos: "Chaos") -> None:
-    told = _log_sizes(chaos)
-    await _see_that_calls_are_stopped(chaos, _WENT_BACK)
-    # Those speak who have tasks, and one may have none.
-    await _wait_for_words(chaos, _WENT_BACK, WORKERS, told)
+async def _check_that_it_went_back(chaos: "Chaos") -> None:
+    log_sizes = _log_sizes(chaos)
+    await _check_that_calls_are_stopped(chaos, _WENT_BACK)
+    # Only workers that have tasks log it, and one may have none.
+    await _wait_for_log(chaos, _WENT_BACK, WORKERS, log_sizes)
 
 
-async def _see_that_calls_are_stopped(chaos: "Chaos", words: tuple[str, ...]) -> None:
-    """Publish, see that nothing of it is called for, and that everybody says why: in one of these words."""
+async def _check_that_calls_are_stopped(chaos: "Chaos", words: tuple[str, ...]) -> None:
+    """Publish tasks; check that no call is made for them, and that `doctor` and readiness say why, in these words."""
     published, asked = len(chaos.published), len(chaos.requests())
     await chaos.publish_more(BATCH)
     await asyncio.sleep(_LOOK_S)
     called = {line["task_id"] for line in chaos.requests()[asked:]}
     numbers = [number for _, _, number in chaos.published[published:]]
-    called &= {chaos.plot.publications[number].fields.get("task_id", "") for number in numbers}
+    called &= {chaos.scenario.publications[number].fields.get("task_id", "") for number in numbers}
     assert not called, f"G8: {len(called)} calls were made on a store that lies"
     code, findings = await chaos.tollbook("doctor", "--json")
     assert code == 1, f"doctor finds nothing wrong: {findings}"
     failed = [each["found"] for each in json.loads(findings) if each["state"] == "failed"]
-    assert _tells(" ".join(failed), words), f"doctor does not say why calls are stopped: {failed}"
+    assert _has_any(" ".join(failed), words), f"doctor does not say why calls are stopped: {failed}"
     async with httpx.AsyncClient() as client:
         reply = await client.get(f"{chaos.health_url}/health/ready")
     assert reply.status_code == 503, f"a worker says that it is ready: {reply.text}"
-    assert _tells(reply.text, words), f"readiness does not say why calls are stopped: {reply.text}"
+    assert _has_any(reply.text, words), f"readiness does not say why calls are stopped: {reply.text}"
 
 
-async def _wait_for_words(chaos: "Chaos", words: tuple[str, ...], names: Sequence[str], told: dict[str, int]) -> None:
-    """Wait until one of these programs has said one of these in its log, beyond what it has `told` before."""
+async def _wait_for_log(
+    chaos: "Chaos", words: tuple[str, ...], names: Sequence[str], log_sizes: dict[str, int]
+) -> None:
+    """Wait until the log of one of these programs has one of these words, after the positions in `log_sizes`."""
 
     def has_said() -> bool:
-        return any(_tells(_log_of(chaos, name)[told[name] :], words) for name in names)
+        return any(_has_any(_log_of(chaos, name)[log_sizes[name] :], words) for name in names)
 
     await wait_until(has_said, what=f"the reason in the log of {', '.join(names)}")
 
@@ -205,7 +207,7 @@ def _log_sizes(chaos: "Chaos") -> dict[str, int]:
     return {name: len(_log_of(chaos, name)) for name in WORKERS}
 
 
-def _tells(text: str, words: tuple[str, ...]) -> bool:
+def _has_any(text: str, words: tuple[str, ...]) -> bool:
     return any(word in text for word in words)
 
 
@@ -214,7 +216,7 @@ def _log_of(chaos: "Chaos", name: str) -> str:
 
 
 async def _end_projector(chaos: "Chaos") -> None:
-    """End it when it has folded everything: what it does not know is lost for good with the server."""
+    """End the projector once it has folded everything: other events would be lost for good with the server."""
 
     projector = chaos.programs["projector"]
 
@@ -223,7 +225,7 @@ async def _end_projector(chaos: "Chaos") -> None:
         folded = await asyncio.to_thread(_folded, _duckdb(chaos))
         if folded == await _events_on(chaos.redis):
             return True
-        await projector.start()  # It takes no longer than its grace to end, whatever is left.
+        await projector.start()  # It ended after its grace period, before it had folded everything.
         await asyncio.sleep(_LOOK_S)
         return False
 
@@ -231,7 +233,7 @@ async def _end_projector(chaos: "Chaos") -> None:
 
 
 async def _recover(chaos: "Chaos") -> None:
-    """Do what the operator's guide says: end the projector, look, recover, verify. Workers stay."""
+    """Recover as the operator's guide says: end the projector, look, recover, verify. Workers keep running."""
     await chaos.programs["projector"].end()
     code, shown = await chaos.tollbook("recover")
     assert code == 1, f"recover finds nothing that is lost: {shown}"
@@ -241,20 +243,20 @@ async def _recover(chaos: "Chaos") -> None:
     assert code == 0, f"verify is not content with what was recovered: {shown}"
 
 
-async def _go_on(chaos: "Chaos") -> None:
+async def _resume_work(chaos: "Chaos") -> None:
     await chaos.programs["projector"].start()
     await chaos.publish_more(BATCH)
     await chaos.drain()
-    _forgive(chaos)
+    _excuse_projector(chaos)
 
 
-def _forgive(chaos: "Chaos") -> None:
-    """The projector was right to end where the ledger had gone back."""
-    chaos.programs["projector"].forget_ends_in(max(chaos.server.outages, key=lambda outage: outage.to_ms))
+def _excuse_projector(chaos: "Chaos") -> None:
+    """Remove the projector's exits during the last outage: it was right to end when the ledger had gone back."""
+    chaos.programs["projector"].excuse_exits_during(max(chaos.server.outages, key=lambda outage: outage.to_ms))
 
 
 async def _replicate(replica: "Redis", chaos: "Chaos") -> None:
-    """Let a server have what the chaos run's own has. Its password is the same, so it can take its place."""
+    """Make a server a replica of the run's own server."""
     url = _server(chaos).url
     for name, value in (("masterauth", _password(url)), ("repl-diskless-sync-delay", 0)):
         await replica.config_set(name, value)
@@ -269,7 +271,7 @@ async def _replicate(replica: "Redis", chaos: "Chaos") -> None:
 
 
 async def _take_address(replica: "Redis", url: str) -> None:
-    """Listen where the dead server did."""
+    """Let a server listen on the dead server's port, with its password."""
     await replica.config_set("requirepass", _password(url))
     await replica.config_set("port", _address(url)[1])
 
@@ -301,7 +303,7 @@ def _folded(path: Path) -> int:
 
 
 def _server(chaos: "Chaos") -> EmbeddedServer:
-    assert isinstance(chaos.server, OneServer), "these blows are struck at one server alone"
+    assert isinstance(chaos.server, OneServer), "these faults are possible on one server only"
     return chaos.server.embedded
 
 
@@ -310,7 +312,7 @@ def _duckdb(chaos: "Chaos") -> Path:
 
 
 def _put(source: Path, target: Path) -> None:
-    """Put a copy of a file in the place of another in one step."""
+    """Replace a file by a copy of another, in one step."""
     draft = target.with_name(f".{target.name}.draft")
     shutil.copyfile(source, draft)
     draft.replace(target)
@@ -327,8 +329,8 @@ async def _server_down(chaos: "Chaos") -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def _outage(chaos: "Chaos") -> AsyncIterator[None]:
-    """Processes that end meanwhile end for want of their store."""
-    outage = Standstill(0, time.time_ns() // 1_000_000)
+    """Mark a time in which processes may end because their store is down."""
+    outage = Downtime(0, time.time_ns() // 1_000_000)
     chaos.server.outages.append(outage)
     try:
         yield
@@ -343,7 +345,7 @@ async def _copy_of_server(chaos: "Chaos") -> Path:
 
 
 def _replace(data_dir: Path, source: Path, kept: Path) -> None:
-    """Put files in the place of the server's, which are kept."""
+    """Replace the server's files by `source`, and move the old ones to `kept`."""
     files = _files(data_dir)
     shutil.rmtree(kept, ignore_errors=True)
     files.rename(kept)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.chaos.audit import Audit, Evidence, RawEvent
-from tests.chaos.plot import Plot, Publication, Visit
-from tests.chaos.processes import Standstill
-from tests.chaos.visitors import Answer
+from tests.chaos.clients import Answer
+from tests.chaos.processes import Downtime
+from tests.chaos.scenario import ClientRequest, Publication, Scenario
 
 PERIOD = "2026-11"
 HELD, COST = 100, 40
@@ -55,12 +55,12 @@ def denied(amount: int) -> RawEvent:
 
 def make_evidence(*events: RawEvent, **changes: Any) -> Evidence:
     events = tuple(replace(event, seq=number) for number, event in enumerate(events, 1))
-    plot = Plot(
+    scenario = Scenario(
         seed=1,
         chaos_s=0,
         caps_nanousd={"u1": CAP},
         publications=(Publication(0, "analysis", TASK, "task"),),
-        blows=(),
+        process_faults=(),
         fault_rates={},
         latency_ms=0,
         attempt_timeout_s=2.0,
@@ -69,7 +69,7 @@ def make_evidence(*events: RawEvent, **changes: Any) -> Evidence:
     )
     text = json.dumps(RESULT)
     evidence = Evidence(
-        plot=plot,
+        scenario=scenario,
         published=[("analysis", "1-0", 0)],
         events=events,
         results={"t1": text},
@@ -77,7 +77,7 @@ def make_evidence(*events: RawEvent, **changes: Any) -> Evidence:
         dead_letters=[],
         requests=[{"task_id": "t1", "generation_id": "g1", "at_ms": 1_010}],
         book=[{"generation_id": "g1", "user": "u1", "charged_nanousd": COST, "fault": None}],
-        standstills=[],
+        downtimes=[],
     )
     return replace(evidence, **changes)
 
@@ -85,7 +85,7 @@ def make_evidence(*events: RawEvent, **changes: Any) -> Evidence:
 GOOD = (reserved(), called(), settled())
 
 
-def test_nothing_is_found_where_nothing_is_wrong() -> None:
+def test_a_correct_ledger_has_no_problem() -> None:
     audit = Audit(make_evidence(*GOOD))
     audit.check()
     audit.check_reconciled()
@@ -97,7 +97,7 @@ def given_up_and_published_again(*reasons: str) -> Evidence:
     again = Publication(1, "analysis", {**TASK, "prompt": "something else"}, "conflict")
     return replace(
         good,
-        plot=replace(good.plot, publications=(*good.plot.publications, again)),
+        scenario=replace(good.scenario, publications=(*good.scenario.publications, again)),
         published=[*good.published, ("analysis", "2-0", 1)],
         results={"t1": text},
         replies=[("t1", text)],
@@ -110,7 +110,7 @@ def given_up_and_published_again(*reasons: str) -> Evidence:
 @pytest.mark.parametrize(
     "reasons", [("idempotency_conflict", "attempts_exhausted"), ("attempts_exhausted", "idempotency_conflict")]
 )
-def test_a_task_may_be_buried_twice(reasons: tuple[str, ...]) -> None:
+def test_a_task_may_be_dead_lettered_twice(reasons: tuple[str, ...]) -> None:
     Audit(given_up_and_published_again(*reasons)).check()
 
 
@@ -204,7 +204,7 @@ BROKEN: dict[str, tuple[Callable[[], Evidence], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_wrong_is_found_and_told(name: str) -> None:
+def test_each_broken_guarantee_is_found_and_reported(name: str) -> None:
     make, problem = BROKEN[name]
     audit = Audit(make())
     with pytest.raises(AssertionError, match="seed 1") as failure:
@@ -212,12 +212,12 @@ def test_what_is_wrong_is_found_and_told(name: str) -> None:
     assert problem in str(failure.value)
 
 
-def test_a_process_that_stood_still_may_call_late() -> None:
-    still = [Standstill(pid=7, from_ms=1_005, to_ms=9_000)]
-    Audit(make_evidence(*GOOD, requests=late_request(9_001), standstills=still)).check()
+def test_a_paused_process_may_call_late() -> None:
+    still = [Downtime(pid=7, from_ms=1_005, to_ms=9_000)]
+    Audit(make_evidence(*GOOD, requests=late_request(9_001), downtimes=still)).check()
 
 
-def test_an_assumption_that_the_provider_could_have_settled_is_found() -> None:
+def test_an_assumed_charge_that_the_provider_knows_is_found() -> None:
     """G3: after reconciling, only what the provider does not know may be assumed."""
     events = (reserved(), called(charge_nanousd=HELD, charge_basis="assumed"), settled(HELD, assumed_nanousd=HELD))
     audit = Audit(make_evidence(*events))
@@ -226,46 +226,53 @@ def test_an_assumption_that_the_provider_could_have_settled_is_found() -> None:
         audit.check_reconciled()
 
 
-VISIT = Visit(
+CLIENT_REQUEST = ClientRequest(
     at_s=0.0, number=1, model="m", length=1, is_streamed=False, has_key=True, leaves_after_s=None, comes_back=True,
     campaign=None,
 )  # fmt: skip
 
 
-def visited(call_id: str = "gw-1", *, answered_by: str = "gw-1", text: str = "an answer") -> Evidence:
-    """Two calls of the visitor, `gw-1` and the named one; the client has its answer of a third."""
+def client_evidence(call_id: str = "gw-1", *, answered_by: str = "gw-1", text: str = "an answer") -> Evidence:
+    """Evidence of a client with the calls `gw-1` and `call_id`, whose answer is that of the call `answered_by`."""
     events: list[RawEvent] = []
     for each in dict.fromkeys(("gw-1", call_id)):
         start = COST * (len(events) // 3)
         stamped = (replace(event, committed=str(int(event.committed) + start)) for event in GOOD)
-        events += [replace(event, user_id=VISIT.user, call_id=each) for event in stamped]
+        events += [replace(event, user_id=CLIENT_REQUEST.user, call_id=each) for event in stamped]
     good = make_evidence(*GOOD)
     return replace(
         good,
-        plot=replace(good.plot, caps_nanousd={VISIT.user: CAP}, publications=(), visits=(VISIT,)),
+        scenario=replace(
+            good.scenario, caps_nanousd={CLIENT_REQUEST.user: CAP}, publications=(), client_requests=(CLIENT_REQUEST,)
+        ),
         published=[],
         events=[replace(event, seq=number) for number, event in enumerate(events, 1)],
-        results={"gw-1": json.dumps(RESULT | {"user_id": VISIT.user}), "gw-3": json.dumps(RESULT | {"user_id": "u2"})},
+        results={
+            "gw-1": json.dumps(RESULT | {"user_id": CLIENT_REQUEST.user}),
+            "gw-3": json.dumps(RESULT | {"user_id": "u2"}),
+        },
         replies=[],
-        requests=[{"task_id": VISIT.user, "generation_id": f"g{n}", "at_ms": 1_010} for n in range(len(events) // 3)],
+        requests=[
+            {"task_id": CLIENT_REQUEST.user, "generation_id": f"g{n}", "at_ms": 1_010} for n in range(len(events) // 3)
+        ],
         book=[
-            {"generation_id": f"g{n}", "user": VISIT.user, "charged_nanousd": COST, "fault": None}
+            {"generation_id": f"g{n}", "user": CLIENT_REQUEST.user, "charged_nanousd": COST, "fault": None}
             for n in range(len(events) // 3)
         ],
-        answers=[Answer(VISIT, answered_by, 200, text)],
+        answers=[Answer(CLIENT_REQUEST, answered_by, 200, text)],
     )
 
 
-def test_a_visit_is_one_call_and_its_answer() -> None:
-    Audit(visited()).check()
+def test_a_client_request_is_one_call_with_its_answer() -> None:
+    Audit(client_evidence()).check()
 
 
-def test_a_visit_may_be_another_call_where_the_first_came_to_nothing() -> None:
+def test_a_client_request_may_be_a_second_call_if_the_first_cost_nothing() -> None:
     first = (
-        replace(reserved(), user_id=VISIT.user, call_id="gw-2"),
-        replace(settled(0, outcome="failed"), user_id=VISIT.user, call_id="gw-2"),
+        replace(reserved(), user_id=CLIENT_REQUEST.user, call_id="gw-2"),
+        replace(settled(0, outcome="failed"), user_id=CLIENT_REQUEST.user, call_id="gw-2"),
     )
-    good = visited()
+    good = client_evidence()
     events = [replace(event, seq=number) for number, event in enumerate((*first, *good.events), 1)]
     Audit(replace(good, events=events)).check()
 
@@ -273,12 +280,12 @@ def test_a_visit_may_be_another_call_where_the_first_came_to_nothing() -> None:
 @pytest.mark.parametrize(
     ("evidence", "says"),
     [
-        (visited("gw-2"), "one Idempotency-Key of visitor-1 paid for"),
-        (visited(answered_by="gw-3"), "visitor-1 was answered by gw-3"),
-        (replace(visited(), book=[]), "the provider charged visitor-1 0, the ledger has 40"),
+        (client_evidence("gw-2"), "one Idempotency-Key of client-1 paid for"),
+        (client_evidence(answered_by="gw-3"), "client-1 was answered by gw-3"),
+        (replace(client_evidence(), book=[]), "the provider charged client-1 0, the ledger has 40"),
     ],
     ids=["two calls of one key", "an answer of somebody else's call", "money that was not charged"],
 )
-def test_a_visit_that_went_wrong_is_found(evidence: Evidence, says: str) -> None:
+def test_a_wrong_answer_to_a_client_is_found(evidence: Evidence, says: str) -> None:
     with pytest.raises(AssertionError, match=says):
         Audit(evidence).check()

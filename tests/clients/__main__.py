@@ -1,7 +1,7 @@
 """Run every client against a gateway: `python -m tests.clients`.
 
 Installs the clients, plays the scenarios, compares ledger and provider's book, and writes the table of
-docs/callers/clients.md. Exit code 1 where something is not as it must be.
+docs/callers/clients.md. Exit code 1 if a result is wrong.
 """
 
 import argparse

@@ -9,7 +9,7 @@ Environment = Literal["newest", "older", "node", "fuzz"]
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client. `mode` is the program's argument. `differs` has what is otherwise than for the others, by scenario."""
+    """A client. `mode` is the program's argument. `differs` has results unlike other clients', by scenario."""
 
     name: str
     title: str

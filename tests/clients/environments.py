@@ -1,6 +1,6 @@
 """Installs the clients from PyPI and npm into a directory of its own; nothing of it reaches the project's environment.
 
-What is there already, from the same pins, is used again.
+An environment that exists, with the same pins, is used again.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Stands between clients and the gateway: counts what each scenario sends, and breaks a connection where one is to be.
+"""A proxy between clients and the gateway: counts the requests of each scenario, and breaks a connection if told to.
 
 The first two parts of a path name client and scenario; the rest is the gateway's.
 """

@@ -1,4 +1,4 @@
-"""What every client is asked to do, and what must come of it.
+"""What every client has to do, and what the result must be.
 
 A program prints what it saw; what the gateway saw is told by `front.py`, what was paid by the stand-in's book.
 """

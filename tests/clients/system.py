@@ -11,7 +11,7 @@ from typing import Any, Final
 from tests.clients.front import Front
 from tests.clients.scenarios import EMBEDDINGS_MODEL
 from tests.servers import PATIENCE_S, wait_until
-from tests.system import StayingCommand, run_installed
+from tests.system import BackgroundCommand, run_installed
 from tollbook.schemas.money import nanousd_from_usd
 from tollbook.standin import StandIn
 
@@ -90,7 +90,7 @@ async def running_gateway(directory: Path) -> AsyncGenerator[RunningGateway]:
             before = standin.requests
             await wait_until(lambda: standin.requests > before)
 
-        up = await StayingCommand.start("up", cwd=place, env=environment, is_installed=True)
+        up = await BackgroundCommand.start("up", cwd=place, env=environment, is_installed=True)
         try:
             url = await _address(up)
             async with Front(url, provider_asked) as front:
@@ -99,7 +99,7 @@ async def running_gateway(directory: Path) -> AsyncGenerator[RunningGateway]:
             await up.end()
 
 
-async def _address(up: StayingCommand) -> str:
+async def _address(up: BackgroundCommand) -> str:
     async def announced() -> str | None:
         if up.process.returncode is not None:
             raise AssertionError(f"tollbook up ended:\n{up.stderr}")

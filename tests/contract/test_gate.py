@@ -137,7 +137,7 @@ SCENARIOS: dict[str, list[Row]] = {
     ],
     "a call closed without a result is run again": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
-        ("settle", {"cost": 4, "final": False, "told": ATTEMPT}, ("OK", 4)),
+        ("settle", {"cost": 4, "final": False, "attempt_events": ATTEMPT}, ("OK", 4)),
         ("reserve", {"amount": 5}, ("OK", 2, 2, 5, 4 + 5, CAP)),
         ("settle", {"cost": 1}, ("SETTLED", 4, 0)),
         ("settle", {"cost": 1, "hold": 2}, ("OK", 4 + 1)),
@@ -214,7 +214,7 @@ SCENARIOS: dict[str, list[Row]] = {
         ("record", {"extension": 2, "further": [(DAY, 5)]}, ("WAIT", DAY, 0, 4, 5)),
         ("record", {"extension": 1, "further": [(DAY, 5)]}, ("OK", 5)),
     ],
-    "attempts are told without money": [
+    "attempts are recorded without money": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
         ("record", {"begun": 2, "spent": 1, "assumed": 0}, ("OK", 4)),
         ("record", {"begun": 3, "spent": 2, "assumed": 1}, ("OK", 4)),
@@ -226,7 +226,7 @@ SCENARIOS: dict[str, list[Row]] = {
         ("record", {"begun": 3, "spent": 2, "assumed": 2, "extension": 3}, ("OK", 7)),
         ("record", {"begun": 2, "spent": 0, "assumed": 0}, ("OK", 7)),
         ("reserve", {}, ("OPEN", 1, 7, "worker", 2, 3, 2, 2, (OWN,), PERIOD)),
-        # The last attempt is told with no next one: only what is spent says that it came later.
+        # The last attempt is recorded without a next one: only the spent amount shows that it came later.
         ("record", {"begun": 4, "spent": 6, "assumed": 2, "extension": 9}, ("WAIT", OWN, 0, 7, CAP)),
         ("record", {"begun": 3, "spent": 2, "assumed": 2, "extension": 3}, ("OK", 7)),
         ("reserve", {}, ("OPEN", 1, 7, "worker", 3, 3, 6, 2, (OWN,), PERIOD)),
@@ -273,13 +273,13 @@ SCENARIOS: dict[str, list[Row]] = {
     ],
     "a call that somebody else runs again is not over": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
-        ("settle", {"cost": 4, "final": False, "told": ATTEMPT}, ("OK", 4)),
+        ("settle", {"cost": 4, "final": False, "attempt_events": ATTEMPT}, ("OK", 4)),
         ("reserve", {"worker": "second"}, ("OK", 2, 2, 4, 8, CAP)),
         ("adjust", {"cost": 4, "ends": True}, ("OK", 0, False)),
     ],
     "a late answer does not end a call that somebody else runs again": [
         ("reserve", {}, ("OK", 1, 1, 4, 4, CAP)),
-        ("settle", {"cost": 4, "final": False, "told": ATTEMPT}, ("OK", 4)),
+        ("settle", {"cost": 4, "final": False, "attempt_events": ATTEMPT}, ("OK", 4)),
         ("reserve", {"worker": "second"}, ("OK", 2, 2, 4, 8, CAP)),
         ("adjust", {"cost": 2, "result": '{"late":1}'}, ("OK", -2, False)),
         ("settle", {"hold": 2, "cost": 1, "attempt": 2}, ("OK", 3)),
@@ -343,7 +343,7 @@ async def bench(every_redis_client: Redis) -> AsyncIterator[GateBench]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_answers_are_as_the_table_says(bench: GateBench, scenario: str) -> None:
+async def test_answers_are_those_of_the_table(bench: GateBench, scenario: str) -> None:
     for number, (name, arguments, expected) in enumerate(SCENARIOS[scenario], 1):
         assert (number, name, await bench.do(name, **arguments)) == (number, name, expected)
 
@@ -381,13 +381,13 @@ def _request(call_id: str, amount: int) -> ReserveRequest:
     )  # fmt: skip
 
 
-# -- What stands on the stream
+# -- What is on the stream
 
 
 async def test_each_step_appends_its_events_in_order(bench: GateBench) -> None:
     await bench.reserve(amount=4)
     await bench.record(extension=2)
-    await bench.settle(cost=7, attempt=2, told=("model-called",))
+    await bench.settle(cost=7, attempt=2, attempt_events=("model-called",))
     await bench.adjust(cost=5)
     found = [(e["type"], e["seq"], e["attempt"], e["amount"], e["committed"]) for e in await bench.events()]
     assert found == [
@@ -419,7 +419,7 @@ async def test_large_amounts_are_written_in_full(bench: GateBench) -> None:
     assert (await bench.events())[0]["amount"] == "1" + 15 * "0"
 
 
-async def test_a_call_may_stand_against_many_budgets(bench: GateBench) -> None:
+async def test_a_call_may_be_held_against_many_budgets(bench: GateBench) -> None:
     further = [(f"campaign:c{number}:2026-11", 5) for number in range(100)]
     assert await bench.do("reserve", further=further) == ("OK", 1, 1, 4, 4, CAP)
     assert await bench.do("balance", further=further) == ("OK", (0, 4, CAP), *[(0, 4, 5)] * 100)
@@ -447,7 +447,7 @@ async def test_a_call_is_found_again_in_the_next_period(bench: GateBench) -> Non
 
 
 async def test_a_late_correction_is_booked_in_the_period_of_its_hold(bench: GateBench) -> None:
-    """G1, G3: else the money that comes back would make room in a period in which it was never spent."""
+    """G1, G3: otherwise the money that comes back would make room in a period in which it was never spent."""
     december = Window("2026-12", 0, 2**52)
     own, decembers = BudgetCap(OWN, CAP), BudgetCap("user:u:2026-12", CAP)
     nothing = [Baseline(0, 0, Position())]
@@ -485,7 +485,7 @@ async def test_an_open_hold_is_overdue_after_its_lease_until_it_is_settled(bench
     assert await bench.gate.overdue(reserved.deadline_ms + 1) == []
 
 
-async def test_what_is_over_expires_and_what_is_open_does_not(bench: GateBench) -> None:
+async def test_finished_calls_expire_and_open_ones_do_not(bench: GateBench) -> None:
     key = bench.keys.call("a")
     await bench.reserve()
     assert await bench.redis.ttl(key) == -1
@@ -580,7 +580,7 @@ async def test_a_baseline_at_any_position_gives_the_same_balance(bench: GateBenc
     assert await bench.do("balance", baselines=[baseline]) == ("OK", (3, 0, CAP))
 
 
-async def test_a_baseline_at_the_watermark_still_serves_and_one_before_it_does_not(bench: GateBench) -> None:
+async def test_a_baseline_at_the_watermark_is_accepted_and_an_older_one_is_not(bench: GateBench) -> None:
     await bench.reserve(amount=4)
     before = await bench.head()
     await bench.settle(cost=3)
@@ -636,7 +636,7 @@ async def test_nothing_is_done_on_another_ledger(bench: GateBench, name: str, fo
     assert await bench.everything() == before
 
 
-async def test_a_server_that_lost_the_library_is_told_apart(bench: GateBench) -> None:
+async def test_a_server_that_lost_the_library_is_recognised(bench: GateBench) -> None:
     await drop_functions(bench.redis)
     with pytest.raises(FunctionsMissing):
         await bench.reserve()
@@ -674,7 +674,7 @@ async def test_a_server_without_functions_is_refused(every_server_url: str, vers
 @pytest.mark.parametrize(
     "said", [{"redis_version": "7.0.0"}, {"redis_version": "8.2.1"}, {"redis_version": "6.9", "valkey_version": "9.1"}]
 )
-async def test_a_server_with_functions_is_taken(every_server_url: str, said: dict[str, str]) -> None:
+async def test_a_server_with_functions_is_accepted(every_server_url: str, said: dict[str, str]) -> None:
     async with _server_that_says(every_server_url, said) as client:
         await load_library(client)
         assert await client.function_list(LIBRARY)
@@ -717,7 +717,7 @@ async def test_a_trial_that_does_not_fit_leaves_everything_as_it_was(bench: Gate
     assert await bench.everything() == before
 
 
-async def test_the_record_of_a_call_from_before_there_were_alerts_is_still_known(bench: GateBench) -> None:
+async def test_a_call_record_from_before_alerts_can_still_be_read(bench: GateBench) -> None:
     """G2, G4: a hold that is open is settled, and a repeat of its task is no conflict."""
     await bench.reserve("a", 4)
     await bench.reserve("b", 3)
@@ -734,8 +734,8 @@ async def test_the_record_of_a_call_from_before_there_were_alerts_is_still_known
 
 
 @pytest.mark.parametrize("policy", ["no JSON", '{"content":{"budgets":[{"name":"x","alerts":["half"]}]}}', None])
-async def test_a_policy_broken_by_hand_keeps_no_cost_from_being_booked(bench: GateBench, policy: str | None) -> None:
-    """G3: it raises no alert; that it is broken is found by who reads it."""
+async def test_a_cost_is_booked_even_if_the_policy_was_broken_by_hand(bench: GateBench, policy: str | None) -> None:
+    """G3: it raises no alert; processes that read the policy find that it is broken."""
     await bench.reserve("a", 4)
     await bench.redis.hset(bench.keys.meta, "policy_version", "1")
     if policy is not None:

@@ -13,13 +13,13 @@ from tollbook.schemas.money import MAX_NANOUSD
 OWN = "user:u:2026-11"
 DAY = ("day:u:2026-11-05", 10)
 
-# Each command is sent to a ledger where it would do all that it can do.
+# Each command is sent to a ledger on which it would have all its effects.
 COMMANDS: dict[str, dict[str, Any]] = {
     "reserve": {"call": "new", "amount": 2, "further": [DAY]},
     "record": {"call": "open", "extension": 1, "further": [DAY]},
     "note": {"call": "open"},
-    "settle": {"call": "open", "told": ("model-called",), "budgets": (OWN, DAY[0])},
-    "adjust": {"call": "closed", "cost": 2, "told": ("model-called",), "result": "{}"},
+    "settle": {"call": "open", "attempt_events": ("model-called",), "budgets": (OWN, DAY[0])},
+    "adjust": {"call": "closed", "cost": 2, "attempt_events": ("model-called",), "result": "{}"},
     "release": {"call": "closed"},
     "charge": {"call": "new", "budgets": (OWN, DAY[0])},
     "assign": {"command": "new"},
@@ -118,8 +118,8 @@ async def _is_refused(bench: GateBench, command: list[Any], match: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-async def test_each_command_is_taken_as_it_is(bench: GateBench, name: str) -> None:
-    """Else the tests below would find refusals for another reason."""
+async def test_each_command_is_accepted_unchanged(bench: GateBench, name: str) -> None:
+    """Otherwise the tests below would find refusals for another reason."""
     reply = await bench.pipeline.execute(*await _command(bench, name))
     assert reply[0] == b"OK"
 
@@ -166,8 +166,8 @@ async def test_a_budget_that_cannot_be_read_is_refused(bench: GateBench, name: s
         await _is_refused(bench, command, "TOLLBOOK")
 
 
-async def test_a_budget_of_a_user_whom_no_task_can_name_is_weighed(bench: GateBench) -> None:
-    """Readiness is asked with such a name, which has a space in it."""
+async def test_a_budget_of_a_name_that_no_task_can_have_is_checked(bench: GateBench) -> None:
+    """The readiness check uses such a name, which has a space in it."""
     command = await _command(bench, "balance")
     command[-1] = "10 0 0 0 0 0 user: ready?:2026-11"
     assert (await bench.pipeline.execute(*command))[0] == b"OK"

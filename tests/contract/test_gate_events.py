@@ -189,7 +189,7 @@ async def _write_every_event(gate: Gate, first: ModelCalled = TIMEOUT) -> None:
             payload=payload_json(adjusted), budgets=names,
         )
     )  # fmt: skip
-    # The gate states what stood in the way; the caller's part is the same as of a hold.
+    # The gate adds the budget that refused; the caller's part is the same as of a hold.
     await gate.reserve(reserve("generation-2-0", 3_000_000_000, BudgetReserved(**order)), baselines)
     charge = CostRecorded(basis="priced", outcome="recorded", model=SMALL, usage=Usage(prompt_tokens=10))
     await gate.charge(

@@ -1,4 +1,4 @@
-"""Keys of the gateway: made known and ended in one step with their event, each once."""
+"""Keys of the gateway: created and revoked in one step with their event, each once."""
 
 import json
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ async def test_a_key_is_kept_as_its_event_has_it(bench: GateBench) -> None:
     assert await kept(bench) == {HASH: {"created_ms": created_ms} | payload, "key-1": HASH}
 
 
-async def test_a_key_is_created_once_and_a_repeat_knows_its_own(bench: GateBench) -> None:
+async def test_a_key_is_created_once_and_a_repeat_finds_it(bench: GateBench) -> None:
     await bench.create_key()
     assert await bench.create_key() == "before"  # As after a reply that was lost.
     assert await bench.create_key("key-2", digest="b" * 64) == "other"
@@ -50,7 +50,7 @@ async def test_a_key_is_created_once_and_a_repeat_knows_its_own(bench: GateBench
 
 
 @pytest.mark.parametrize(("key_id", "digest"), [("key-1", "b" * 64), ("key-2", HASH)])
-async def test_an_id_or_a_key_that_is_there_is_refused(bench: GateBench, key_id: str, digest: str) -> None:
+async def test_an_id_or_a_key_that_exists_is_refused(bench: GateBench, key_id: str, digest: str) -> None:
     await bench.create_key()
     before = await bench.everything()
     with pytest.raises(KeyTaken, match=f"{key_id} or its key is on the ledger already"):
@@ -71,7 +71,7 @@ async def test_a_key_ends_by_the_clock_of_redis(bench: GateBench) -> None:
     }  # fmt: skip
 
 
-async def test_a_key_that_is_to_end_later_can_be_revoked_at_once_and_not_the_other_way_round(bench: GateBench) -> None:
+async def test_a_later_revocation_can_be_moved_to_now_but_not_postponed(bench: GateBench) -> None:
     await bench.create_key()
     later = await bench.revoke_key(after_ms=DAY_MS)
     assert later.is_new
@@ -101,7 +101,7 @@ async def test_a_key_that_nobody_created_cannot_be_revoked(bench: GateBench) -> 
 @pytest.mark.parametrize(
     ("key_id", "digest"), [("key", HASH), ("key-x", HASH), ("key-1", "a" * 63), ("key-1", "A" * 64)]
 )
-async def test_what_is_no_key_is_a_programming_error(bench: GateBench, key_id: str, digest: str) -> None:
+async def test_a_malformed_key_is_a_programming_error(bench: GateBench, key_id: str, digest: str) -> None:
     before = await bench.everything()
     with pytest.raises(Exception, match="TOLLBOOK not a key"):
         await bench.create_key(key_id, digest=digest)

@@ -42,7 +42,7 @@ async def test_a_hold_that_changed_since_is_left_as_it_is(bench: GateBench) -> N
     assert await bench.release("a", 1, stands=(2, 1)) == "released"
 
 
-async def test_money_that_was_given_back_is_there_for_those_who_wait(bench: GateBench) -> None:
+async def test_released_money_is_available_to_waiting_calls(bench: GateBench) -> None:
     await bench.reserve("a", CAP)
     await bench.settle("a", 4, assumed=4)
     await bench.reserve("b", 5)
@@ -51,9 +51,9 @@ async def test_money_that_was_given_back_is_there_for_those_who_wait(bench: Gate
         await subscriber.subscribe(bench.keys.waiters)
         assert await subscriber.get_message(timeout=5.0)
         assert await bench.release("a", 4, stands=(4, 4)) == "released"
-        told = await subscriber.get_message(timeout=5.0)
-    assert told
-    assert told["data"] == b"user:u:2026-11"
+        announced = await subscriber.get_message(timeout=5.0)
+    assert announced
+    assert announced["data"] == b"user:u:2026-11"
     assert isinstance(await bench.reserve("c", 3), Reserved)
 
 
@@ -67,7 +67,7 @@ async def test_a_release_finds_its_budgets_and_a_lost_tail(bench: GateBench) -> 
     assert '"budgets":[{"budget":"day:u:2026-11-05","committed_nanousd":0}]' in (await bench.events())[-1]["payload"]
 
 
-async def test_credit_is_never_below_none_and_a_plan_is_cleared_once(bench: GateBench) -> None:
+async def test_credit_is_never_below_zero_and_a_plan_is_cleared_once(bench: GateBench) -> None:
     await bench.assign("grant", 5, kind="credit-granted")
     with pytest.raises(CreditTooLow) as low:
         await bench.withdraw("k1", 6)

@@ -1,6 +1,6 @@
-"""A ledger that went back in time is noticed by the gate of whoever has seen more, before anything is written.
+"""A ledger that went back in time is noticed, before anything is written, by each process that has seen more.
 
-The ledger is taken back by putting older values of all its keys in their place, as a restored backup does.
+The tests restore older values of all the ledger's keys, as a restored backup does.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -53,7 +53,7 @@ STEPS: dict[str, Callable[[GateBench], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_no_step_is_taken_on_a_ledger_that_lacks_an_event_we_were_told_of(bench: GateBench, step: str) -> None:
+async def test_no_step_is_taken_on_a_ledger_that_lacks_an_event_we_have_seen(bench: GateBench, step: str) -> None:
     await bench.reserve("settled", amount=1)
     await bench.settle("settled", cost=1)
     await bench.reserve("kept", amount=1)
@@ -68,7 +68,7 @@ async def test_no_step_is_taken_on_a_ledger_that_lacks_an_event_we_were_told_of(
 
 
 @pytest.mark.parametrize("written_since", [("b",), ("b", "c", "d")], ids=["as many", "more"])
-async def test_it_is_noticed_after_others_have_written_past_the_lost_event(
+async def test_a_loss_is_noticed_after_others_have_written_past_the_lost_event(
     bench: GateBench, written_since: tuple[str, ...]
 ) -> None:
     """The position alone would look right again."""
@@ -87,8 +87,8 @@ async def test_it_is_noticed_after_others_have_written_past_the_lost_event(
     assert await bench.everything() == written
 
 
-async def test_it_is_noticed_by_an_idle_process_that_had_just_looked(bench: GateBench) -> None:
-    """What the server keeps of the last look must not outlive the history that it was made in."""
+async def test_a_loss_is_noticed_by_an_idle_process_that_had_just_checked(bench: GateBench) -> None:
+    """The events that the server remembers must be forgotten when its history is replaced."""
     await bench.reserve("kept", amount=1)
     before = await bench.everything()
     await bench.reserve("lost", amount=1)
@@ -103,8 +103,8 @@ async def test_it_is_noticed_by_an_idle_process_that_had_just_looked(bench: Gate
         await bench.reserve("d", amount=1)
 
 
-async def test_it_is_noticed_where_another_server_has_written_more_meanwhile(bench: GateBench) -> None:
-    """A history that grew elsewhere is looked at anew, though it is longer than the one this server knew."""
+async def test_a_loss_is_noticed_if_another_server_has_written_more_since(bench: GateBench) -> None:
+    """A history that grew on another server is checked again, although it is longer than the one this server knew."""
     await bench.reserve("kept", amount=1)
     before = await bench.everything()
     for call in ("b", "c"):
@@ -121,7 +121,7 @@ async def test_it_is_noticed_where_another_server_has_written_more_meanwhile(ben
         await bench.reserve("e", amount=1)
 
 
-async def test_what_this_server_has_appended_is_not_looked_for_again(bench: GateBench) -> None:
+async def test_an_event_of_this_server_is_not_looked_up_again(bench: GateBench) -> None:
     await bench.reserve("first", amount=1)
     looks = await number_of_looks(bench.redis)
     for number in range(600):
@@ -129,7 +129,7 @@ async def test_what_this_server_has_appended_is_not_looked_for_again(bench: Gate
     assert await number_of_looks(bench.redis) == looks
 
 
-async def test_an_event_that_was_found_is_not_looked_for_again(bench: GateBench) -> None:
+async def test_an_event_that_was_found_is_not_looked_up_again(bench: GateBench) -> None:
     await bench.reserve("first", amount=1)
     await bench.redis.function_load(library_code(), replace=True)
     looks = await number_of_looks(bench.redis)
@@ -157,7 +157,7 @@ async def test_calls_go_on_once_the_newer_data_is_back(bench: GateBench) -> None
     assert await bench.do("settle", call="lost", cost=1) == ("OK", 1 + 1)
 
 
-async def test_an_event_that_was_archived_and_trimmed_is_not_missed(bench: GateBench) -> None:
+async def test_an_event_that_was_archived_and_trimmed_does_not_count_as_lost(bench: GateBench) -> None:
     """Sealing is not going back: `removed_to` says up to where the stream was trimmed."""
     await bench.reserve("a", amount=1)
     await bench.settle("a", cost=1)
@@ -169,11 +169,11 @@ async def test_an_event_that_was_archived_and_trimmed_is_not_missed(bench: GateB
 
 
 @pytest.mark.parametrize("found", ["its own hold", "a finished call", "its own settlement", "its charge"])
-async def test_who_finds_something_done_before_is_told_of_it(bench: GateBench, found: str) -> None:
+async def test_a_repeat_learns_the_id_of_the_first_event(bench: GateBench, found: str) -> None:
     """G3, G4: the reply to the first try was lost, and with it the event's id; the repeat must not stay without one."""
     await bench.reserve("kept", amount=1)
     before, own = await bench.everything(), bench.gate
-    # What the process did, heard of by nobody.
+    # The step of the process, whose reply was lost.
     bench.gate = another_process(bench)
     await bench.reserve("lost", amount=1)
     if found in ("a finished call", "its own settlement"):

@@ -1,4 +1,4 @@
-"""The probe sees whatever keeps a hold from being written or announced, and what a Redis user may not do is named."""
+"""The probe finds everything that keeps a hold from being written or announced; missing permissions are named."""
 
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -85,7 +85,7 @@ async def test_a_server_whose_disk_fails_says_so(server: EmbeddedServer) -> None
         await wait_until(lambda: has_failed(redis), what="the end of the snapshot")
         with pytest.raises(RedisCannotServe, match="it cannot write to its disk"):
             await probe(redis)
-        await redis.config_set("save", "")  # Or it would try again before it ends.
+        await redis.config_set("save", "")  # Otherwise the server would try again before it ends.
 
 
 async def has_failed(redis: Redis) -> bool:
@@ -97,7 +97,7 @@ def server_directory(config: Any) -> Path:
 
 
 NEEDED = rules_of(acl_line())
-# What is taken from the user of the documents, or changed -> how it is named.
+# What is taken from the documented user, or changed -> how it is named.
 LACKING = {
     "a command of the gate": ([*NEEDED, "-zadd"], "the command ZADD"),
     "a command of ours": ([*NEEDED, "-hgetall"], "the command HGETALL"),
@@ -123,7 +123,7 @@ LACKING = {
 
 
 @pytest.mark.parametrize("case", first_quick(4, LACKING))
-async def test_what_a_user_may_not_do_is_named(server: EmbeddedServer, case: str) -> None:
+async def test_missing_permissions_are_named(server: EmbeddedServer, case: str) -> None:
     rules, words = LACKING[case]
     async with await as_user(server, *rules) as redis:
         pipeline = CommandPipeline(redis)
@@ -137,14 +137,14 @@ async def test_what_a_user_may_not_do_is_named(server: EmbeddedServer, case: str
 @pytest.mark.parametrize(
     "case", first_quick(2, ["a command of the gate", "the ledger's keys", "channels", "keys only to be read", "to ask"])
 )
-async def test_the_probe_names_it_too(server: EmbeddedServer, case: str) -> None:
+async def test_the_probe_names_missing_permissions_too(server: EmbeddedServer, case: str) -> None:
     rules, words = LACKING[case]
     async with await as_user(server, *rules) as redis:
         with pytest.raises(PermissionsMissing, match=re.escape(words)):
             await probe(redis)
 
 
-async def test_the_user_of_the_documents_lacks_nothing(server: EmbeddedServer) -> None:
+async def test_the_documented_user_has_all_permissions(server: EmbeddedServer) -> None:
     async with await as_user(server, *NEEDED) as redis:
         pipeline = CommandPipeline(redis)
         await check_permissions(pipeline, [KEYS], streams=STREAMS, is_projector=True)

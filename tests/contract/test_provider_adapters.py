@@ -1,4 +1,4 @@
-"""What every adapter of a provider does alike, asked over HTTP of a stand-in that speaks the provider's dialect.
+"""What every adapter of a provider must do, tested over HTTP with a stand-in that speaks the provider's dialect.
 
 A new dialect is added to `PROVIDERS`. What is special to one is tested in `tests/unit/test_bodies.py`.
 """
@@ -163,7 +163,7 @@ pytestmark = pytest.mark.parametrize("provider", PROVIDERS, ids=lambda provider:
 async def opened(
     provider: Provider, *script: str | None, **changes: Any
 ) -> AsyncIterator[tuple[StandIn, ProviderClient]]:
-    """Open a stand-in and a client that speaks to it; `script` says what becomes of the requests."""
+    """Open a stand-in and a client that speaks to it; `script` has the faults of the requests."""
     async with StandIn(StandInConfig(api_key=KEY, faults=FaultPlan(script=script))) as server:
         values: dict[str, Any] = {"api_key": SecretStr(KEY), "dialect": provider.dialect, "attempt_timeout_s": 5.0}
         async with ProviderClient(
@@ -222,8 +222,8 @@ async def test_a_streamed_reply_is_the_plain_one(provider: Provider, outcome: st
 
 @pytest.mark.parametrize("outcome", [None, *OUTCOMES])
 @pytest.mark.parametrize("streams", [False, True])
-async def test_who_reads_along_reads_the_answer(provider: Provider, outcome: str | None, streams: bool) -> None:
-    """Whether the provider is asked for streams in any case, or only for the reader's sake."""
+async def test_a_reader_of_the_stream_gets_the_answer(provider: Provider, outcome: str | None, streams: bool) -> None:
+    """Whether the provider is always asked for streams, or only if somebody reads along."""
     deltas: list[dict[str, Any]] = []
 
     async def take(delta: Delta) -> None:
@@ -247,8 +247,8 @@ async def test_who_reads_along_reads_the_answer(provider: Provider, outcome: str
 
 
 @pytest.mark.parametrize("fault", STREAM_FAULTS)
-async def test_a_stream_that_breaks_off_keeps_what_had_come(provider: Provider, fault: str) -> None:
-    """G3: it is never called free where what was sent is charged."""
+async def test_a_stream_that_breaks_off_keeps_its_first_parts(provider: Provider, fault: str) -> None:
+    """G3: a request that may have been charged is never called free."""
     said: list[str] = []
 
     async def take(delta: Delta) -> None:
@@ -270,7 +270,7 @@ async def test_a_request_has_an_id_although_its_reply_breaks(provider: Provider)
     assert list(server.book.entries) == [broken.generation_id, answered.generation_id]
 
 
-async def test_the_limit_is_told_and_a_cut_answer_is_said_to_be_one(provider: Provider) -> None:
+async def test_the_limit_is_sent_and_a_cut_answer_is_marked(provider: Provider) -> None:
     async with opened(provider) as (_, client):
         attempt = await client.complete(request(provider, max_tokens=16))
     assert (attempt.is_cut, attempt.finish_reason) == (True, "length")
@@ -325,7 +325,7 @@ async def test_a_refusal_costs_nothing_and_has_a_reason(
     [("error_in_200", None), ("html_body", "unknown"), ("broken_json", "unknown"), ("missing_usage", "unknown"),
      ("http_408", "unknown"), ("http_524", "unknown"), ("reset_after_charge", "unknown")],
 )  # fmt: skip
-async def test_what_may_have_been_charged_is_not_called_free(
+async def test_a_request_that_may_have_been_charged_is_not_called_free(
     provider: Provider, fault: str, charge: str | None
 ) -> None:
     """G3. An error in a 200 is charged nothing where the provider says so by a code."""
@@ -335,7 +335,7 @@ async def test_what_may_have_been_charged_is_not_called_free(
     assert attempt.charge == (charge or free)
 
 
-async def test_a_wrong_key_is_told_and_stands_nowhere(provider: Provider) -> None:
+async def test_a_wrong_key_is_reported_without_being_shown(provider: Provider) -> None:
     """G10."""
     async with opened(provider, api_key=SecretStr("sk-wrong-and-secret")) as (server, client):
         attempt = await client.complete(request(provider))
@@ -349,7 +349,7 @@ async def test_a_wrong_key_is_told_and_stands_nowhere(provider: Provider) -> Non
     assert "sk-wrong" not in f"{client!r} {attempt!r} {attempt} {refused.value} {ADAPTERS[provider.dialect]!r}"
 
 
-async def test_the_right_key_and_the_models(provider: Provider) -> None:
+async def test_a_right_key_is_accepted_and_the_models_are_listed(provider: Provider) -> None:
     async with opened(provider) as (_, client):
         assert provider.model in await client.models()
         assert await client.check_key()
@@ -360,7 +360,7 @@ async def test_a_provider_without_a_key_is_sent_none(provider: Provider) -> None
         assert (await client.complete(request(provider))).reason == "bad_key"
 
 
-async def test_the_cost_of_a_request_is_told_later_or_never(provider: Provider) -> None:
+async def test_the_cost_of_a_request_is_reported_later_or_never(provider: Provider) -> None:
     async with opened(provider, "missing_usage") as (server, client):
         attempt = await client.complete(request(provider))
         assert attempt.generation_id is not None
@@ -370,7 +370,7 @@ async def test_the_cost_of_a_request_is_told_later_or_never(provider: Provider) 
 
 
 @pytest.mark.parametrize("response", [httpx.Response(503), httpx.Response(200, content=b"<html>")])
-async def test_a_question_that_is_not_answered(provider: Provider, response: httpx.Response) -> None:
+async def test_an_unanswered_question_is_an_error(provider: Provider, response: httpx.Response) -> None:
     transport = httpx.MockTransport(lambda _: response)
     async with ProviderClient(
         base_url="https://provider.test/v1", dialect=provider.dialect, transport=transport
@@ -381,7 +381,7 @@ async def test_a_question_that_is_not_answered(provider: Provider, response: htt
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
-async def test_conversations_are_taken(provider: Provider, conversation: list[dict[str, Any]]) -> None:
+async def test_conversations_are_accepted(provider: Provider, conversation: list[dict[str, Any]]) -> None:
     messages = tuple(Message.model_validate(each) for each in conversation)
     async with opened(provider) as (_, client):
         attempt = await client.complete(request(provider, messages=messages))
@@ -417,14 +417,12 @@ BODIES: Final = st.binary(max_size=40) | st.recursive(
 
 
 @given(status=st.integers(100, 599), body=BODIES)
-def test_whatever_comes_back_is_read_and_never_called_free_without_reason(
-    provider: Provider, status: int, body: bytes
-) -> None:
+def test_any_reply_is_read_and_never_called_free_without_reason(provider: Provider, status: int, body: bytes) -> None:
     """G3."""
     attempt = ADAPTERS[provider.dialect].read_reply(reply_of(body, status), chat_request())
     assert attempt.http_status == status
     if attempt.charge == "none":
-        # In a 200, an error is told by its name, or by a message in place of choices.
+        # In a 200, an error has its own member, or a message instead of choices.
         assert not 200 <= status < 300 or b"error" in body or re.search(rb'"message":\s*"[^"]', body)
     if attempt.charge == "known":
         assert attempt.usage is not None or attempt.reported_cost_nanousd is not None

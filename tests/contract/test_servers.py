@@ -1,4 +1,4 @@
-"""What Tollbook needs from a server, whichever it is."""
+"""What Tollbook needs from every kind of server."""
 
 from redis.asyncio import Redis
 

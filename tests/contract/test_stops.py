@@ -1,4 +1,4 @@
-"""The mark that stops calls: what it stops and what not, and whose word on it counts (G8)."""
+"""The mark that stops calls: what it stops and what not, and which projector may set and lift it (G8)."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -31,7 +31,7 @@ async def stop_of(bench: GateBench) -> str | None:
     return await read_stop(bench.pipeline, (bench.keys,))
 
 
-async def test_no_call_begins_and_the_reason_is_told(bench: GateBench) -> None:
+async def test_while_calls_are_stopped_none_begins_and_the_reason_is_given(bench: GateBench) -> None:
     await projector(bench, 1).stop("the ledger has\nonly  1 event", ZERO_ENTRY)
     before = await bench.everything()
 
@@ -44,7 +44,7 @@ async def test_no_call_begins_and_the_reason_is_told(bench: GateBench) -> None:
     assert await stop_of(bench) == REASON
 
 
-async def test_what_has_begun_is_answered_settled_and_booked(bench: GateBench) -> None:
+async def test_while_calls_are_stopped_begun_calls_are_answered_and_settled(bench: GateBench) -> None:
     for call in ("finished", "open", "open with a second attempt"):
         await bench.reserve(call, amount=1)
     await bench.settle("finished", cost=1)
@@ -95,7 +95,7 @@ async def test_calls_begin_again_once_the_projector_says_so(bench: GateBench) ->
 
 
 @pytest.mark.parametrize("word", ["claim", "stop", "resume"])
-async def test_a_projector_whose_lease_another_has_taken_is_not_listened_to(bench: GateBench, word: str) -> None:
+async def test_a_projector_that_lost_its_lease_is_fenced(bench: GateBench, word: str) -> None:
     await projector(bench, 2).stop(REASON, ZERO_ENTRY)
     before = await bench.everything()
     words: dict[str, Any] = {
@@ -110,14 +110,14 @@ async def test_a_projector_whose_lease_another_has_taken_is_not_listened_to(benc
     assert await bench.everything() == before
 
 
-async def test_two_projectors_of_one_epoch_are_not_both_listened_to(bench: GateBench) -> None:
+async def test_only_one_of_two_projectors_of_one_epoch_is_accepted(bench: GateBench) -> None:
     """The clock was put back, and both have asked for the next epoch."""
     await projector(bench, 2).claim()
     with pytest.raises(ProjectorFenced):
         await replace(projector(bench, 2), projector="other").stop(REASON, ZERO_ENTRY)
 
 
-async def test_one_that_has_claimed_fences_those_before_it_although_it_has_nothing_to_say(bench: GateBench) -> None:
+async def test_a_new_projector_fences_earlier_ones_at_once(bench: GateBench) -> None:
     assert await projector(bench, 2).claim() is None
     with pytest.raises(ProjectorFenced):
         await projector(bench, 1).stop(REASON, ZERO_ENTRY)
@@ -144,7 +144,7 @@ async def test_a_projector_that_has_seen_less_does_not_let_calls_begin_on_a_ledg
     assert await stop_of(bench) is None
 
 
-async def test_a_projector_of_the_same_file_goes_on_without_what_a_person_has_set_aside(bench: GateBench) -> None:
+async def test_a_projector_of_the_same_directory_resumes_after_a_person_set_the_file_aside(bench: GateBench) -> None:
     await bench.reserve("kept", amount=1)
     await projector(bench, 1).stop(REASON, LOST)
 
@@ -162,7 +162,7 @@ async def test_calls_do_not_begin_where_the_ledger_went_back_after_the_check(ben
     assert await stop_of(bench) == REASON
 
 
-async def test_calls_of_another_ledger_are_not_ours_to_stop(bench: GateBench) -> None:
+async def test_calls_of_another_ledger_are_not_stopped(bench: GateBench) -> None:
     await bench.reserve("kept", amount=1)
     with pytest.raises(LedgerReplaced):
         await projector(bench, 1, ledger_id="ledger-2").stop(REASON, ZERO_ENTRY)

@@ -24,7 +24,7 @@ GENESIS = chain.genesis(LEDGER, 0)
 
 @dataclass(frozen=True)
 class Place:
-    """A storage, and how somebody who is not Tollbook gets at what is in it."""
+    """A storage, and a way to change its content past Tollbook."""
 
     storage: Storage
     bucket: ObjectStore | None
@@ -87,13 +87,13 @@ def test_what_is_created_is_read_back(place: Place) -> None:
         assert found == [b"content", b""]
 
 
-def test_folders_do_not_take_each_other_s_files(place: Place) -> None:
+def test_folders_do_not_list_each_others_files(place: Place) -> None:
     create(place.storage, "partition-1/one.json", b"1")
     create(place.storage, "partition-10/ten.json", b"10")
     assert place.storage.names("partition-1") == ["partition-1/one.json"]
 
 
-def test_what_is_changed_behind_it_is_seen_at_the_next_look(place: Place) -> None:
+def test_a_change_by_another_program_is_seen_at_the_next_read(place: Place) -> None:
     create(place.storage, NAME, b"content")
     place.storage.names()
     assert place.storage.read(NAME) == b"content"
@@ -122,7 +122,7 @@ def test_a_draft_that_fails_leaves_nothing(place: Place) -> None:
     assert place.again().names() == []
 
 
-def test_that_others_can_be_created_is_checked_without_a_trace(place: Place) -> None:
+def test_the_check_that_files_can_be_created_leaves_none(place: Place) -> None:
     create(place.storage, NAME, b"content")
     place.storage.check_writing(NAME)
     assert place.again().names() == [NAME]
@@ -197,9 +197,9 @@ def test_what_is_missing_or_changed_is_named(place: Place, ending: str) -> None:
     place.put(name, place.storage.read(name)[:-40])
     assert place_of_damage(place) == place.storage.located(name)
     place.delete(name)
-    # A gap is told by the segment after it.
-    told = name if ending == "parquet" else f"{segments[2].stem}.json"
-    assert place_of_damage(place) == place.storage.located(told)
+    # A gap is reported at the segment after it.
+    named = name if ending == "parquet" else f"{segments[2].stem}.json"
+    assert place_of_damage(place) == place.storage.located(named)
 
 
 def place_of_damage(place: Place) -> str:

@@ -43,8 +43,8 @@ async def test_the_agency_runs_by_its_file_alone(tmp_path: Path) -> None:
             assert (refused["status"], refused["error_code"]) == ("denied", "PLAN_LIMIT_REACHED")
             await wait_until(lambda: seen, what="the alert of the client's balance")
             headers, body = seen[0]
-            told = standardwebhooks.Webhook(SECRET).verify(body, headers)
-            assert (told["budget"], told["value"], told["window"]) == ("client", "acme", "total")
+            received = standardwebhooks.Webhook(SECRET).verify(body, headers)
+            assert (received["budget"], received["value"], received["window"]) == ("client", "acme", "total")
             grant = ("credit", "grant", "--budget", "client", "--value", "acme", "--usd", "5", "--id", "pay_1")
             for is_new in (True, False):
                 assert (await run(*grant, "--reason", "invoice 7"))["is_new"] is is_new

@@ -40,7 +40,7 @@ def task(number: int) -> dict[str, str]:
 
 
 @pytest.mark.slow
-async def test_a_task_that_passes_a_fraction_of_a_cap_is_told_to_a_webhook(
+async def test_a_task_that_passes_a_fraction_of_a_cap_is_sent_to_a_webhook(
     redis_client: Redis, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tollbook.toml").write_text(POLICY)
@@ -51,7 +51,7 @@ async def test_a_task_that_passes_a_fraction_of_a_cap_is_told_to_a_webhook(
             await running.publish("generation", [task(1)])
             assert [each.status for each in await running.answers(["t1"])] == [TaskStatus.DONE]
             await wait_until(lambda: len(seen) == 2, what="the alerts of the plan and the team")
-            # A refusal tells of the whole cap.
+            # A refusal raises the alert of the whole cap.
             refused = [task(number) for number in range(2, 40)]
             await running.publish("generation", refused)
             answers = await running.answers([each["task_id"] for each in refused])
@@ -59,15 +59,15 @@ async def test_a_task_that_passes_a_fraction_of_a_cap_is_told_to_a_webhook(
             await wait_until(lambda: len(seen) == 3, what="the alert of the whole cap")
             queue = AlertQueue(running.redis, "tollbook")
             await wait_until(lambda: _delivered(queue), what="the deliveries to be noted")
-        told = [standardwebhooks.Webhook(SECRET).verify(body, headers) for headers, body in seen]
-        assert sorted((each["budget"], each["value"], each["fraction"]) for each in told) == [
+        received = [standardwebhooks.Webhook(SECRET).verify(body, headers) for headers, body in seen]
+        assert sorted((each["budget"], each["value"], each["fraction"]) for each in received) == [
             ("team-week", "red", "0.01"),
             ("team-week", "red", "1"),
             ("user", "u1", "0.0001"),
         ]
         environment = {"REDIS_URL": server_url, "TOLLBOOK_DATA_DIR": str(tmp_path / "data")}
         listed = await run_cli("alerts", "list", "--json", cwd=tmp_path, env=environment)
-        assert {each["id"] for each in json.loads(listed.stdout)} == {each["id"] for each in told}
+        assert {each["id"] for each in json.loads(listed.stdout)} == {each["id"] for each in received}
         signed = environment | {"ALERT_WEBHOOK": url, "TOLLBOOK_WEBHOOK_SECRET": SECRET}
         tried = await run_cli("alerts", "test", cwd=tmp_path, env=signed)
         assert (tried.code, tried.stdout) == (0, "webhook: accepted the alert\n")

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from tests.object_store import KEY, SECRET, ObjectStore
 from tests.quick import first_quick
-from tests.system import REPLIES, STREAMS, Finished, RunningSystem, StayingCommand, run_cli, running_system
+from tests.system import REPLIES, STREAMS, BackgroundCommand, Finished, RunningSystem, run_cli, running_system
 from tollbook.consumers.sealers import build_sealers
 
 TASK = {"task": "score_post", "prompt": "a post", "reply_to": REPLIES}
@@ -47,8 +47,8 @@ def settings_of(bucket: ObjectStore) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-async def test_the_demo_writes_nothing_where_the_user_s_own_system_does(tmp_path: Path, bucket: ObjectStore) -> None:
-    """Its settings are those of the shell, in which a system may be configured that analysts and auditors read."""
+async def test_the_demo_writes_nothing_into_the_users_own_system(tmp_path: Path, bucket: ObjectStore) -> None:
+    """The demo runs with the shell's settings, which may be those of a real system."""
     variables = {
         "TOLLBOOK_ARCHIVE_URL": bucket.url,
         "TOLLBOOK_SEGMENT_EVENTS": "100",
@@ -119,7 +119,7 @@ async def test_a_system_lives_with_its_archive_in_an_object_store(
     with analyst(bucket) as connection:
         connection.execute(f"ATTACH 's3://{bucket.bucket}/books/tollbook.duckdb' AS books (READ_ONLY)")
         assert connection.execute("SELECT count(DISTINCT call_id) >= 30 FROM books.calls").fetchone() == (True,)
-        # By `execute`: Python's `read_parquet` would keep the store's thread in this process from answering.
+        # With `execute`: Python's `read_parquet` would block the store's thread in this process.
         sql = "SELECT min(seq), count(*) >= 40 FROM read_parquet(?)"
         assert connection.execute(sql, [f"{bucket.url}/partition-*/*.parquet"]).fetchone() == (1, True)
 
@@ -179,7 +179,7 @@ async def test_a_projector_without_access_says_so_and_ends(
     here.mkdir()
     bucket.server.fault = lambda *_: fault
     variables = {"REDIS_URL": server_url, "TOLLBOOK_ARCHIVE_URL": bucket.url}
-    projector = await StayingCommand.start("projector", cwd=here, env=variables)
+    projector = await BackgroundCommand.start("projector", cwd=here, env=variables)
     try:
         assert await projector.wait() != 0
         assert said in projector.stderr

@@ -12,7 +12,7 @@ from redis.exceptions import ReadOnlyError
 
 from tests.quick import first_quick
 from tests.servers import wait_until
-from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, run_cli, running_system
+from tests.system import REPLIES, STREAMS, BackgroundCommand, GatedStandIn, run_cli, running_system
 from tollbook.ledger.server.at_rest import is_at_rest, server_at_rest
 from tollbook.ledger.server.connection import connect
 
@@ -120,7 +120,7 @@ async def test_two_commands_at_once_both_answer(here: Path) -> None:
 async def test_a_running_system_is_used_instead(here: Path) -> None:
     async with GatedStandIn() as provider:
         environment = {"OPENROUTER_BASE_URL": provider.base_url, "TOLLBOOK_DIALECT": "openrouter"}
-        command = await StayingCommand.start("up", cwd=here, env=environment)
+        command = await BackgroundCommand.start("up", cwd=here, env=environment)
         try:
             await wait_until((here / "data" / "endpoint.json").exists, what="the running system")
             shown = await run_cli("doctor", "--json", cwd=here, env=environment)

@@ -113,7 +113,7 @@ async def test_a_burst_with_budget_for_fifty_makes_exactly_fifty_calls(
 
 
 @pytest.mark.slow
-async def test_a_burst_whose_costs_fit_is_served_in_full_and_holds_up_nobody(
+async def test_a_burst_whose_costs_fit_is_served_in_full_and_delays_no_other_user(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """G9: holds that together pass the cap ten times over only wait for each other."""
@@ -131,7 +131,7 @@ async def test_a_burst_whose_costs_fit_is_served_in_full_and_holds_up_nobody(
         await running.publish("analysis", tasks)
         await running.provider.wait_for_arrivals(at_once, user=USER)
         await running.publish("analysis", others)
-        # Nothing of the burst is answered yet, all its money is held, and 450 of its tasks are before theirs.
+        # No call of the burst is answered yet, all its money is held, and 450 of its tasks are before the others.
         answers = await running.answers(task["task_id"] for task in others)
         assert {answer.status for answer in answers} == {TaskStatus.DONE}
         assert running.provider.arrived[USER] == at_once

@@ -75,7 +75,7 @@ async def assert_sound(running: RunningSystem, tasks: Sequence[dict[str, str]], 
 
 
 async def can_read(running: RunningSystem) -> bool:
-    """Whether every partition is reached: of a lost node, the first command hears that it is lost."""
+    """Whether every partition is reached. If a node is lost, the first command to it fails."""
     try:
         await asyncio.gather(*(running.redis.xlen(keys.ledger) for keys in running.system.handle.keys))
     except (LedgerUnavailable, RedisConnectionError, ClusterDownError):
@@ -157,7 +157,7 @@ async def test_a_killed_primary_costs_no_task_and_no_money(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-async def test_a_primary_that_dies_loses_nothing_that_its_replica_was_waited_for(tmp_path: Path) -> None:
+async def test_a_dead_primary_loses_no_write_that_its_replica_confirmed(tmp_path: Path) -> None:
     """Without a pause before its death. Its partitions wait until it is back as a replica; the others go on."""
     tasks = make_tasks(300)
     async with running_with_replicas(tmp_path, min_replicas=1) as (cluster, running):
@@ -197,7 +197,7 @@ async def test_doctor_asks_the_replicas_of_each_primary(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_burst_outlives_a_cut_link_a_dead_primary_and_a_move_at_once(tmp_path: Path) -> None:
-    """The promoted replica lacks what was written behind its cut link, and nobody went by that (G1, G3, G4)."""
+    """The promoted replica lacks what was written behind its cut link, but no process used that (G1, G3, G4)."""
     tasks = make_tasks(300)
     async with running_with_replicas(tmp_path, min_replicas=1) as (cluster, running):
         primary = await cluster.owner(running.keys.meta)

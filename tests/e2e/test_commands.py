@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from tests.quick import first_quick
 from tests.servers import wait_until
-from tests.system import STREAMS, Finished, GatedStandIn, StayingCommand, run_cli, run_installed
+from tests.system import STREAMS, BackgroundCommand, Finished, GatedStandIn, run_cli, run_installed
 from tollbook.cli.commands import COMMANDS, load_command
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.comparison import TABLES
@@ -43,8 +43,8 @@ async def here(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
     assert names_in(directory) == ["data"], "nothing is left outside the data directory"
 
 
-async def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> StayingCommand:
-    command = await StayingCommand.start(*arguments, cwd=cwd, env=env, is_installed=True)
+async def started(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> BackgroundCommand:
+    command = await BackgroundCommand.start(*arguments, cwd=cwd, env=env, is_installed=True)
 
     def is_up() -> bool:
         assert command.process.returncode is None, command.stderr
@@ -120,7 +120,7 @@ async def test_spend_shows_what_was_spent_to_the_nano_dollar(here: Path) -> None
 
 
 @pytest.mark.slow
-async def test_sql_answers_in_every_form_what_is_committed_while_the_system_runs(here: Path) -> None:
+async def test_sql_shows_committed_data_in_every_format_while_the_system_runs(here: Path) -> None:
     publish = ("publish", "analysis", "score_post", "a post", "--user", "asker", "--wait", "50", "--json")
     cost = Decimal(assert_only_data(await run_cli(*publish, cwd=here))["cost_usd"])
     query = "SELECT user_id, spent_usd, calls FROM spend WHERE user_id = 'asker'"
@@ -141,7 +141,7 @@ async def test_sql_answers_in_every_form_what_is_committed_while_the_system_runs
 
 
 @pytest.mark.slow
-async def test_a_client_of_ones_own_opens_a_copy_in_two_lines(here: Path) -> None:
+async def test_a_users_own_client_opens_a_copy_in_two_lines(here: Path) -> None:
     file = here / "data" / "ledger.duckdb"
     assert (await run_cli("sql", "--snapshot", str(file), cwd=here)).code == 0
     with duckdb.connect(str(file), read_only=True) as connection:
@@ -175,9 +175,9 @@ async def test_a_heavy_query_is_cut_off(here: Path, query: str, limits: tuple[st
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the scheduler's idle class and /proc are Linux's")
-async def test_a_heavy_query_gives_way_and_offers_its_processor(here: Path) -> None:
+async def test_a_heavy_query_yields_its_processor(here: Path) -> None:
     query = "SELECT count(*) FROM range(1000000) AS a, range(1000000) AS b"
-    command = await StayingCommand.start("sql", query, cwd=here, is_installed=True)
+    command = await BackgroundCommand.start("sql", query, cwd=here, is_installed=True)
     status = Path(f"/proc/{command.process.pid}/status")
 
     def gives_way() -> bool:
@@ -205,7 +205,7 @@ def shown_by_processes() -> dict[Path, bytes]:
 
 
 @pytest.mark.slow
-async def test_the_password_stands_in_its_files_alone(here: Path) -> None:
+async def test_the_password_is_only_in_its_files(here: Path) -> None:
     password = (here / "data" / "valkey" / "password").read_text().strip()
     assert [process for process, text in shown_by_processes().items() if password.encode() in text] == []
     rows = (await run_cli("sql", "SELECT * FROM events", "--format", "csv", cwd=here)).stdout
@@ -302,7 +302,7 @@ async def test_result_of_an_unknown_task_has_an_exit_code_of_its_own(here: Path)
 
 
 async def test_publish_with_wait_fails_where_the_task_was_refused(here: Path) -> None:
-    # 200,000 tokens of claude-sonnet-4 at $15 a million, and so much prompt that it passes the trial plan's $5.
+    # 200,000 tokens of claude-sonnet-4 at $15 a million, and a prompt so long that the call passes the trial plan's $5.
     finished = await run_cli(
         *PUBLISH,
         "-",
@@ -437,7 +437,7 @@ async def test_a_graceful_stop_finishes_and_settles_what_is_in_flight(server_url
         assert rows_at_rest(tmp_path)["spent"] * 10**9 == provider.book.totals()["u1"]
         assert "Traceback" not in command.stderr
 
-        # What came too late is the next one's.
+        # The task that came too late is left for the next worker.
         command = await started("up", cwd=tmp_path, env=variables | {"REDIS_URL": server_url})
         try:
             late = await run_cli("result", "late", "--wait", "50", "--json", cwd=tmp_path)

@@ -119,8 +119,8 @@ async def test_alerts_are_delivered_and_new_streams_are_read_as_far_as_the_docum
             assert result.status is TaskStatus.DENIED
             await wait_until(lambda: seen, what="the alert")
             headers, body = seen[0]
-            told = standardwebhooks.Webhook(secret).verify(body, headers)
-            assert (told["kind"], told["budget"], told["value"]) == ("budget", "user", "u1")
+            received = standardwebhooks.Webhook(secret).verify(body, headers)
+            assert (received["kind"], received["budget"], received["value"]) == ("budget", "user", "u1")
             assert await AlertTidying(running.system.runtime.ledger.gates, keep_s=0).tidy() == 0
 
             runtime, worker = running.system.runtime, running.workers[0]

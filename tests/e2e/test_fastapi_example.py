@@ -176,7 +176,7 @@ async def test_it_starts_before_redis_does_and_answers_503_until_then(running: R
 
 # The last one: a projector that looks at the ledger meanwhile stops for good.
 async def test_without_a_ledger_the_answer_is_503(running: RunningSystem, client: httpx.AsyncClient) -> None:
-    """The gate answers nothing; nothing is published on a guess (G8)."""
+    """The gate does not answer, so nothing is published (G8)."""
     await running.redis.rename(running.keys.meta, "kept")
     try:
         refused = await order(client, "u7")

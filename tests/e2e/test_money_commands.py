@@ -54,7 +54,9 @@ async def appended(running: RunningSystem) -> int:
         ("plan clear u1", "u1: plan starter with a cap of $300.00 -> the plan that tasks name"),
     ]),
 )  # fmt: skip
-async def test_much_money_without_a_terminal_wants_yes(running: RunningSystem, cli: Cli, line: str, shown: str) -> None:
+async def test_a_large_amount_without_a_terminal_needs_yes(
+    running: RunningSystem, cli: Cli, line: str, shown: str
+) -> None:
     for prepare in ("credit grant u1 200", "plan set u1 starter --cap 300"):
         assert (await cli(*prepare.split(), *REASON, "--yes")).code == 0
     before = await appended(running)
@@ -67,7 +69,7 @@ async def test_much_money_without_a_terminal_wants_yes(running: RunningSystem, c
     done = await cli(*line.split(), *REASON, "--yes")
     assert done.code == 0, done
     assert await appended(running) == before + 1
-    # A limit of one's own.
+    # Another limit than the default.
     assert (await cli("credit", "grant", "u1", "0.02", *REASON, TOLLBOOK_CONFIRM_USD="0")).code == 2
 
 
@@ -113,7 +115,7 @@ async def test_credits_and_plans_are_listed_and_taken_back(running: RunningSyste
     assert (unknown.code, "u2 has no grant" in unknown.stderr) == (2, True)
     much = await cli("credit", "revoke", "u1", "9", *REASON)
     assert (much.code, "u1 has $3.00 of credit" in much.stderr) == (1, True)
-    # More than is asked about without a terminal: what cannot be is refused, and not shown as what it would do.
+    # An impossible amount is refused, even above the limit from which a terminal is needed.
     impossible = await cli("credit", "revoke", "u1", "5000", *REASON)
     assert (impossible.code, "u1 has $3.00 of credit" in impossible.stderr) == (1, True)
     assert "It would do this" not in impossible.stderr
@@ -133,8 +135,8 @@ async def test_credits_and_plans_are_listed_and_taken_back(running: RunningSyste
 
 
 @pytest.mark.slow
-async def test_a_server_that_takes_no_writes_is_told_in_one_line(running: RunningSystem, cli: Cli) -> None:
-    """As a disk that cannot be written; a replica and a full memory are refused by what they say of themselves."""
+async def test_a_server_that_takes_no_writes_is_reported_in_one_line(running: RunningSystem, cli: Cli) -> None:
+    """Here the disk cannot be written. A replica and a full memory are recognised by their own INFO."""
     replicas: Any = await running.redis.config_get("min-replicas-to-write")
     await running.redis.config_set("min-replicas-to-write", 1)
     refused = await cli("credit", "grant", "u1", "1", *REASON)
@@ -145,7 +147,7 @@ async def test_a_server_that_takes_no_writes_is_told_in_one_line(running: Runnin
 
 
 @pytest.mark.slow
-async def test_a_large_correction_wants_yes(running: RunningSystem, cli: Cli) -> None:
+async def test_a_large_correction_needs_yes(running: RunningSystem, cli: Cli) -> None:
     await running.publish(
         "analysis", [{"task": "score_post", "user_id": "u1", "task_id": "t1", "prompt": "a post", "reply_to": REPLIES}]
     )

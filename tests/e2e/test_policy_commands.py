@@ -13,15 +13,15 @@ from redis.asyncio import Redis
 
 from tests.proxy import FaultyProxy
 from tests.servers import wait_until
-from tests.system import GatedStandIn, StayingCommand, command_environment, run_cli
+from tests.system import BackgroundCommand, GatedStandIn, command_environment, run_cli
 from tollbook.ledger.server.connection import connect
 from tollbook.schemas.money import NANOUSD_PER_USD
 
 FILE: Final = "[plans.trial]\ncap_usd = 3\n"
 
 
-async def starting(*arguments: str, until: str, cwd: Path, env: dict[str, str]) -> StayingCommand:
-    command = await StayingCommand.start(*arguments, cwd=cwd, env=env)
+async def starting(*arguments: str, until: str, cwd: Path, env: dict[str, str]) -> BackgroundCommand:
+    command = await BackgroundCommand.start(*arguments, cwd=cwd, env=env)
     await wait_until(
         lambda: until in command.stdout + command.stderr or command.process.returncode is not None, what=until
     )
@@ -260,7 +260,7 @@ async def test_an_apply_that_was_killed_between_two_partitions_is_completed_by_t
         await proxy.start()
         try:
             apply = ("policy", "apply", "second.toml", "--reason", "second")
-            killed = await StayingCommand.start(*apply, cwd=tmp_path, env=env | {"REDIS_URL": proxy.url})
+            killed = await BackgroundCommand.start(*apply, cwd=tmp_path, env=env | {"REDIS_URL": proxy.url})
             await asyncio.wait_for(proxy.is_reached.wait(), 60)
             killed.process.kill()
             assert await killed.wait() == -signal.SIGKILL

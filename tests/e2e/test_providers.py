@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.servers import wait_until
-from tests.system import StayingCommand, run_cli
+from tests.system import BackgroundCommand, run_cli
 from tests.two_providers import TWO_PROVIDERS, addresses_of
 from tollbook.standin import StandIn, StandInConfig
 
@@ -41,7 +41,7 @@ PUBLISH: Final = ("publish", "generation", "generate_draft", "Write", "--user", 
 
 @asynccontextmanager
 async def up(*arguments: str, cwd: Path, env: dict[str, str]) -> AsyncGenerator[None]:
-    command = await StayingCommand.start("up", *arguments, cwd=cwd, env=env)
+    command = await BackgroundCommand.start("up", *arguments, cwd=cwd, env=env)
     try:
         await wait_until(
             lambda: "Tollbook is up" in command.stdout or command.process.returncode is not None, what="tollbook up"
@@ -53,7 +53,7 @@ async def up(*arguments: str, cwd: Path, env: dict[str, str]) -> AsyncGenerator[
 
 
 @pytest.mark.slow
-async def test_no_key_of_the_default_provider_is_wanted_where_no_route_names_it(
+async def test_the_default_providers_key_is_not_needed_if_no_route_names_it(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     assert await redis_client.ping()
@@ -102,7 +102,7 @@ async def test_no_key_of_the_default_provider_is_wanted_where_no_route_names_it(
 
 @pytest.mark.slow
 async def test_the_stand_in_stands_in_for_every_provider(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
-    """Who tries things out is not to pay a provider that the policy names, whose key may be set."""
+    """With the stand-in, nobody must pay a provider of the policy, even if its key is set."""
     assert await redis_client.ping()
     (tmp_path / "tollbook.toml").write_text(POLICY.format(**REAL))
     env = {"REDIS_URL": server_url, "TEST_OPENAI_KEY": "sk-real", "TEST_CLAUDE_KEY": "sk-real"}

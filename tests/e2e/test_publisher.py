@@ -70,7 +70,7 @@ async def test_a_thousand_tasks_at_once_share_few_round_trips_and_one_subscripti
     ):
         proxy.sent.clear()
         ids = await asyncio.gather(*(publisher.publish("monitoring", "ping") for _ in range(1_000)))
-        # A batch of 512 commands is read in several chunks of the network's; a command of its own each would be 1,000.
+        # A batch of 512 commands arrives in several network chunks; one round trip per command would be 1,000.
         assert len(proxy.sent) < 100
         before = await subscribers(running.redis)
         late = asyncio.create_task(publisher.wait("never", timeout_s=PATIENCE_S))
@@ -93,7 +93,9 @@ async def is_subscribed(redis: Redis, number: int) -> bool:
 
 
 @pytest.mark.slow
-async def test_a_result_wakes_who_waits_and_nobody_polls_for_it(running: RunningSystem, publisher: Publisher) -> None:
+async def test_a_waiting_publisher_is_notified_of_its_result_and_does_not_poll(
+    running: RunningSystem, publisher: Publisher
+) -> None:
     await running.provider.shut("slow")
     task_id = await publisher.publish("generation", "score_post", "a post", user_id="slow")
     waiting = asyncio.create_task(publisher.wait(task_id, timeout_s=PATIENCE_S))
@@ -122,7 +124,7 @@ async def test_a_denied_task_is_a_result_and_not_an_error(running: RunningSystem
     assert (result.status, result.error_code) == (TaskStatus.DENIED, ErrorCode.PLAN_LIMIT_REACHED)
 
 
-async def test_what_a_worker_would_refuse_is_not_sent(running: RunningSystem, publisher: Publisher) -> None:
+async def test_a_task_that_a_worker_would_refuse_is_not_sent(running: RunningSystem, publisher: Publisher) -> None:
     length = await running.redis.xlen("generation")
     wrong: list[tuple[str, str, str | None, dict[str, Any], str]] = [
         ("generation", "write_novel", "x", {"user_id": "u1"}, "'task' must be one of"),
@@ -202,7 +204,7 @@ async def test_a_publisher_opens_without_redis_and_connects_once_there_is_one(ru
 
 
 @pytest.mark.slow
-async def test_who_waits_hears_of_a_result_over_a_subscription_that_broke(running: RunningSystem) -> None:
+async def test_a_waiting_publisher_gets_its_result_after_its_subscription_broke(running: RunningSystem) -> None:
     await running.provider.shut("broken")
     async with Publisher(settings_of(running)) as publisher:
         task_id = await publisher.publish("generation", "score_post", "a post", user_id="broken")
@@ -251,7 +253,7 @@ async def test_a_publisher_that_is_not_open_says_so(running: RunningSystem) -> N
         await publisher.publish("monitoring", "ping")
 
 
-async def test_a_refusal_of_the_server_is_told_and_not_tried_again(running: RunningSystem) -> None:
+async def test_a_refusal_of_the_server_is_raised_and_not_retried(running: RunningSystem) -> None:
     other = running.system.redis_url.rpartition("/")[0] + "/1"
     async with connect(other) as redis, Publisher(settings_of(running, redis_url=other)) as publisher:
         await redis.set("scraping", "no stream")
@@ -261,7 +263,7 @@ async def test_a_refusal_of_the_server_is_told_and_not_tried_again(running: Runn
     assert not isinstance(refused.value, TaskUnconfirmed)
 
 
-async def test_a_server_is_found_in_the_data_directory_or_its_absence_told(
+async def test_a_server_is_found_in_the_data_directory_or_reported_missing(
     running: RunningSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Publisher(settings_of(running, redis_url=None, data_dir=tmp_path)) as publisher:
@@ -300,7 +302,7 @@ class Score(BaseModel):
     points: int
 
 
-async def test_an_answer_that_has_not_the_form_of_the_model_is_an_error_with_its_result(
+async def test_an_answer_that_does_not_fit_the_model_is_an_error_with_its_result(
     running: RunningSystem, publisher: Publisher
 ) -> None:
     running.provider.faults = FaultPlan(script=("text_parts",))

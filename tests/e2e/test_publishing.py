@@ -1,4 +1,4 @@
-"""What publishers may send, in every spelling, and what becomes of messages that are no task."""
+"""What publishers may send, in every spelling, and how malformed messages end."""
 
 import json
 from collections.abc import AsyncIterator
@@ -158,7 +158,7 @@ async def test_faststreams_broker_publishes_and_is_replied_to(running: RunningSy
     assert (await running.answers([task["task_id"]]))[0].status is TaskStatus.DONE
 
 
-async def test_a_reply_to_that_is_no_stream_does_not_hold_up_the_task(running: RunningSystem) -> None:
+async def test_a_reply_to_that_is_not_a_stream_does_not_delay_the_task(running: RunningSystem) -> None:
     await running.redis.set("not-a-stream", "1")
     task = EARLY | {"task_id": new_id(), "reply_to": "not-a-stream"}
     await running.publish(STREAM, [task])
@@ -233,7 +233,7 @@ MALFORMED: Final[dict[str, tuple[dict[bytes, bytes], str]]] = {
 
 
 @pytest.mark.parametrize("case", first_quick(12, MALFORMED))
-async def test_a_malformed_task_is_dead_lettered_and_holds_up_nothing(running: RunningSystem, case: str) -> None:
+async def test_a_malformed_task_is_dead_lettered_and_delays_no_other(running: RunningSystem, case: str) -> None:
     fields, word = MALFORMED[case]
     requests, task_id = running.provider.requests, new_id()
     # Where the message has fields of its own, the task id can be read whatever is wrong with the others.
@@ -265,7 +265,7 @@ async def test_a_malformed_task_is_answered_where_its_reply_stream_can_be_read(r
 async def test_the_same_task_id_with_other_content_is_a_conflict_and_not_a_second_charge(
     running: RunningSystem,
 ) -> None:
-    """G4: the first task's result stands; the second publisher hears of the conflict."""
+    """G4: the first task's result stands; the second publisher gets the conflict."""
     first = {"task": "score_post", "user_id": "u9", "prompt": "a post", "task_id": new_id()}
     await running.publish(STREAM, [first])
     result = await result_of(running, first["task_id"])
@@ -291,7 +291,7 @@ async def test_the_same_task_twice_is_executed_once_and_answered_twice(running: 
 
 
 async def test_a_repeat_whose_result_is_gone_is_answered_under_its_id_too(running: RunningSystem) -> None:
-    """G4: it expired, or Redis went back in time. Who waits for the key has an answer, and nothing is paid again."""
+    """G4: it expired, or Redis went back in time. A waiting publisher gets an answer; nothing is paid again."""
     task = {"task": "score_post", "task_id": new_id(), "user_id": "u42", "prompt": "a post", "reply_to": REPLIES}
     await running.publish("monitoring", [task])
     await result_of(running, task["task_id"])

@@ -1,6 +1,6 @@
 """The examples for publishers, run as the documents show them, against a running system.
 
-What an example needs may be missing on a desk: then its test is skipped and says why. Where CI=true it fails.
+If a program that an example needs is missing, its test is skipped and says why; with CI=true it fails.
 """
 
 import asyncio

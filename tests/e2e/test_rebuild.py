@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.servers import wait_until
-from tests.system import REPLIES, GatedStandIn, RunningSystem, StayingCommand, run_cli, running_system
+from tests.system import REPLIES, BackgroundCommand, GatedStandIn, RunningSystem, run_cli, running_system
 from tollbook.inference.setting_tables import CapTable
 from tollbook.ledger.projection.comparison import TABLES, compare
 from tollbook.ledger.projection.store import Store
@@ -63,20 +63,20 @@ async def test_a_deleted_projection_is_rebuilt_row_for_row(
             assert rebuilt.query("FROM discrepancies") == []
         finally:
             old.close()
-        # And it serves: the next call is weighed against the rebuilt spend.
+        # And it works: the next call is checked against the rebuilt spend.
         more = {"task": "score_post", "task_id": "after", "user_id": "u1", "prompt": "a post", "reply_to": REPLIES}
         assert await run_tasks(running, [more]) == {TaskStatus.DONE}
 
 
 @pytest.mark.slow
 async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: Path) -> None:
-    """G3, G4: ledger, results, spend and pending tasks outlive the process, and a redelivery calls no model."""
+    """G3, G4: ledger, results, spend and pending tasks survive the process, and a redelivery calls no model."""
     directory = tmp_path / "here"
     directory.mkdir()
     async with GatedStandIn() as provider:
         variables = {"OPENROUTER_BASE_URL": provider.base_url, "TOLLBOOK_DIALECT": "openrouter"}
         task = ("publish", "analysis", "score_post", "a post", "--user", "u42", "--task-id", "mine", "--json")
-        first = await StayingCommand.start("up", cwd=directory, env=variables)
+        first = await BackgroundCommand.start("up", cwd=directory, env=variables)
         try:
             await wait_until(lambda: "Tollbook is up" in first.stdout, what="up")
             done = (await run_cli(*task, "--wait", "50", cwd=directory)).json()
@@ -89,7 +89,7 @@ async def test_up_goes_on_after_a_restart_and_executes_nothing_twice(tmp_path: P
         assert spend[0]["spent_usd"] == done["cost_usd"]
         assert provider.requests == 1
 
-        second = await StayingCommand.start("up", cwd=directory, env=variables)
+        second = await BackgroundCommand.start("up", cwd=directory, env=variables)
         try:
             await wait_until(lambda: "Tollbook is up" in second.stdout, what="up again")
             assert (await run_cli("result", "mine", "--json", cwd=directory)).json() == done

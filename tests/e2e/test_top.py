@@ -49,7 +49,7 @@ def here(running: RunningSystem) -> Path:
 
 
 class Terminal:
-    """A terminal with a command in it: what the command wrote, and what it left the terminal like."""
+    """A terminal with a command in it: the command's output, and the state in which it left the terminal."""
 
     def __init__(self, master: int, slave: int) -> None:
         self.output = ""
@@ -191,14 +191,14 @@ async def test_json_is_one_document_of_everything(here: Path) -> None:
     assert document["redis"]["workers"] == 1
 
 
-async def test_with_nothing_there_it_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+async def test_without_data_it_prints_one_line_and_has_exit_code_1(tmp_path: Path) -> None:
     finished = await run_cli("top", cwd=tmp_path, env={"REDIS_URL": "redis://:geheim@127.0.0.1:1/0"})
     assert (finished.code, finished.stdout) == (1, "")
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
     assert "geheim" not in finished.stderr
 
 
-async def test_what_was_left_of_a_system_is_shown_and_the_rest_is_told(
+async def test_data_of_a_stopped_system_is_shown_and_missing_parts_are_named(
     running: RunningSystem, here: Path, tmp_path: Path
 ) -> None:
     """DuckDB at rest, Redis never seen."""

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.servers import wait_until
-from tests.system import StayingCommand
+from tests.system import BackgroundCommand
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 async def test_the_link_of_up_opens_the_web_view_once(tmp_path: Path, workers: str) -> None:
     here = tmp_path / "here"
     here.mkdir()
-    command = await StayingCommand.start("up", "--stand-in", "--workers", workers, cwd=here, is_installed=True)
+    command = await BackgroundCommand.start("up", "--stand-in", "--workers", workers, cwd=here, is_installed=True)
     try:
         link = re.compile(r"^Web view: (http://\S+/ui\?once=\S+)$", re.MULTILINE)
         [found] = await wait_until(lambda: link.findall(command.stdout), what="the link")
@@ -47,7 +47,7 @@ async def test_the_link_of_up_opens_the_web_view_once(tmp_path: Path, workers: s
 async def test_a_log_of_lines_of_json_has_no_link(tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
-    command = await StayingCommand.start("up", "--stand-in", cwd=here, env={"TOLLBOOK_LOG_FORMAT": "json"})
+    command = await BackgroundCommand.start("up", "--stand-in", cwd=here, env={"TOLLBOOK_LOG_FORMAT": "json"})
     try:
         await wait_until(lambda: "system.started" in command.stderr, what="`tollbook up`")
         assert "once=" not in command.stdout + command.stderr

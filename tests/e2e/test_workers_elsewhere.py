@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from tests.proxy import faulty_proxy
 from tests.recovery.apart import kill, start_projector
 from tests.servers import PATIENCE_S, wait_until
-from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, make_settings, run_cli
+from tests.system import REPLIES, STREAMS, BackgroundCommand, GatedStandIn, make_settings, run_cli
 from tollbook.inference.client import InferenceClient
 from tollbook.inference.current_runtime import connect_runtime
 from tollbook.inference.settings import Settings
@@ -35,17 +35,17 @@ class Elsewhere:
     here: Path
     there: Path
     settings: Settings
-    projector: StayingCommand
+    projector: BackgroundCommand
     environment: dict[str, str]
     redis: Redis
     stack: AsyncExitStack
     last_reply: str = "0"
 
-    async def start(self, name: str, *arguments: str, waits_for: str, **environment: str) -> StayingCommand:
+    async def start(self, name: str, *arguments: str, waits_for: str, **environment: str) -> BackgroundCommand:
         """Start a command in an empty folder of its own on the other machine."""
         folder = self.there / name
         folder.mkdir()
-        command = await StayingCommand.start(*arguments, cwd=folder, env={**self.environment, **environment})
+        command = await BackgroundCommand.start(*arguments, cwd=folder, env={**self.environment, **environment})
         self.stack.push_async_callback(command.end)
         await wait_until(lambda: waits_for in command.stderr or command.process.returncode is not None, what=waits_for)
         assert command.process.returncode is None, command.stderr

@@ -1,4 +1,4 @@
-"""Visitors of the web view in tests: keys of a real ledger, and browsers without a screen."""
+"""Users of the web view in tests: keys of a real ledger, and browsers without a screen."""
 
 import html
 import re

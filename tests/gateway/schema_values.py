@@ -1,6 +1,6 @@
 """Values that a JSON Schema of the gateway's OpenAPI document allows, drawn by hypothesis.
 
-Knows the words that the document uses; others fail, so that none is passed over.
+It knows the keywords that the document uses; any other fails, so that none is ignored.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ ANYTHING: Final = st.recursive(
 _TOLD: Final = frozenset({"title", "description", "default", "examples", "discriminator"})
 _MAX_ITEMS: Final = 3
 _MAX_CHARACTERS: Final = 40
-# Deeper, what can be left out is: messages hold parts, and parts hold objects.
+# Below this depth, optional fields are left out: messages hold parts, and parts hold objects.
 _DEEP: Final = 6
 Schema = Mapping[str, Any]
 

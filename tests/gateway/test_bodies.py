@@ -1,4 +1,4 @@
-"""Bodies of requests: bounded together, and given up when nothing comes."""
+"""Bodies of requests: limited in sum, and timed out when nothing comes."""
 
 import asyncio
 from typing import Any
@@ -30,7 +30,7 @@ class Client:
         return Request({"type": "http", "method": "POST", "path": "/", "headers": []}, self.receive)
 
 
-async def test_a_body_that_stops_coming_is_given_up() -> None:
+async def test_a_body_that_stops_coming_times_out() -> None:
     with pytest.raises(Problem) as refused:
         await Bodies(silent_s=0.05).read(Client(b'{"a":', ends=False).request())
     assert (refused.value.status, refused.value.code) == (408, "request_timeout")

@@ -58,7 +58,7 @@ async def test_a_task_type_is_called_by_its_route_with_fallback(served: Served) 
     assert reply.json()["model"] == "openai/gpt-4o-mini"
 
 
-async def test_a_limit_that_is_absent_is_the_policys(served: Served) -> None:
+async def test_a_missing_limit_is_the_policys(served: Served) -> None:
     reply = await served.chat()
 
     assert (await hold_of(served, reply)).bound.completion_tokens == 4096
@@ -97,7 +97,7 @@ BAD_REQUESTS: Final[tuple[tuple[dict[str, Any], str], ...]] = (
 )
 
 
-async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, subtests: pytest.Subtests) -> None:
+async def test_bad_requests_are_refused_and_hold_nothing(served: Served, subtests: pytest.Subtests) -> None:
     for body, code in BAD_REQUESTS:
         with subtests.test(body=body):
             reply = await served.chat(**body)
@@ -118,7 +118,7 @@ async def test_bad_requests_are_told_so_and_hold_nothing(served: Served, subtest
         ("provider", "'provider' cannot be set: Tollbook sets it, so that no endpoint costs more than the bound"),
     ],
 )
-async def test_a_field_that_is_not_known_is_told_without_those_of_tasks(
+async def test_an_unknown_field_is_named_without_suggesting_task_fields(
     served: Served, field: str, problem: str
 ) -> None:
     unknown: dict[str, Any] = {field: {"a": 1}}
@@ -165,7 +165,7 @@ async def test_a_key_in_the_other_header_is_one_too(served: Served) -> None:
     assert (await served.chat(headers={"authorization": "", "x-api-key": KEY})).status_code == 200
 
 
-async def test_a_key_for_some_models_is_for_no_others(served: Served) -> None:
+async def test_a_key_for_some_models_cannot_call_others(served: Served) -> None:
     served.keys.by_secret[KEY] = api_key(models=("generate_draft",))
 
     assert (await served.chat(model="generate_draft")).status_code == 200
@@ -173,7 +173,7 @@ async def test_a_key_for_some_models_is_for_no_others(served: Served) -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "model_not_allowed")
 
 
-async def test_what_a_client_says_of_itself_counts_where_its_key_allows_it(served: Served) -> None:
+async def test_attributes_that_a_client_sends_count_if_its_key_allows_them(served: Served) -> None:
     headers = {"x-tollbook-user": "u7", "x-tollbook-tags": "team=red"}
     refused = await served.chat(headers=headers)
     ignored = await served.chat(user="u7")
@@ -187,7 +187,7 @@ async def test_what_a_client_says_of_itself_counts_where_its_key_allows_it(serve
     assert (await hold_of(served, allowed)).tags == {"team": "red"}
 
 
-async def test_a_failed_provider_is_told_and_not_tried_again_where_it_was_paid(served: Served) -> None:
+async def test_a_failed_provider_is_reported_and_not_retried_if_it_was_paid(served: Served) -> None:
     served.calling.script("http_500", "http_500")
     free = await served.chat()
     served.calling.script("reset_after_charge", "reset_after_charge")
@@ -232,7 +232,7 @@ async def test_models_have_the_form_of_both_apis(served: Served) -> None:
         ("/v1/messages/batches", "/openapi.json lists the endpoints"),
     ],
 )
-async def test_an_endpoint_that_is_not_there_is_told_once(served: Served, path: str, hint: str) -> None:
+async def test_an_unknown_endpoint_is_reported_once(served: Served, path: str, hint: str) -> None:
     reply = await served.client.post(path, json={})
 
     assert reply.status_code == 404
@@ -261,7 +261,7 @@ async def test_embeddings_are_made_and_paid(served: Served) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ['["one", "two"]', "[1, 2]", '{"a": 1}'])
-async def test_a_text_that_is_json_is_a_text_all_the_same(served: Served, text: str) -> None:
+async def test_a_text_that_looks_like_json_stays_a_text(served: Served, text: str) -> None:
     # OpenAI's SDK for Python asks for base64 where its caller says nothing.
     body = {"model": "openai/text-embedding-3-small", "input": text, "encoding_format": "base64"}
     embedded = await served.client.post("/v1/embeddings", json=body)

@@ -33,7 +33,7 @@ def test_types_follow_the_status(status: int, of_messages: str, of_responses: st
     }
 
 
-def test_metadata_stands_beside_the_code() -> None:
+def test_metadata_is_beside_the_code() -> None:
     metadata = {"budget": "user", "limit": "5"}
     assert message_error(402, "plan_limit_reached", "No.", metadata)["error"]["metadata"] == metadata
     assert response_error(402, "plan_limit_reached", "No.", metadata)["error"]["metadata"] == metadata

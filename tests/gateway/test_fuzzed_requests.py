@@ -27,7 +27,7 @@ MODELS = [MODEL, "openai/text-embedding-3-small"]
 QUICK = settings(
     max_examples=60,
     deadline=None,
-    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # To shrink by HTTP takes minutes.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # Shrinking over HTTP takes minutes.
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,  # All examples are sent to one gateway.
         HealthCheck.too_slow,
@@ -92,7 +92,7 @@ async def test_a_request_by_the_document_is_answered_by_the_document(
 @pytest.mark.parametrize("path", PATHS)
 @QUICK
 @given(data=st.data())
-async def test_a_request_with_a_part_that_is_anything_is_no_fault_of_the_gateway(
+async def test_a_request_with_any_part_is_never_an_internal_error(
     served: Served, path: str, data: st.DataObject
 ) -> None:
     check(path, await served.client.post(path, json=data.draw(changed_bodies(path))))

@@ -1,4 +1,4 @@
-"""Which gateways have ended: those that are silent, while this one's own sign shows that it could have been seen."""
+"""Which gateways count as ended: those without a heartbeat, while this gateway's own heartbeat is kept in Redis."""
 
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from tollbook.ledger.keys import worker_key
 
 
 class Signs:
-    """Redis, as far as signs go: it can be away."""
+    """The heartbeats in Redis, which can be away."""
 
     def __init__(self) -> None:
         self.shown: set[str] = set()
@@ -38,8 +38,8 @@ async def keep_showing(heartbeat: Heartbeat, clock: Clock) -> None:
         await heartbeat._beat()
 
 
-async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
-    """G4: after an outage every sign has run out, those of gateways that work too; no call of theirs is taken over."""
+async def test_silence_of_others_counts_only_while_the_own_heartbeat_is_kept() -> None:
+    """G4: after an outage every heartbeat has expired, also of working gateways; their calls must not be taken over."""
     redis, clock = Signs(), Clock()
     heartbeat = Heartbeat(cast("Any", redis), "tollbook", "here", monotonic=clock)
     await heartbeat._beat()
@@ -64,8 +64,8 @@ async def test_silence_counts_only_while_ones_own_sign_stands() -> None:
     assert not await heartbeat.is_alive("works")
 
 
-async def test_an_outage_that_just_outlasts_another_sign_is_seen_too() -> None:
-    """Signs of two gateways are not renewed at the same moment: the other's may run out first."""
+async def test_an_outage_that_just_outlasts_another_heartbeat_is_seen_too() -> None:
+    """Two gateways do not renew their heartbeats at the same moment: the other's may expire first."""
     redis, clock = Signs(), Clock()
     heartbeat = Heartbeat(cast("Any", redis), "tollbook", "here", monotonic=clock)
     await keep_showing(heartbeat, clock)

@@ -1,4 +1,4 @@
-"""Idempotency: what is sent again is not paid again, whichever way a client sends it."""
+"""A repeated request is not paid again, whichever way a client repeats it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -77,7 +77,7 @@ async def test_a_retry_of_an_sdk_joins_the_call_whose_client_left(served: Served
 
 
 @pytest.mark.slow
-async def test_nothing_is_joined_that_was_delivered_or_is_of_another_body(served: Served) -> None:
+async def test_no_retry_joins_a_delivered_call_or_one_with_another_body(served: Served) -> None:
     delivered = await served.chat("Hello", headers={RETRY: "0"})
     again = await served.chat("Hello", headers={RETRY: "1"})
     served.calling.script("slow")
@@ -130,8 +130,8 @@ async def test_a_named_stream_is_finished_although_its_client_left(
 
 
 @pytest.mark.slow
-async def test_a_hold_that_this_gateway_left_behind_keeps_nobody_waiting(served: Served) -> None:
-    """G2: no request of it makes that call any more, and it is no other gateway's."""
+async def test_a_retry_settles_a_hold_that_this_gateway_left_behind(served: Served) -> None:
+    """G2: no request of this gateway makes that call any more, and no other gateway has it."""
     call_id = await hold_of_a_run_that_is_gone(served)
 
     reply = await served.chat("Hello", headers={"idempotency-key": "a"})
@@ -141,8 +141,8 @@ async def test_a_hold_that_this_gateway_left_behind_keeps_nobody_waiting(served:
     assert [each.outcome for each in outcomes if isinstance(each, CostRecorded)] == ["taken_over", "done"]
 
 
-async def test_a_try_that_failed_after_another_run_may_have_paid_is_not_made_again(served: Served) -> None:
-    """G4: a gateway was killed in mid-call, and who took the call over could not reach the provider."""
+async def test_a_failed_try_is_not_repeated_if_another_run_may_have_paid(served: Served) -> None:
+    """G4: a gateway was killed in mid-call, and the one that took the call over could not reach the provider."""
     call_id = await hold_of_a_run_that_is_gone(served)
     served.calling.script("http_500", "http_500")
 

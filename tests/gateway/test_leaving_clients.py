@@ -1,4 +1,4 @@
-"""Clients that leave, stop reading, or send what has no end: nothing stays behind or grows without a limit."""
+"""Clients that leave, stop reading, or send without end: nothing stays behind or grows without a limit."""
 
 import asyncio
 import contextlib
@@ -66,7 +66,7 @@ async def rest_of(reader: asyncio.StreamReader) -> bytes:
     return found
 
 
-async def test_a_client_that_sends_half_a_body_and_goes_is_no_fault_of_the_gateway(served: Served) -> None:
+async def test_a_client_that_leaves_in_mid_body_is_not_an_internal_error(served: Served) -> None:
     whole = request_bytes(json.dumps(body_of()).encode())
     async with connected(served) as (_, writer):
         writer.write(whole[:-20])
@@ -100,7 +100,7 @@ async def test_a_client_that_never_reads_is_cut_off_at_the_limit(
 async def test_clients_that_leave_while_they_wait_for_holds_leave_nothing_behind(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
-    """Neither a hold nor a waiter; and nothing is bought for them once there is money again (G2)."""
+    """Neither a hold nor a waiting call is left, and no call is made for them once there is money again (G2)."""
     limits = httpx.Limits(max_connections=None)
     async with (
         open_served(server_url, tmp_path, attempt_timeout_s=30, gateway_wait_s=60) as served,
@@ -144,7 +144,7 @@ async def test_an_answer_that_was_delivered_is_not_joined(served: Served, is_str
 async def test_a_retry_with_the_clients_own_key_is_not_paid_twice_where_the_first_stream_left_early(
     served: Served,
 ) -> None:
-    """What the first request began goes on, since the second waits for it."""
+    """The call of the first request goes on, since the second request waits for it."""
     served.calling.provider.config = replace(served.calling.provider.config, slow_ms=300)
     served.calling.script("slow")
     headers = {"idempotency-key": "a"}
@@ -175,7 +175,7 @@ async def test_a_head_without_end_is_refused(served: Served, number: int) -> Non
     assert not served.gateway.counts.requests
 
 
-async def test_long_headers_within_the_limit_are_taken(served: Served) -> None:
+async def test_long_headers_within_the_limit_are_accepted(served: Served) -> None:
     reply = await served.chat(headers={"x-own": "x" * 30_000})
 
     assert reply.status_code == 200

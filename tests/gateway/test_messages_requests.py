@@ -46,7 +46,7 @@ def test_bodies_of_sdks_and_agents_become_tasks(name: str) -> None:
     }  # fmt: skip
 
 
-def test_claude_code_keeps_its_marks_tools_and_effort() -> None:
+def test_claude_code_keeps_its_cache_marks_tools_and_effort() -> None:
     fields = chat_fields(load("bodies", "messages-claude-code-adaptive"))
     assert [message["role"] for message in fields["messages"]] == [
         "system", "user", "system", "assistant", "tool",

@@ -116,7 +116,7 @@ async def test_without_redis_nothing_is_paid_and_the_gateway_goes_on_once_it_is_
 async def test_a_hold_whose_reply_was_lost_is_resumed_by_the_retry(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
-    """Nothing is held for a call that nobody makes any more: the client was told to come again, and does."""
+    """No hold is left for a call that nobody makes any more: the client was told to retry, and does."""
     async with (
         faulty_proxy(server_url) as proxy,
         open_served(proxy.url, tmp_path, attempt_timeout_s=5, claim_after_s=1.5) as served,
@@ -147,7 +147,7 @@ async def test_a_hold_whose_reply_was_lost_is_resumed_by_the_retry(
 async def test_an_answer_that_comes_while_redis_is_away_is_booked(
     redis_client: Redis, server_url: str, tmp_path: Path, is_streamed: bool
 ) -> None:
-    """G3: its client may be told of an outage, or get it late; the ledger has its cost in the end."""
+    """G3: its client may get an error or a late answer; in the end the ledger has its cost."""
     async with (
         faulty_proxy(server_url) as proxy,
         open_served(proxy.url, tmp_path, attempt_timeout_s=10, claim_after_s=1.5) as served,

@@ -21,11 +21,11 @@ def test_encrypted_reasoning_goes_through_a_client_of_responses_and_back() -> No
     events = Events(response_id="resp_1", created_s=0, body={"model": "m", "input": "hi"})
     deltas: list[dict[str, Any]] = [{"reasoning_details": [ENCRYPTED]}, {"content": "Sunny."}]
     parts = [part for delta in deltas for part in events.delta({"choices": [{"index": 0, "delta": delta}]})]
-    told = events_in([*events.begin(), *parts, *events.end(DONE)])
-    output = told[-1]["response"]["output"]
+    sent = events_in([*events.begin(), *parts, *events.end(DONE)])
+    output = sent[-1]["response"]["output"]
     assert [item["type"] for item in output] == ["reasoning", "message"]
     assert output[0]["summary"] == []
-    assert not [event for event in told if event["type"].startswith("response.reasoning_summary")]
+    assert not [event for event in sent if event["type"].startswith("response.reasoning_summary")]
     messages = chat_fields({"model": "m", "input": [*output, {"role": "user", "content": "and Rome?"}]})["messages"]
     assert messages[0] == {"role": "assistant", "reasoning_details": [ENCRYPTED], "content": "Sunny."}
 
@@ -44,7 +44,7 @@ def test_a_signature_that_comes_after_the_text_is_kept_with_what_it_signs() -> N
     assert unpack(output[2]["encrypted_content"]) == [{**text, "signature": "c2ln"}]
 
 
-def test_words_alone_need_not_come_back() -> None:
+def test_unsigned_reasoning_need_not_come_back() -> None:
     assert pack([{"type": "reasoning.text", "text": "Hm.", "index": 0}]) == ""
 
 
@@ -60,9 +60,9 @@ def test_words_alone_need_not_come_back() -> None:
         "tollbook1." + base64.urlsafe_b64encode(json.dumps(["a"]).encode()).decode(),
     ],
 )
-def test_texts_of_others_are_left_alone(text: object) -> None:
+def test_texts_of_other_providers_are_unchanged(text: object) -> None:
     assert unpack(text) is None
 
 
-def test_what_was_packed_is_unpacked() -> None:
+def test_packed_reasoning_can_be_unpack() -> None:
     assert unpack(pack([ENCRYPTED])) == [ENCRYPTED]

@@ -201,7 +201,7 @@ async def test_responses(loop: Loop, task: str, is_streamed: bool) -> None:
 
 
 @TASKS
-async def test_what_is_repeated_from_the_stored_result_has_it_too(loop: Loop, task: str) -> None:
+async def test_an_answer_from_the_stored_result_has_its_reasoning_too(loop: Loop, task: str) -> None:
     loop.script("signed_thinking")
     named = {"idempotency-key": "a"}
     body = {"model": task, "messages": [QUESTION]}

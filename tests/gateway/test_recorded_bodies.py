@@ -47,7 +47,7 @@ async def test_claude_code_is_answered_and_its_tokens_are_counted(served: Served
 
 
 @pytest.mark.parametrize("api", ["messages", "responses"])
-async def test_what_sdks_send_is_answered(served: Served, api: str) -> None:
+async def test_recorded_requests_of_sdks_are_answered(served: Served, api: str) -> None:
     for name in names("bodies", api):
         reply = await served.client.post(f"/v1/{api}", json={**load("bodies", name), "model": MODEL})
 

@@ -281,7 +281,7 @@ def test_items_become_messages(items: list[dict[str, Any]], messages: list[dict[
         ({"tools": [], "tool_choice": "auto", "parallel_tool_calls": True}, {}),
         ({"prompt_cache_key": "k"}, {"prompt_cache_key": "k"}),
         ({"prompt_cache_key": "k" * 65}, {}),
-        # What SDKs and agents send unasked, or what says what is so anyway.
+        # Fields that SDKs and agents always send, or that only state the default.
         (
             {
                 "store": True,
@@ -380,7 +380,7 @@ def test_unknown_fields_are_judged_where_the_task_is_made() -> None:
         task_of(fields_of(n=2))
 
 
-def test_a_body_that_is_nested_without_end_is_refused() -> None:
+def test_a_body_that_is_nested_too_deeply_is_refused() -> None:
     value: Any = {}
     for _ in range(200):
         value = {"a": value}
@@ -395,14 +395,14 @@ def test_images_of_results_come_before_the_next_turn() -> None:
     assert [message["role"] for message in messages] == ["assistant", "tool", "user", "assistant", "tool"]
 
 
-def test_a_tool_that_stands_in_two_places_is_sent_once() -> None:
+def test_a_tool_that_is_listed_twice_is_sent_once() -> None:
     item = {"type": "additional_tools", "role": "developer", "tools": [{**FUNCTION, "description": "Newer."}]}
     fields = fields_of(tools=[FUNCTION], input=[item, {"role": "user", "content": "hi"}])
     assert [tool["function"]["description"] for tool in fields["tools"]] == ["Newer."]
 
 
 def test_items_of_a_result_stand_in_for_references() -> None:
-    """Vercel's SDK sends no item again that may be stored."""
+    """Vercel's SDK does not repeat an item that may be stored."""
     body = {"model": "m", "input": "hi", "tools": [FUNCTION]}
     result = InferenceResult.model_validate(
         {"task_id": "t", "status": "done", "content": "Looking.", "reasoning": "Hm.", "tool_calls": [CHAT_CALL]}

@@ -77,7 +77,7 @@ def contents_of(result: InferenceResult) -> dict[str, Any]:
 
 
 @given(streams())
-def test_one_segment_is_open_at_a_time_and_all_of_the_answer_is_told(
+def test_one_segment_is_open_at_a_time_and_the_whole_answer_is_sent(
     stream: tuple[InferenceResult, list[dict[str, Any]]],
 ) -> None:
     result, chunks = stream
@@ -103,13 +103,13 @@ def test_one_segment_is_open_at_a_time_and_all_of_the_answer_is_told(
                 assert texts[index] == segment.text
                 current = None
     assert current is None
-    told: dict[str, Any] = {"reasoning": "", "content": "", "refusal": "", "calls": []}
+    sent: dict[str, Any] = {"reasoning": "", "content": "", "refusal": "", "calls": []}
     for segment in segments.all:
         if segment.kind == "call":
-            told["calls"].append((segment.call_id, segment.name, segment.text))
+            sent["calls"].append((segment.call_id, segment.name, segment.text))
         else:
-            told[segment.kind] += segment.text
-    assert told == contents_of(result)
+            sent[segment.kind] += segment.text
+    assert sent == contents_of(result)
 
 
 @given(streams())
@@ -119,14 +119,14 @@ def test_a_response_streams_the_same_texts_and_calls_as_it_has_whole(
     result, chunks = stream
     events = ResponseEvents(response_id="resp_s", created_s=0, body=BODY)
     parts = [*events.begin(), *(part for chunk in chunks for part in events.delta(chunk)), *events.end(result)]
-    told = events_in(parts)
+    sent = events_in(parts)
     whole = response_document(result, response_id="resp_s", created_s=0, body=BODY)
-    streamed = told[-1]["response"]
-    assert told[-1]["type"] == f"response.{whole['status']}"
-    assert [event["item"] for event in told if event["type"] == "response.output_item.done"] == streamed["output"]
+    streamed = sent[-1]["response"]
+    assert sent[-1]["type"] == f"response.{whole['status']}"
+    assert [event["item"] for event in sent if event["type"] == "response.output_item.done"] == streamed["output"]
     for kind, name in (("output_text", "text"), ("refusal", "refusal")):
         assert text_of(streamed["output"], kind, name) == text_of(whole["output"], kind, name)
-        assert "".join(event["delta"] for event in told if event["type"] == f"response.{kind}.delta") == (
+        assert "".join(event["delta"] for event in sent if event["type"] == f"response.{kind}.delta") == (
             text_of(whole["output"], kind, name)
         )
     assert without_status(streamed["output"]) == without_status(whole["output"])
@@ -140,18 +140,18 @@ def test_a_message_streams_the_same_texts_and_calls_as_it_has_whole(
     result, chunks = stream
     events = MessageEvents(message_id="msg_s", body=BODY)
     parts = [*events.begin(), *(part for chunk in chunks for part in events.delta(chunk)), *events.end(result)]
-    told = events_in(parts)
+    sent = events_in(parts)
     whole = message_document(result, message_id="msg_s", body=BODY)
     thoughts = "".join(block["thinking"] for block in whole["content"] if block["type"] == "thinking")
-    deltas = [event["delta"] for event in told if event["type"] == "content_block_delta"]
+    deltas = [event["delta"] for event in sent if event["type"] == "content_block_delta"]
     assert "".join(delta.get("thinking", "") for delta in deltas) == thoughts
     texts = [block["text"] for block in whole["content"] if block["type"] == "text"]
     assert sorted("".join(delta.get("text", "") for delta in deltas)) == sorted("".join(texts))
-    begun = [event["content_block"] for event in told if event["type"] == "content_block_start"]
+    begun = [event["content_block"] for event in sent if event["type"] == "content_block_start"]
     calls = [(block["id"], block["name"]) for block in whole["content"] if block["type"] == "tool_use"]
     assert [(block["id"], block["name"]) for block in begun if block["type"] == "tool_use"] == calls
-    assert told[-2]["delta"] == {name: whole[name] for name in ("stop_reason", "stop_sequence", "stop_details")}
-    assert told[-1] == {"type": "message_stop"}
+    assert sent[-2]["delta"] == {name: whole[name] for name in ("stop_reason", "stop_sequence", "stop_details")}
+    assert sent[-1] == {"type": "message_stop"}
 
 
 def text_of(output: list[dict[str, Any]], kind: str, name: str) -> str:
@@ -194,7 +194,7 @@ def test_calls_without_an_id_get_one_of_the_answer() -> None:
     assert [segment.call_id for segment in segments.all] == ["call_s_0", "call_s_1"]
 
 
-def test_reasoning_under_two_names_is_told_once() -> None:
+def test_reasoning_under_two_names_is_sent_once() -> None:
     segments = Segments("s")
     segments.add({"choices": [{"index": 0, "delta": {"reasoning": "why", "reasoning_content": "why"}}]})
     assert [segment.text for segment in segments.all] == ["why"]
@@ -203,8 +203,8 @@ def test_reasoning_under_two_names_is_told_once() -> None:
 def test_reasoning_of_two_choices_in_a_chunk_is_one_part() -> None:
     events = ResponseEvents(response_id="resp_s", created_s=0, body=BODY)
     choices = [{"index": 0, "delta": {"reasoning": text}} for text in ("a", "b")]
-    told = [event["type"] for event in events_in(events.delta({"choices": choices}))]
-    assert told == [
+    sent = [event["type"] for event in events_in(events.delta({"choices": choices}))]
+    assert sent == [
         "response.output_item.added", "response.reasoning_summary_part.added",
         "response.reasoning_summary_text.delta", "response.reasoning_summary_text.delta",
     ]  # fmt: skip
@@ -226,18 +226,18 @@ CUSTOM_RESULT = InferenceResult.model_validate({"task_id": "t", "status": "done"
 def test_a_custom_tool_of_a_chat_completion_is_one_of_responses() -> None:
     events = ResponseEvents(response_id="resp_s", created_s=0, body=BODY)
     parts = events.delta({"choices": [{"index": 0, "delta": {"tool_calls": [CUSTOM_CALL]}}]})
-    told = events_in([*events.begin(), *parts, *events.end(CUSTOM_RESULT)])
-    deltas = [event["delta"] for event in told if event["type"] == "response.custom_tool_call_input.delta"]
+    sent = events_in([*events.begin(), *parts, *events.end(CUSTOM_RESULT)])
+    deltas = [event["delta"] for event in sent if event["type"] == "response.custom_tool_call_input.delta"]
     assert deltas == ["plain text"]
-    (item,) = told[-1]["response"]["output"]
+    (item,) = sent[-1]["response"]["output"]
     assert (item["type"], item["name"], item["input"]) == ("custom_tool_call", "write", "plain text")
 
 
 def test_a_custom_tool_of_a_chat_completion_is_used_with_one_text_in_messages() -> None:
     events = MessageEvents(message_id="msg_s", body=BODY)
     parts = events.delta({"choices": [{"index": 0, "delta": {"tool_calls": [CUSTOM_CALL]}}]})
-    told = events_in([*parts, *events.end(CUSTOM_RESULT)])
-    deltas = [event["delta"]["partial_json"] for event in told if event["type"] == "content_block_delta"]
+    sent = events_in([*parts, *events.end(CUSTOM_RESULT)])
+    deltas = [event["delta"]["partial_json"] for event in sent if event["type"] == "content_block_delta"]
     assert deltas == ['{"input": "plain text"}']
     (block,) = message_document(CUSTOM_RESULT, message_id="msg_s")["content"]
     assert block["input"] == {"input": "plain text"}

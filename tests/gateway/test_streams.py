@@ -60,7 +60,7 @@ async def test_a_stream_has_the_answer_in_parts_and_usage_in_the_end(served: Ser
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"stream_options": None}, {"stream_options": {"include_usage": False}}])
-async def test_who_asks_for_no_usage_may_read_a_choice_in_every_chunk(served: Served, options: dict[str, Any]) -> None:
+async def test_without_usage_every_chunk_has_a_choice(served: Served, options: dict[str, Any]) -> None:
     events = events_in((await served.chat("Hello [[completion_tokens=30]]", stream=True, **options)).text)
 
     choices = [event["choices"][0] for event in events]
@@ -70,7 +70,7 @@ async def test_who_asks_for_no_usage_may_read_a_choice_in_every_chunk(served: Se
     assert round(events[-1]["usage"]["cost"] * 1e9) == served.calling.booked() > 0
 
 
-async def test_why_a_stream_ended_is_said_once_its_cost_is_booked(served: Served) -> None:
+async def test_the_finish_reason_is_sent_once_the_cost_is_booked(served: Served) -> None:
     async with served.client.stream("POST", "/v1/chat/completions", json=MODEL_BODY) as reply:
         async for line in reply.aiter_lines():
             if '"finish_reason":"stop"' in line:
@@ -82,7 +82,7 @@ async def test_why_a_stream_ended_is_said_once_its_cost_is_booked(served: Served
     assert served.calling.provider.cut_off == set()
 
 
-async def test_log_probabilities_are_told_whole_and_streamed(served: Served) -> None:
+async def test_log_probabilities_are_sent_whole_and_streamed(served: Served) -> None:
     whole = (await served.chat(logprobs=True)).json()["choices"][0]
     events = events_in((await served.chat(logprobs=True, stream=True)).text)
 
@@ -101,7 +101,7 @@ async def test_the_first_part_comes_before_the_provider_has_ended(served: Served
     assert any('"content"' in line for line in first)
 
 
-async def test_a_refusal_is_told_before_any_stream(served: Served) -> None:
+async def test_a_refusal_is_sent_before_any_stream(served: Served) -> None:
     await served.calling.set_cap(1_000)
 
     reply = await served.chat(stream=True)
@@ -135,7 +135,7 @@ async def test_a_provider_that_breaks_off_ends_the_stream_with_an_error(served: 
     assert served.calling.provider.requests == 1
 
 
-async def test_a_stream_without_usage_is_booked_all_the_same(served: Served) -> None:
+async def test_a_stream_without_usage_is_booked(served: Served) -> None:
     served.calling.script("missing_usage")
 
     reply = await served.chat(stream=True)
@@ -144,7 +144,7 @@ async def test_a_stream_without_usage_is_booked_all_the_same(served: Served) -> 
     assert await served.calling.spent() >= served.calling.booked() > 0
 
 
-async def test_a_client_that_leaves_cuts_the_provider_off_and_pays_what_it_cost(served: Served) -> None:
+async def test_a_client_that_leaves_cancels_the_request_and_pays_its_cost(served: Served) -> None:
     served.calling.script("stream_hang")
 
     async with served.client.stream("POST", "/v1/chat/completions", json=MODEL_BODY) as reply:
@@ -202,7 +202,7 @@ async def test_a_gateway_that_stops_ends_its_streams_with_an_error(
 async def test_a_stream_that_cannot_be_written_on_ends_with_an_error(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault of ours must not look like the end of an answer either."""
+    """An internal error must not look like the end of an answer either."""
 
     def fail(_self: object, _chunk: object) -> bytes:
         raise TypeError("a delta of another form")
@@ -216,7 +216,7 @@ async def test_a_stream_that_cannot_be_written_on_ends_with_an_error(
 
 
 async def test_slow_readers_slow_the_provider_down(served: Served) -> None:
-    """What nobody reads takes no memory: the provider's own connection fills up instead."""
+    """Unread data takes no memory in the gateway: the provider's connection fills up instead."""
     body = {**MODEL_BODY, "messages": [{"role": "user", "content": "Hello [[completion_tokens=20000]]"}]}
     body["max_tokens"] = 30_000
     async with served.client.stream("POST", "/v1/chat/completions", json=body) as reply:

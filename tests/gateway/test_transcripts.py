@@ -27,9 +27,9 @@ def test_responses_stream_as_the_transcript_does(name: str) -> None:
     golden = load("transcripts", name)
     events = ResponseEvents(response_id="resp_1a2b", created_s=1_796_000_000, body=golden["body"])
     parts = [*events.begin(), *(part for chunk in golden["chunks"] for part in events.delta(chunk))]
-    told = events_in([*parts, *events.end(InferenceResult.model_validate(golden["result"]))])
-    assert told == golden["events"]
-    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    sent = events_in([*parts, *events.end(InferenceResult.model_validate(golden["result"]))])
+    assert sent == golden["events"]
+    assert [event["sequence_number"] for event in sent] == list(range(len(sent)))
 
 
 @pytest.mark.parametrize("name", names("transcripts", "messages"))

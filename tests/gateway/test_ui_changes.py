@@ -63,7 +63,7 @@ async def test_a_key_is_created_shown_once_and_in_force(served: Served) -> None:
     assert secret not in str(await served.calling.raw_events())
 
 
-async def test_what_no_key_can_have_is_said_and_makes_none(served: Served) -> None:
+async def test_an_impossible_key_is_refused_with_the_reason(served: Served) -> None:
     wrong = (
         {"user": "u1", "reason": ""},
         {"reason": "nobody's"},
@@ -91,12 +91,12 @@ async def test_a_key_is_replaced_and_revoked(served: Served) -> None:
         gone = (await visitor.get(page)).text
         new_id = (await administration(served).keys.list())[-1].key.key_id
         revoked = await visitor.send(f"/ui/key?id={new_id}", f"/ui/key/revoke?id={new_id}", hours="0", reason="lost")
-        told = (await visitor.get(revoked.headers["location"])).text
+        page_text = (await visitor.get(revoked.headers["location"])).text
 
     assert await find(served, old) is None
     assert await find(served, new) is None
     assert not [form for form in Forms.of(gone) if form["action"].startswith("/ui/key/")]
-    assert "The key was revoked." in told
+    assert "The key was revoked." in page_text
     assert (await administration(served).keys.list())[-1].revoked_by is not None
 
 
@@ -108,7 +108,7 @@ async def test_credit_is_granted_once_however_often_the_form_is_sent(served: Ser
         first = await visitor.client.post(form["action"], data=data)
         second = await visitor.client.post(form["action"], data=data)
         other = await visitor.client.post(form["action"], data=data | {"amount": "3"})
-        told = text_of((await visitor.get(first.headers["location"])).text)
+        page_text = text_of((await visitor.get(first.headers["location"])).text)
 
     assert first.headers["location"] == "/ui/user?id=u1&done=credit"
     assert second.headers["location"] == "/ui/user?id=u1&done=repeated"
@@ -121,11 +121,11 @@ async def test_credit_is_granted_once_however_often_the_form_is_sent(served: Ser
     assert amount == 2_500_000_000
     assert payload.reason == "sorry"
     assert payload.author.startswith("ops (key-")
-    assert "The credit was granted." in told
-    assert "$7.50" in told
+    assert "The credit was granted." in page_text
+    assert "$7.50" in page_text
 
 
-async def test_a_large_amount_wants_a_tick(served: Served) -> None:
+async def test_a_large_amount_needs_a_tick(served: Served) -> None:
     action = "/ui/user/credit?id=u1"
     async with browser(served, await new_key(served)) as visitor:
         refused = await visitor.send("/ui/user?id=u1", action, amount="100.01", reason="x")

@@ -19,7 +19,7 @@ DESKTOP: Final = {"width": 1280, "height": 900}
 PHONE: Final = {"width": 390, "height": 844}
 LONG: Final = "a-user-with-a-very-long-name-" + "x" * 90
 
-# What can have the focus and is to be seen.
+# Elements that can have the focus and are visible.
 FOCUSABLE: Final = """
 [...document.querySelectorAll('a[href], button, input:not([type=hidden]), select')]
     .filter(each => each.checkVisibility()).map(each => each.outerHTML)
@@ -72,7 +72,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 async def fill(served: Served) -> str:
-    """Let there be something on every page, and return the id of a refused call."""
+    """Make data for every page, and return the id of a refused call."""
     for user in ("u1", LONG, "<script>alert(1)</script>"):
         await call_as(served, user)
     await new_key(served, user_id="u1", name="shop", models=("generate_draft",))
@@ -143,7 +143,7 @@ async def test_a_key_is_made_with_the_keyboard_alone(served: Served, chromium: B
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_text_stands_out_from_what_is_behind_it(served: Served, chromium: Browser, scheme: str) -> None:
+async def test_text_has_enough_contrast(served: Served, chromium: Browser, scheme: str) -> None:
     refused, problems = await fill(served), list[str]()
     page = await open_view(served, chromium, problems, viewport=DESKTOP, color_scheme=scheme)
     for path in (*ADMIN_PAGES, f"/ui/call?id={refused}", "/ui/user?id=u1&done=credit"):

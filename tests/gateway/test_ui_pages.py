@@ -127,7 +127,7 @@ async def test_a_projection_that_is_behind_says_so_and_one_that_is_missing_too(s
     assert f"{spent} $0.0000 $5.00" in text_of(of_gate.text)
 
 
-async def test_the_life_of_a_call_and_why_it_was_refused_are_told(served: Served) -> None:
+async def test_the_life_of_a_call_and_its_refusal_are_explained(served: Served) -> None:
     done = await call_as(served, "u1")
     refused = await refuse(served)
     async with browser(served, await new_key(served)) as visitor:
@@ -219,7 +219,7 @@ async def pages_of(visitor: Browser, path: str) -> list[list[str]]:
     return found
 
 
-async def test_who_has_a_users_key_sees_that_user_alone(served: Served) -> None:
+async def test_a_users_key_shows_that_user_alone(served: Served) -> None:
     own, others = await call_as(served, "u1"), await call_as(served, "u2")
     refused = await refuse(served, "u2")
     await served.calling.folded()
@@ -276,7 +276,7 @@ async def test_others_that_hold_money_of_a_shared_budget_have_no_names(
         assert "shared all total" in spend
 
 
-async def test_whatever_names_hold_is_text(served: Served) -> None:
+async def test_names_with_markup_are_shown_as_text(served: Served) -> None:
     name, reason = "<b>bold</b>", "because <i>so</i> \u202egnihton"
     bounds = KeyBounds(user_id=HOSTILE, name=name, campaign_id=RIGHT_TO_LEFT)
     await administration(served).keys.create(bounds, SIGNED.__class__("tests", reason))

@@ -1,4 +1,4 @@
-"""The web view's door: keys, links that work once, sessions, forms of other sites, and what a browser may do."""
+"""Access to the web view: keys, links that work once, sessions, forms of other sites, and what a browser may do."""
 
 import json
 from collections.abc import AsyncIterator
@@ -60,7 +60,7 @@ async def test_a_key_opens_a_session_that_no_script_and_no_other_site_can_use(
     }  # fmt: skip
     assert key not in cookie
     assert page.status_code == 200
-    # What is kept in Redis opens nothing: neither the key nor the session's id is there.
+    # The data in Redis gives no access: neither the key nor the session's id is there.
     session_id = cookie.partition("=")[2].partition(";")[0]
     kept: dict[Any, Any] = {
         name: await redis_client.get(name) async for name in redis_client.scan_iter("*web-session*")
@@ -92,7 +92,7 @@ async def test_a_wrong_key_opens_nothing_and_is_not_repeated(served: Served) -> 
 
 
 @pytest.mark.slow
-async def test_a_key_of_nobody_opens_nothing(served: Served) -> None:
+async def test_an_unknown_key_opens_nothing(served: Served) -> None:
     key = await new_key(served, user_id=None, allows=frozenset({"user"}))
     async with browser(served) as visitor:
         reply = await visitor.sign_in(key)
@@ -171,7 +171,7 @@ async def test_a_link_works_once_and_opens_an_admins_session(served: Served, red
 
 
 @pytest.mark.slow
-async def test_a_link_that_is_none_opens_nothing(served: Served) -> None:
+async def test_a_wrong_link_opens_nothing(served: Served) -> None:
     async with browser(served) as visitor:
         for once in ("", "x", "x" * 5_000, "%00", "a b"):
             assert (await visitor.get(f"/ui?once={once}")).status_code == 401, once

@@ -1,4 +1,4 @@
-"""What pages read from is bounded: a query that takes too long is cut off, and too many at a time are sent away."""
+"""Reads of pages are limited: a query that takes too long is cancelled, and too many at a time are refused."""
 
 import asyncio
 from pathlib import Path
@@ -36,7 +36,7 @@ async def test_a_query_that_takes_too_long_is_cut_off_and_the_next_is_answered(p
     assert answer.seq > 100
 
 
-async def test_too_many_pages_at_a_time_are_sent_away(path: Path) -> None:
+async def test_too_many_pages_at_a_time_are_refused(path: Path) -> None:
     projection = Projection(path)
     asked = await asyncio.gather(*(projection.read(COUNT) for _ in range(40)), return_exceptions=True)
     await projection.aclose()
@@ -46,7 +46,7 @@ async def test_too_many_pages_at_a_time_are_sent_away(path: Path) -> None:
     assert "too many pages" in str(refused[0])
 
 
-async def test_a_projection_that_is_missing_or_none_is_told(tmp_path: Path) -> None:
+async def test_a_missing_or_damaged_projection_is_reported(tmp_path: Path) -> None:
     (tmp_path / "none.duckdb").write_bytes(b"no database")
     for name in ("missing.duckdb", "none.duckdb"):
         projection = Projection(tmp_path / name)
@@ -55,7 +55,7 @@ async def test_a_projection_that_is_missing_or_none_is_told(tmp_path: Path) -> N
         await projection.aclose()
 
 
-async def test_work_apart_leaves_the_event_loop_to_others_and_ends_at_its_limit() -> None:
+async def test_background_work_has_its_own_event_loop_and_a_time_limit() -> None:
     background = Background(limit_s=0.2)
 
     async def endless() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.servers import CONTAINER, binary_of, run_apart, server_kinds, wait_until
+from tests.servers import CONTAINER, binary_of, run_in_new_loop, server_kinds, wait_until
 from tollbook.consumers.app import build_app
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import load_settings
@@ -81,7 +81,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     process, with_tls = None, False
     for with_tls in (True, False) if make_certificate(directory) else (False,):
         process = subprocess.Popen([binary, *options, *(tls if with_tls else [])], stdout=subprocess.DEVNULL)
-        run_apart(wait_until(lambda running=process: has_begun(running, directory), what="the server's socket"))
+        run_in_new_loop(wait_until(lambda running=process: has_begun(running, directory), what="the server's socket"))
         if process.poll() is None:
             break
     assert process is not None
@@ -200,7 +200,7 @@ def cast_worker() -> Any:
 
 
 @pytest.mark.parametrize("form", REFUSED)
-def test_an_address_that_is_not_understood_whole_is_refused(form: str) -> None:
+def test_an_address_with_an_unknown_part_is_refused(form: str) -> None:
     url = form.format(port=6379)
     with pytest.raises(ValueError, match=r"^[^\n]+$") as refused:
         check_address(url)
@@ -208,9 +208,9 @@ def test_an_address_that_is_not_understood_whole_is_refused(form: str) -> None:
     with pytest.raises(LedgerUnavailable, match="cannot be used as REDIS_URL"):
         connect(url)
     if url:
-        with pytest.raises(SettingsError) as told:
+        with pytest.raises(SettingsError) as failure:
             load_settings(env_file=None, redis_url=url)
-        assert REFUSED[form] in told.value.message
+        assert REFUSED[form] in failure.value.message
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ async def test_a_plan_may_have_a_cap_of_its_own(calling: Calling, administration
     assert await cap_of(calling, "u1") == 100
 
 
-async def test_a_credit_is_granted_once_a_key_and_adds_up(calling: Calling, administration: Administration) -> None:
+async def test_a_credit_is_granted_once_per_key_and_adds_up(calling: Calling, administration: Administration) -> None:
     assert await administration.grant_credit("u1", 2 * DOLLAR, SIGNED)
     assert not await administration.grant_credit("u1", 2 * DOLLAR, SIGNED)
     assert await cap_of(calling, "u1") == 5 + 2
@@ -126,7 +126,7 @@ async def test_what_cannot_be_corrected_says_why(calling: Calling, administratio
         await administration.adjust_cost("refused", 1, SIGNED)
 
 
-async def test_credit_is_taken_back_once_a_key_and_never_below_none(
+async def test_credit_is_taken_back_once_per_key_and_never_below_zero(
     calling: Calling, administration: Administration
 ) -> None:
     await administration.grant_credit("u1", 5 * DOLLAR, SIGNED)
@@ -195,7 +195,7 @@ def reader_of(calling: Calling) -> AuditReader:
     return AuditReader(LedgerSource(handle.ledger_id, handle.keys, None, handle.redis))
 
 
-async def test_what_is_left_of_each_grant_is_told(calling: Calling, administration: Administration) -> None:
+async def test_the_rest_of_each_grant_is_shown(calling: Calling, administration: Administration) -> None:
     for number, dollars in enumerate((1, 2, 4)):
         await administration.grant_credit("u1", dollars * DOLLAR, Signature("ann", f"grant {number}"))
     await administration.grant_credit("u2", DOLLAR, Signature("ann", "other"))

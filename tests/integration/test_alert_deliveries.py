@@ -1,4 +1,4 @@
-"""Alerts reach their receivers at least once, those about one budget in their order, and nobody waits for another."""
+"""Alerts reach their receivers at least once, those about one budget in order, and no receiver waits for another."""
 
 import asyncio
 import base64
@@ -56,7 +56,7 @@ def alert(number: int, *, budget: str = "team-week", at_ms: int = NOW_MS) -> Ale
 
 
 class Inbox:
-    """A receiver in this process. `fails` says of an alert why it is not taken."""
+    """A receiver in this process. `fails` returns why it refuses an alert."""
 
     name = "inbox"
 
@@ -73,7 +73,7 @@ class Inbox:
 
 
 class Pauses:
-    """Sleeps no time at all, and notes for how long it was asked."""
+    """Does not sleep, and records the requested times."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []
@@ -146,7 +146,7 @@ async def test_pauses_double_up_to_five_minutes(redis_client: Redis) -> None:
     assert pauses.asked[:11] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
 
 
-async def test_what_was_not_taken_is_delivered_by_a_successor_and_first(redis_client: Redis) -> None:
+async def test_undelivered_alerts_are_delivered_first_by_the_next_process(redis_client: Redis) -> None:
     broken = Inbox(lambda _: "HTTP 500")
     async with delivering(redis_client, broken) as queue:
         await queue.put(alert(1))
@@ -260,16 +260,16 @@ async def test_a_webhook_is_signed_as_standard_webhooks_says() -> None:
 
 async def test_a_webhook_that_answers_no_success_has_not_taken_the_alert() -> None:
     async with served(lambda: 503) as (url, _), httpx.AsyncClient() as http:
-        with pytest.raises(NotDelivered, match="HTTP 503") as told:
+        with pytest.raises(NotDelivered, match="HTTP 503") as refused:
             await Webhook.of(url, SecretStr(SECRET), http).deliver(alert(1))
-    assert told.value.pause_s == 7
+    assert refused.value.pause_s == 7
 
 
 async def test_a_webhook_without_answer_is_told_without_its_address() -> None:
     async with httpx.AsyncClient() as http:
-        with pytest.raises(NotDelivered) as told:
+        with pytest.raises(NotDelivered) as refused:
             await Webhook.of("http://127.0.0.1:9/token-abc", SecretStr(SECRET), http).deliver(alert(1))
-    assert str(told.value) == "no answer (ConnectError)"
+    assert str(refused.value) == "no answer (ConnectError)"
 
 
 async def test_a_webhook_whose_answer_has_no_end_holds_back_nothing() -> None:

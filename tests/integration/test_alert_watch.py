@@ -74,7 +74,7 @@ async def redis(redis_client: Redis) -> Redis:
         ({"unpriced": ["score_post: no price is known for its model a/b"]}, "price-unknown", "model a/b"),
     ],
 )
-async def test_a_condition_is_told_once_until_it_has_ended(
+async def test_a_condition_raises_one_alert_until_it_has_ended(
     redis: Redis, changes: dict[str, Any], kind: str, words: str
 ) -> None:
     world = World()
@@ -93,25 +93,25 @@ async def test_a_condition_is_told_once_until_it_has_ended(
     await world.watch(redis).look()
     vars(world).update(changes)
     await world.watch(redis).look()
-    assert [told for told, _ in await raised(redis)] == [kind]
+    assert [each_kind for each_kind, _ in await raised(redis)] == [kind]
 
 
-async def test_further_dead_letters_are_told_at_most_once_an_hour(redis: Redis) -> None:
+async def test_further_dead_letters_are_reported_at_most_once_an_hour(redis: Redis) -> None:
     world = World()
     watch = world.watch(redis)
-    for letters, later_ms, told in ((1, 0, 1), (2, HOUR_MS - 1, 0), (2, 1, 1), (2, 2 * HOUR_MS, 0), (5, 0, 1)):
+    for letters, later_ms, number in ((1, 0, 1), (2, HOUR_MS - 1, 0), (2, 1, 1), (2, 2 * HOUR_MS, 0), (5, 0, 1)):
         world.facts = replace(QUIET, dead_letters=letters)
         world.now_ms += later_ms
         await watch.look()
-        assert len(await raised(redis)) == told, letters
+        assert len(await raised(redis)) == number, letters
 
 
-def test_what_could_not_be_read_is_no_alert_and_ends_none() -> None:
+def test_a_condition_that_cannot_be_read_neither_raises_nor_ends_an_alert() -> None:
     unread = Facts(None, None, None, None, None, None, None)
     assert [each.kind for each in conditions(unread, AlertRule(), spend=None, unpriced=[])] == ["price-unknown"]
 
 
-def test_a_single_unlucky_call_is_no_share() -> None:
+def test_a_single_assumed_call_raises_no_alert() -> None:
     found = conditions(QUIET, AlertRule(), spend=Spend(Decimal("0.02"), Decimal("0.02")), unpriced=[])
     assert all(each.text is None for each in found)
 

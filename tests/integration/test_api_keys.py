@@ -90,7 +90,7 @@ async def test_a_key_is_found_with_what_it_is_bound_to(changes: KeyChanges, keys
     assert (issued.created_by, issued.reason, issued.state(await keys.now_ms())) == ("ann", "the shop", "active")
 
 
-async def test_what_is_no_key_or_nobodys_is_not_found(calling: Calling, changes: KeyChanges, keys: ApiKeys) -> None:
+async def test_a_malformed_or_unknown_key_is_not_found(calling: Calling, changes: KeyChanges, keys: ApiKeys) -> None:
     secret, _ = await created(changes)
     before = calling.runtime.handle.pipeline.commands
     for text in ("", "tb-", secret[:-1], f"{secret}x", f" {secret}", hash_of(secret), "key-000000000000"):
@@ -114,7 +114,7 @@ async def test_a_key_that_is_revoked_is_found_for_two_seconds_at_most(
     assert await keys.find(secret) is None
 
 
-async def test_what_was_not_found_is_asked_for_again(calling: Calling, keys: ApiKeys) -> None:
+async def test_an_unknown_key_is_looked_up_again(calling: Calling, keys: ApiKeys) -> None:
     secret = secret_of(b"s" * SECRET_BYTES)
     assert await keys.find(secret) is None
     runtime = calling.runtime
@@ -123,13 +123,13 @@ async def test_what_was_not_found_is_asked_for_again(calling: Calling, keys: Api
     assert await keys.find(secret)
 
 
-async def test_that_a_key_expires_is_seen_at_once_and_by_the_clock_of_redis(
+async def test_an_expired_key_is_refused_at_once_by_the_clock_of_redis(
     changes: KeyChanges, keys: ApiKeys, clock: Clock
 ) -> None:
     now_ms = await keys.now_ms()
     secret, _ = await created(changes, expires_ms=now_ms + 600_000)
     assert await keys.find(secret)
-    clock.now_s += 1.0  # It is kept still; its end is told from when it was read.
+    clock.now_s += 1.0  # It is still cached; its end counts from when it was read.
     assert await keys.find(secret)
     clock.now_s += 599.5
     assert await keys.find(secret), "read anew, its end is ten minutes away again by the clock of Redis"
@@ -233,7 +233,7 @@ async def test_while_redis_is_away_a_key_is_neither_found_nor_unknown(
         await proxy.stop()
 
 
-async def test_where_redis_refuses_to_tell_a_key_is_not_unknown(
+async def test_a_key_is_not_unknown_if_redis_refuses_the_lookup(
     changes: KeyChanges, keys: ApiKeys, calling: Calling, redis_client: Redis
 ) -> None:
     secret, _ = await created(changes)
@@ -246,7 +246,7 @@ async def test_where_redis_refuses_to_tell_a_key_is_not_unknown(
             await ask()
 
 
-async def test_a_key_is_nowhere_but_with_who_created_it(
+async def test_a_key_itself_is_in_no_log_event_or_redis_key(
     calling: Calling, changes: KeyChanges, keys: ApiKeys, redis_client: Redis, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """G10."""

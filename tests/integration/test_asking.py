@@ -24,7 +24,7 @@ from tollbook.schemas.identifiers import EntryId
 
 KEYS = (Keys("t", 0), Keys("t", 1))
 HERE, ELSEWHERE = Position(EntryId(7, 1), 7), Position(EntryId(9, 0), 9)
-# More than a float can tell apart.
+# More digits than a float has.
 SETTLED, HELD = 2**63 - 1, 2**53 + 1
 
 
@@ -120,14 +120,14 @@ async def test_without_a_projector_it_is_said_at_once(redis_client: Redis) -> No
         (ZeroDivisionError("a fault"), BaselineUnavailable),
     ],
 )
-async def test_what_the_projector_cannot_do_reaches_who_asks(
+async def test_an_error_of_the_projector_reaches_the_asking_process(
     redis_client: Redis, projection: Projection, problem: Exception, kind: type[LedgerError]
 ) -> None:
     projection.problem = problem
     async with answering(redis_client, projection), asking(redis_client) as asked:
-        with pytest.raises(LedgerError, match=str(problem)) as told:
+        with pytest.raises(LedgerError, match=str(problem)) as refused:
             await asked.reader(0)(["user:u1"])
-        assert type(told.value) is kind
+        assert type(refused.value) is kind
         projection.problem = None
         assert (await asked.reader(0)(["user:u1"])).balances
 
@@ -152,7 +152,7 @@ MALFORMED = [
 ]  # fmt: skip
 
 
-async def test_no_stranger_stops_the_answers(redis_client: Redis, projection: Projection) -> None:
+async def test_a_malformed_request_does_not_stop_the_answers(redis_client: Redis, projection: Projection) -> None:
     with structlog.testing.capture_logs() as logs:
         async with answering(redis_client, projection) as answers, asking(redis_client) as asked:
             for message in MALFORMED * 3:
@@ -164,8 +164,8 @@ async def test_no_stranger_stops_the_answers(redis_client: Redis, projection: Pr
     assert 0 < len(ignored) < len(MALFORMED), "each kind once, however often it comes"
 
 
-async def test_nobody_can_put_another_answer_in_place(redis_client: Redis, projection: Projection) -> None:
-    """What is no answer, answers nothing that was asked, or has not what was asked for is not taken for one."""
+async def test_a_wrong_or_malformed_answer_is_ignored(redis_client: Redis, projection: Projection) -> None:
+    """Malformed answers, answers to no request, and answers without the requested budgets are ignored."""
     async with asking(redis_client) as asked, redis_client.pubsub() as requests:
         await requests.subscribe(KEYS[0].baseline_requests)
         reading = asyncio.ensure_future(asked.reader(0)(["user:u1"]))
@@ -187,7 +187,7 @@ async def test_nobody_can_put_another_answer_in_place(redis_client: Redis, proje
 
 
 @pytest.mark.slow
-async def test_who_asks_again_is_answered_by_the_projector_that_came_after(
+async def test_a_repeated_request_is_answered_by_the_next_projector(
     redis_client: Redis, projection: Projection
 ) -> None:
     """The first one ends between request and answer."""
@@ -203,7 +203,7 @@ async def test_who_asks_again_is_answered_by_the_projector_that_came_after(
         await second.stop()
 
 
-async def test_a_projector_that_ends_before_it_answers_is_missed_before_the_time_is_over(redis_client: Redis) -> None:
+async def test_a_projector_that_ends_before_it_answers_is_noticed_before_the_timeout(redis_client: Redis) -> None:
     stuck = Projection()
     stuck.may_answer.clear()
     async with asking(redis_client, answer_s=3_600) as asked:

@@ -100,10 +100,8 @@ async def test_concurrent_misses_are_one_query(baselines: Baselines, reader: Rea
     assert reader.asked == [("a",), ("b", "c", "d")]
 
 
-async def test_one_who_asks_during_a_read_gets_what_is_read_after_he_asked(
-    baselines: Baselines, reader: Reader
-) -> None:
-    """A read under way may be older than the answer STALE that made somebody ask."""
+async def test_a_request_during_a_read_gets_the_next_read(baselines: Baselines, reader: Reader) -> None:
+    """A read under way may be older than the STALE reply that caused the request."""
     reader.may_answer.clear()
     first = asyncio.create_task(baselines.get(["a"], is_fresh=True))
     await reader.is_asked.wait()
@@ -162,7 +160,7 @@ async def test_whatever_goes_wrong_the_check_fails_closed_and_recovers(
     assert await baselines.get(["a"]) == (Baseline(1, 2, HERE),)
 
 
-async def test_one_who_stops_waiting_does_not_take_others_baselines(baselines: Baselines, reader: Reader) -> None:
+async def test_a_cancelled_request_does_not_cancel_others(baselines: Baselines, reader: Reader) -> None:
     reader.may_answer.clear()
     first, second = (asyncio.create_task(baselines.get(["a"])) for _ in range(2))
     await reader.is_asked.wait()
@@ -173,7 +171,7 @@ async def test_one_who_stops_waiting_does_not_take_others_baselines(baselines: B
     assert first.cancelled()
 
 
-async def test_those_who_all_stopped_waiting_leave_nothing_behind(baselines: Baselines, reader: Reader) -> None:
+async def test_cancelled_requests_leave_nothing_behind(baselines: Baselines, reader: Reader) -> None:
     reader.may_answer.clear()
     reader.problem = BaselineUnavailable("down")
     task = asyncio.create_task(baselines.get(["a"]))

@@ -70,13 +70,13 @@ CALLED: Final = payload_json(
 
 @pytest.fixture
 async def running(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[RunningSystem]:
-    """A system without workers: nobody but the test sweeps."""
+    """A system without workers: only the test sweeps."""
     async with running_system(tmp_path / "data", server_url, workers=0) as system:
         yield system
 
 
 def ended_process(running: RunningSystem) -> Ledger:
-    """The ledger as a process has it that has no patience."""
+    """The ledger of a process that does not retry."""
     system = running.system
     return build_ledger(
         system.handle,
@@ -161,8 +161,8 @@ async def test_a_noted_settlement_is_booked_once_with_its_attempts(running: Runn
 
     settled = (await record_of(running)).settled[1]
     assert (settled.cost_nanousd, settled.assumed_nanousd) == (COST, 0)
-    told = [event["type"] for event in await events(running)]
-    assert told == ["policy-applied", "budget-reserved", "model-called", "cost-recorded"]
+    printed = [event["type"] for event in await events(running)]
+    assert printed == ["policy-applied", "budget-reserved", "model-called", "cost-recorded"]
     assert await notes(running) == []
     assert not any((tmp_path / "data" / FOLDER).iterdir())
 
@@ -185,8 +185,8 @@ async def test_what_was_only_assumed_meanwhile_is_corrected(running: RunningSyst
     assert await notes(running) == []
 
 
-async def test_an_assumption_in_a_note_leaves_what_the_provider_has_told(running: RunningSystem) -> None:
-    """G1: all assume the first attempt; who settled was told the cost of the second. What that freed may be spent."""
+async def test_an_assumed_cost_in_a_note_does_not_replace_a_reported_one(running: RunningSystem) -> None:
+    """G1: all assume the first attempt; the settling process knew the second's cost. The freed money may be spent."""
     ended = ended_process(running)
     request = await hold(ended)
     await running.system.runtime.ledger.settle(
@@ -260,7 +260,7 @@ async def test_an_answer_becomes_the_result_although_its_cost_was_booked_before(
     assert (await record_of(running)).state == "settled"
 
 
-async def test_a_note_waits_for_the_newest_event_that_its_process_was_told_of(running: RunningSystem) -> None:
+async def test_a_note_waits_for_the_newest_event_that_its_process_has_seen(running: RunningSystem) -> None:
     """A hold of that number may be another run's, made since on the older ledger."""
     ended = ended_process(running)
     await leave_behind(ended, await hold(ended), seen=LOST)
@@ -284,7 +284,7 @@ async def test_one_note_that_cannot_be_booked_does_not_delay_the_next(running: R
     ended = ended_process(running)
     request = await hold(ended)
     await leave_behind(ended, replace(request, call_id="0 is before a"))
-    # What no gate takes, and no hold is known of: of another program.
+    # A note of another program: no gate accepts it, and it has no hold.
     spent = ChargeRequest(
         call_id="1 is before a", user_id="u", period=month_at(now_ms()).name, content_hash="h", cost_nanousd=COST,
         assumed_nanousd=0, payload=request.payload, budgets=(*request.budgets, "no budget"),
@@ -312,10 +312,10 @@ async def test_verify_and_reconcile_name_what_is_not_booked(running: RunningSyst
     }
 
     for command in ("verify", "reconcile"):
-        told = await run_cli(command, cwd=tmp_path, env=here)
-        assert told.code == 0, told.stderr
-        assert "unbooked: 1 charge, $0.000000300 in all" in told.stdout
-        assert f"unbooked: call a, user u: $0.000000300, needs event {LOST}" in told.stdout
+        printed = await run_cli(command, cwd=tmp_path, env=here)
+        assert printed.code == 0, printed.stderr
+        assert "unbooked: 1 charge, $0.000000300 in all" in printed.stdout
+        assert f"unbooked: call a, user u: $0.000000300, needs event {LOST}" in printed.stdout
         (note,) = json.loads((await run_cli(command, "--json", cwd=tmp_path, env=here)).stdout)["unbooked"]
         assert (note["call_id"], note["hold"], note["cost_nanousd"]) == ("a", 2, COST)
 
@@ -367,7 +367,7 @@ async def test_a_correction_is_refused_on_a_ledger_that_went_back_and_not_noted(
     assert await notes(running) == []
 
 
-def test_a_note_says_what_a_settlement_does() -> None:
+def test_a_note_books_the_same_as_its_settlement() -> None:
     request = SettleRequest(
         call_id="a",
         user_id="u:v",

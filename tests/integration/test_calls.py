@@ -1,7 +1,7 @@
-"""The life of a call over the real gate: what becomes of its attempts -> events, result, money.
+"""The life of a call over the real gate: outcomes of its attempts -> events, result, money.
 
-After every test the ledger is held against the stand-in's own book (G3), every hold is
-settled once (G2), none has passed its cap (G1), and nothing that was said is in an event
+After every test the ledger is compared with the stand-in's own book (G3), every hold is
+settled once (G2), none has passed its cap (G1), and no prompt or answer is in an event
 or a log line (G10).
 """
 
@@ -79,7 +79,7 @@ def settled(cost: int, basis: str, outcome: str, *, assumed: int = 0) -> tuple[o
     return ("settled", cost, basis, outcome, assumed)
 
 
-def told(event: Event) -> tuple[object, ...]:
+def event_summary(event: Event) -> tuple[object, ...]:
     """One event on one line."""
     match event.payload:
         case BudgetReserved(kind=kind):
@@ -112,7 +112,7 @@ async def calling(
             yield calling
             await calling.check_guarantees()
             events = repr(await calling.raw_events())
-    # G10: nothing that was said, and no key, in any event and any log line.
+    # G10: no prompt, answer or key in any event or log line.
     shown = [events, repr(lines), caplog.text, *capfd.readouterr()]
     for secret in (PROMPT, "Tell me", COMPLETION, API_KEY):
         assert not [text for text in shown if secret in text]
@@ -126,10 +126,10 @@ async def run(calling: Calling, call: Call | None = None, **options: Any) -> Inf
 
 
 async def story(calling: Calling, call_id: str = "t1") -> list[tuple[object, ...]]:
-    return [told(event) for event in await calling.events(call_id)]
+    return [event_summary(event) for event in await calling.events(call_id)]
 
 
-# What becomes of the requests -> the events of the call, the result's status, what the ledger books, the book.
+# Outcomes of the requests -> the events of the call, the result's status, what the ledger books, the book.
 LIVES: dict[str, tuple[list[str | None], list[tuple[object, ...]], TaskStatus, int, int]] = {
     "answered at once": (
         [None],
@@ -290,7 +290,7 @@ async def test_provider_that_cannot_be_reached_costs_nothing_and_has_no_fallback
 
 
 @pytest.mark.slow
-async def test_call_whose_model_has_no_fallback_is_tried_again_at_its_own_risk(calling: Calling) -> None:
+async def test_call_without_a_fallback_is_retried_even_if_it_may_have_been_charged(calling: Calling) -> None:
     call = calling.call()
     route = call.route.model_copy(update={"fallback": ()})
     calling.script("hang_charged", None)
@@ -441,7 +441,7 @@ async def test_call_over_the_cap_is_refused_with_the_numbers(calling: Calling) -
 
 
 @pytest.mark.slow
-async def test_call_that_only_a_hold_stands_in_the_way_of_waits_unless_it_is_final(calling: Calling) -> None:
+async def test_call_that_would_fit_without_open_holds_waits_unless_it_is_final(calling: Calling) -> None:
     # G9
     await calling.set_cap(2 * BOUND[SONNET] - 1)
     gate = asyncio.Event()
@@ -607,7 +607,7 @@ async def test_run_finds_the_hold_that_its_own_lost_request_has_opened(calling: 
 
 
 async def test_call_is_not_begun_more_often_than_it_may(calling: Calling) -> None:
-    """G3: also where the holds of those who died were settled by a sweeper, so that nobody had to take them over."""
+    """G3: also if a sweeper settled the holds of dead workers, so that no worker took them over."""
     calling.script("hang_charged")
     async with calling.runner() as (runner, _):
         running = asyncio.create_task(runner.run(calling.call(), max_attempts=1))
@@ -654,7 +654,7 @@ async def test_answer_that_comes_after_another_worker_has_given_the_call_up(call
         assert isinstance(found, OpenCall)
         await runner.take_over(calling.call(run_id="run-2"), found, give_up="three workers have died")
         given_up = await calling.runtime.handle.results.get("t1")
-        # What the dead one may have cost is on the ledger, and the publisher is told.
+        # The possible cost of the dead run is on the ledger, and the publisher has its result.
         assert given_up is not None
         assert nanousd_from_usd(given_up.cost_usd) == BOUND[SONNET]
         assert (given_up.status, given_up.error_code) == (FAILED, ErrorCode.ATTEMPTS_EXHAUSTED)
@@ -708,7 +708,7 @@ async def test_hold_of_a_run_that_died_between_two_attempts_is_settled_at_what_i
         recorded = (await story(calling))[-1]
         hold = PRICE[SONNET] + BOUND[SONNET]
         assert recorded == settled(hold, "assumed", "taken_over", assumed=BOUND[SONNET])
-        # The dead run was only slow. Without a hold it asks nobody any more, and its time-out changes nothing.
+        # The dead run was only slow. Without a hold it sends no more requests, and its time-out changes nothing.
         with pytest.raises(CallTakenOver):
             await running
     assert (calling.provider.requests, await calling.spent()) == (2, hold)
@@ -736,7 +736,7 @@ async def test_cancelled_call_leaves_no_hold_behind(calling: Calling) -> None:
 
 
 async def test_call_cancelled_while_redis_is_away_ends(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
-    """Whoever is told to stop stops, though it cannot look for what it may have left behind."""
+    """A cancelled call ends, although it cannot check whether it left a hold."""
     async with open_calling(server_url, tmp_path) as calling, calling.runner() as (runner, _):
         running = asyncio.create_task(runner.run(calling.call()))
         with capture_logs() as logs:
@@ -751,7 +751,7 @@ async def test_call_cancelled_while_redis_is_away_ends(redis_client: Redis, serv
 async def test_answer_is_stored_though_its_call_is_cancelled_while_redis_is_away(
     calling: Calling, server_url: str
 ) -> None:
-    """G4: it is paid for; dropped, it would be paid for again."""
+    """G4: it is paid for; if it were dropped, it would be paid for again."""
     gate, settings = asyncio.Event(), calling.runtime.settings
     async with (
         faulty_proxy(server_url) as proxy,

@@ -89,7 +89,7 @@ async def test_groups_begin_at_the_streams_beginning_and_are_made_once(
     assert await Group(every_redis_client).count() == 1
 
 
-async def test_renewal_shows_life_for_what_is_in_hand_and_counts_no_delivery(
+async def test_renewal_keeps_claims_without_counting_a_delivery(
     every_redis_client: Redis, pipeline: CommandPipeline
 ) -> None:
     claims, group = make_claims(pipeline, "w1"), Group(every_redis_client)
@@ -157,7 +157,7 @@ async def test_all_of_a_silent_workers_tasks_are_taken_at_once(
 
 
 class Steps:
-    """Clock and sleep of a worker's claims: the test says when the next scan begins, and how late it is."""
+    """Clock and sleep of a worker's claims: the test decides when the next scan begins, and how late it is."""
 
     def __init__(self) -> None:
         self._now_s = 0.0
@@ -181,7 +181,7 @@ class Steps:
         await self._is_asleep.wait()
 
 
-async def test_a_worker_whose_own_heartbeat_came_late_gives_the_others_time_for_theirs(
+async def test_a_worker_with_a_late_heartbeat_gives_others_time_for_theirs(
     every_redis_client: Redis, pipeline: CommandPipeline
 ) -> None:
     """After Redis was away or the machine slept, every worker looks dead to every other."""
@@ -268,7 +268,7 @@ async def test_only_a_claim_that_is_still_in_hand_can_be_lost(
     assert [claims.holds(delivery) for delivery in (done, taken, kept)] == [False, False, True]
 
 
-async def test_what_is_given_back_was_not_delivered_and_is_not_taken_from_others(
+async def test_a_returned_claim_counts_no_delivery_and_is_not_taken_from_others(
     every_redis_client: Redis, pipeline: CommandPipeline
 ) -> None:
     sleeper, rival, group = make_claims(pipeline, "w1"), make_claims(pipeline, "w2"), Group(every_redis_client)
@@ -306,7 +306,7 @@ async def test_an_entry_that_was_deleted_is_not_executed(every_redis_client: Red
     assert [delivery.entry_id for delivery in await take_abandoned(claims)] == [there.entry_id]
 
 
-async def test_a_sign_of_life_fades_and_resigning_ends_it_at_once(
+async def test_a_heartbeat_expires_and_resigning_removes_it_at_once(
     every_redis_client: Redis, pipeline: CommandPipeline
 ) -> None:
     claims = make_claims(pipeline, "w1")

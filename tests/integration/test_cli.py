@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from tests.quick import first_quick
 from tests.report_data import load, make_data_dir
 from tests.servers import wait_until
-from tests.system import GatedStandIn, StayingCommand, command_environment, run_cli, tollbook
+from tests.system import BackgroundCommand, GatedStandIn, command_environment, run_cli, tollbook
 from tollbook.app.connect import query_projection
 from tollbook.inference.settings import load_settings
 from tollbook.ledger.keys import Keys
@@ -34,9 +34,9 @@ BOUND: Final = (len(PROMPT) + 32 + 128) * 250 + 500 * 1_250
 
 
 @asynccontextmanager
-async def staying(*arguments: str, until: str, cwd: Path, env: dict[str, str]) -> AsyncIterator[StayingCommand]:
-    """Run a command that stays; yields it once its output has the word `until`."""
-    command = await StayingCommand.start(*arguments, cwd=cwd, env=env)
+async def staying(*arguments: str, until: str, cwd: Path, env: dict[str, str]) -> AsyncIterator[BackgroundCommand]:
+    """Run a command in the background; yield it once its output has the word `until`."""
+    command = await BackgroundCommand.start(*arguments, cwd=cwd, env=env)
 
     def is_ready() -> bool:
         assert command.process.returncode is None, command.stderr
@@ -80,7 +80,7 @@ async def test_projector_and_worker_run_as_processes_of_their_own_and_the_projec
             assert await wait_until(is_shown, what="the projection, served by the other process")
             projector.process.kill()
             await projector.wait()
-            # Nobody serves the projection any more; the file it left answers.
+            # No process has the projection open any more; its file answers.
             spent = await run_cli("spend", "u1", "--json", cwd=directory, env=env)
             assert (spent.code, spent.stderr) == (0, "")
             assert spent.json()[0]["spent_usd"] == done["cost_usd"]
@@ -387,18 +387,18 @@ def test_commands_that_read_find_a_kept_demo_where_there_is_nothing_else(tmp_pat
     for line in ("tollbook spend", "tollbook sql 'SELECT 1'"):
         finished = shell(line, tmp_path)
         assert (finished.returncode, finished.stderr) == (0, "tollbook: reading the demo's data in tollbook-demo/\n")
-    # Not where somebody said what to read, or there is something.
+    # Not if a source is given, or the directory has data.
     assert "data/tollbook.duckdb" in shell("tollbook spend", tmp_path, REDIS_URL="redis://127.0.0.1:1").stderr
     assert "nowhere/tollbook.duckdb" in shell("tollbook spend", tmp_path, TOLLBOOK_DATA_DIR="nowhere").stderr
     make_projection(tmp_path / "data" / "tollbook.duckdb")
     assert shell("tollbook spend", tmp_path).stderr == ""
 
 
-async def test_doctor_tells_of_a_fallback_that_is_the_routes_own_model(tmp_path: Path) -> None:
+async def test_doctor_names_a_fallback_that_is_the_routes_own_model(tmp_path: Path) -> None:
     routes = '{"score_post": {"model": "openai/gpt-4o-mini", "fallback": "gpt-4o-mini"}}'
     finished = await run_cli("doctor", "--json", cwd=tmp_path, env={"TOLLBOOK_ROUTES": routes})
-    told = [finding for finding in finished.json() if "the fallback is the model itself" in finding["found"]]
-    assert told, finished.stdout
+    self_fallbacks = [finding for finding in finished.json() if "the fallback is the model itself" in finding["found"]]
+    assert self_fallbacks, finished.stdout
 
 
 # The end of a command line -> words of the one line that refuses it.
@@ -462,7 +462,7 @@ ADDRESSES: Final[dict[str, str]] = {
 
 
 @pytest.mark.parametrize("url", first_quick(2, ADDRESSES))
-async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_path: Path) -> None:
+async def test_an_address_that_does_not_work_is_reported_in_one_line(url: str, tmp_path: Path) -> None:
     for arguments in (("result", "t1"), ("dead-letters", "list"), ("plan", "set", "u1", "growth", "--reason", "r")):
         finished = await run_cli(*arguments, cwd=tmp_path, env={"REDIS_URL": url})
         assert (finished.code, finished.stdout) == (1, "")
@@ -472,7 +472,7 @@ async def test_an_address_that_does_not_work_is_told_in_one_line(url: str, tmp_p
 
 
 @pytest.mark.slow
-def test_a_file_that_is_no_projection_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_projection_is_reported_with_advice(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     path = tmp_path / "data" / "tollbook.duckdb"
     path.touch()

@@ -81,9 +81,7 @@ def test_routes_and_caps_are_the_documented_ones() -> None:
 
 
 @pytest.mark.slow
-async def test_repeat_goes_on_with_the_hold_that_a_lost_answer_has_left(
-    calling: Calling, server_url: str, tmp_path: Path
-) -> None:
+async def test_repeat_resumes_the_hold_of_a_lost_reply(calling: Calling, server_url: str, tmp_path: Path) -> None:
     """G3: nothing is charged for the first try, which sent no request; and the repeat need not wait for its hold."""
     settings = calling.runtime.settings
     async with (
@@ -161,7 +159,7 @@ async def test_plan_limit_is_an_error_with_the_numbers(calling: Calling) -> None
     assert calling.provider.requests == 0
 
 
-async def test_failed_inference_is_an_error_that_tells_what_it_cost(calling: Calling) -> None:
+async def test_failed_inference_is_an_error_with_its_cost(calling: Calling) -> None:
     calling.script("error_finish", "http_503", "http_500", "http_500")
     error = await refusal(InferenceFailed, draft(calling).call(PROMPT, "u1", task_id="t1"))
     assert error.code is ErrorCode.INFERENCE_FAILED
@@ -178,7 +176,7 @@ async def test_failed_inference_is_an_error_that_tells_what_it_cost(calling: Cal
         ("nothing_said", InferenceFailed, ErrorCode.INFERENCE_FAILED),
     ],
 )
-async def test_reply_without_an_answer_is_an_error_that_tells_what_it_cost(
+async def test_reply_without_an_answer_is_an_error_with_its_cost(
     calling: Calling, scenario: str, error_class: type[InferenceFailed], code: ErrorCode
 ) -> None:
     calling.script(scenario)
@@ -392,7 +390,7 @@ class Answer(BaseModel):
     text: str
 
 
-async def test_an_answer_that_is_not_of_the_models_form_costs_what_it_costs(calling: Calling) -> None:
+async def test_an_answer_that_does_not_fit_the_model_is_charged(calling: Calling) -> None:
     both: tuple[dict[str, Any], ...] = ({"response_model": Answer}, {"response_format": Answer})
     for asked in both:
         calling.script("text_parts")

@@ -83,7 +83,7 @@ async def test_a_reader_that_waits_follows_its_partition(
     await reader.aclose()
 
 
-async def test_what_is_read_together_and_scanned_is_found_where_it_moved(
+async def test_reads_and_scans_follow_a_moved_partition(
     cluster: ClusterServers, client: ServerClient, pipeline: CommandPipeline
 ) -> None:
     tails = {KEYS.tail(f"user:{number}").encode() for number in range(50)}
@@ -124,9 +124,7 @@ async def test_what_is_announced_at_one_node_is_heard_at_all(
         await listener.aclose()
 
 
-async def test_answers_are_read_along_wherever_their_partition_is(
-    client: ServerClient, pipeline: CommandPipeline
-) -> None:
+async def test_streamed_answers_are_read_from_any_partition(client: ServerClient, pipeline: CommandPipeline) -> None:
     results = Results(client, pipeline, namespace="tollbook", partitions=6, ttl_s=60, id_ttl_s=60)
     for user in ("ann", "bob", "cem"):
         task = f"task-of-{user}"

@@ -156,7 +156,7 @@ async def test_recorded_spend_is_on_the_ledger_and_counts_for_the_next_call(
     assert await calling.query("SELECT * FROM discrepancies") == []
 
 
-async def test_spend_over_the_cap_is_recorded_all_the_same(tracker: CostTracker) -> None:
+async def test_spend_over_the_cap_is_recorded(tracker: CostTracker) -> None:
     # G3: it has been spent.
     await tracker.record_usage("u1", "7")
     summary = await tracker.get_usage_summary("u1")

@@ -235,6 +235,6 @@ async def test_a_flood_of_malformed_tasks_takes_little_memory_and_few_lines_and_
             assert size < 2_000 * most
     lines = [line for line in logs if line["event"].startswith(("task.dead_lettered", "dead_letters."))]
     assert len(lines) < 40
-    told = sum(line.get("times", 1) for line in lines if line["event"].startswith("task.dead_lettered"))
+    logged = sum(line.get("times", 1) for line in lines if line["event"].startswith("task.dead_lettered"))
     dropped = sum(line["times"] for line in lines if line["event"] == "dead_letters.dropped")
-    assert (told, dropped) == (number, number - most)
+    assert (logged, dropped) == (number, number - most)

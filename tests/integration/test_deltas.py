@@ -1,6 +1,6 @@
-"""Calls that somebody reads along with: deltas while the answer comes, one attempt from the first on, exact books.
+"""Calls with a reader: deltas while the answer comes, no second attempt after the first delta, exact books.
 
-After every test the ledger is held against the stand-in's own book, and every hold is settled.
+After every test the ledger is compared with the stand-in's own book, and every hold is settled.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 
 class Reader:
-    """Reads along. `first` is set with the first delta; while `is_busy`, a delta waits for ever."""
+    """A reader of deltas. `first` is set with the first delta; while `is_busy`, it takes no further delta."""
 
     def __init__(self, *, is_busy: bool = False) -> None:
         self.deltas: list[Delta] = []
@@ -91,7 +91,7 @@ async def test_deltas_joined_are_the_result(calling: Calling) -> None:
     assert await calling.spent() == calling.booked() == PRICE
 
 
-async def test_first_delta_comes_before_the_end_and_who_leaves_pays_for_what_was_sent(calling: Calling) -> None:
+async def test_first_delta_comes_before_the_end_and_a_leaving_reader_pays_for_it(calling: Calling) -> None:
     calling.script("stream_hang")
     reader = Reader()
     running = asyncio.create_task(run(calling, reader.take))
@@ -107,7 +107,7 @@ async def test_first_delta_comes_before_the_end_and_who_leaves_pays_for_what_was
     assert await calling.assumed() == 0
 
 
-async def test_reader_who_fails_is_told_so_and_the_hold_is_settled(calling: Calling) -> None:
+async def test_failing_reader_gets_its_error_and_the_hold_is_settled(calling: Calling) -> None:
     async def fail(_: Delta) -> None:
         raise ConnectionResetError("the browser is gone")
 
@@ -116,7 +116,7 @@ async def test_reader_who_fails_is_told_so_and_the_hold_is_settled(calling: Call
     assert [outcome for _, outcome, _ in await attempts(calling)] == ["abandoned"]
 
 
-async def test_cost_that_nobody_tells_is_assumed_after_some_tries(
+async def test_cost_that_the_provider_does_not_tell_is_assumed_after_some_tries(
     calling: Calling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calling.script("stream_hang")
@@ -157,7 +157,7 @@ async def test_failure_after_the_first_delta_is_the_end(calling: Calling, fault:
 
 
 @pytest.mark.parametrize("fault", first_quick(1, ["http_503", "http_529", "error_in_200", "html_body"]))
-async def test_before_the_first_delta_the_call_is_tried_again_as_ever(calling: Calling, fault: str) -> None:
+async def test_before_the_first_delta_the_call_is_retried_as_usual(calling: Calling, fault: str) -> None:
     calling.provider.config = replace(calling.provider.config, chunk_ms=None)
     calling.script(fault, None)
     reader = Reader()
@@ -274,7 +274,7 @@ def chat(calling: Calling) -> ChatRequest:
     return replace(chat_request(), messages=calling.call().messages)
 
 
-async def test_stream_that_falls_silent_is_given_up(calling: Calling, loop_clock: LoopClock) -> None:
+async def test_stream_that_falls_silent_times_out(calling: Calling, loop_clock: LoopClock) -> None:
     upstream, reader = Upstream(CHUNK), Reader()
     async with asking(upstream, idle_timeout_s=60.0) as client:
         running = asyncio.create_task(client.complete(chat(calling), on_delta=reader.take))

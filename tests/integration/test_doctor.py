@@ -1,4 +1,4 @@
-"""`doctor` tells the truth: what stops or endangers calls is failed, with what to do; a system in order is in order."""
+"""`doctor` reports everything that stops or endangers calls, with what to do; a system in order has no failed check."""
 
 import asyncio
 import json
@@ -155,7 +155,7 @@ async def test_a_worker_that_holds_tasks_back_is_named(place: Place, tmp_path: P
     assert "holds tasks back: no projector runs" in failed["tasks"]
 
 
-async def test_what_is_no_longer_held_back_is_no_longer_shown(
+async def test_tasks_that_are_no_longer_held_back_are_no_longer_reported(
     redis_client: Redis, server_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = CommandPipeline(redis_client)
@@ -255,7 +255,7 @@ async def test_calls_that_were_stopped_and_charges_that_are_not_booked(place: Pl
 
 
 @pytest.mark.slow
-async def test_a_charge_that_only_a_file_tells_of_is_not_booked(place: Place) -> None:
+async def test_doctor_finds_an_unbooked_charge_that_only_a_file_has(place: Place) -> None:
     """A Redis that was restored has lost its notes."""
     request = ChargeRequest(
         call_id="usage 1", user_id="u1", period="2026-11", content_hash="c", cost_nanousd=5, assumed_nanousd=0,
@@ -318,13 +318,13 @@ async def test_a_process_that_decides_by_other_settings_is_named(place: Place) -
     others = settings.model_copy(update={"hold_wait_s": 5.0})
     async with open_ledger(settings, place.server.url, part="worker"), open_ledger(others, place.server.url):
         findings = await place.findings()
-        (told,) = (each for each in findings if each.check == "settings" and each.state == "failed")
-        assert told.found.startswith("application ")
-        assert told.found.endswith("has another TOLLBOOK_HOLD_WAIT_S than the others")
+        (reported,) = (each for each in findings if each.check == "settings" and each.state == "failed")
+        assert reported.found.startswith("application ")
+        assert reported.found.endswith("has another TOLLBOOK_HOLD_WAIT_S than the others")
     # A command whose own settings differ says so, and nothing is wrong with the system.
     findings = await place.findings(hold_wait_s=7.0)
-    (told,) = (each for each in findings if each.check == "settings" and each.state != "ok")
-    assert (told.state, "TOLLBOOK_HOLD_WAIT_S" in told.found) == ("warning", True)
+    (reported,) = (each for each in findings if each.check == "settings" and each.state != "ok")
+    assert (reported.state, "TOLLBOOK_HOLD_WAIT_S" in reported.found) == ("warning", True)
     assert [sign.part for sign in await read_signs(place.running.system.handle.pipeline, "tollbook")] == ["up"]
 
 
@@ -333,8 +333,8 @@ async def test_a_process_of_another_version_is_told(place: Place) -> None:
     signs: Any = await place.redis.hgetall("tollbook:processes")
     (document,) = (json.loads(each) for each in signs.values())
     await place.redis.hset("tollbook:processes", "old-1", json.dumps({**document, "version": "0.0.1"}))
-    (told,) = (each for each in await place.findings() if each.check == "version")
-    assert "old-1 runs version 0.0.1" in told.found or "the others 0.0.1" in told.found
+    (reported,) = (each for each in await place.findings() if each.check == "version")
+    assert "old-1 runs version 0.0.1" in reported.found or "the others 0.0.1" in reported.found
 
 
 @pytest.mark.slow
@@ -384,7 +384,7 @@ async def test_tasks_that_a_publisher_dropped_unread_are_counted_once(
     assert await look(counter) == 4
     await pipeline.aclose()
     settings = load_settings(env_file=None, redis_url=server_url, data_dir=tmp_path)
-    told = {each.state: each for each in await examine(settings) if each.check == f"stream {stream}"}
-    assert told["warning"].found == "4 tasks dropped unread, by a publisher's MAXLEN"
-    assert told["failed"].found == "5 tasks unread, and no worker reads this stream"
-    assert f"tollbook worker --streams {stream}" in told["failed"].advice
+    reported = {each.state: each for each in await examine(settings) if each.check == f"stream {stream}"}
+    assert reported["warning"].found == "4 tasks dropped unread, by a publisher's MAXLEN"
+    assert reported["failed"].found == "5 tasks unread, and no worker reads this stream"
+    assert f"tollbook worker --streams {stream}" in reported["failed"].advice

@@ -1,4 +1,4 @@
-"""Ids early: what a request cost that nobody waits for is asked of its provider, not assumed (G3)."""
+"""Early request ids: the cost of an abandoned request is asked of its provider and not assumed (G3)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from tests.calling import API_KEY, COMPLETION_TOKENS, PROMPT, PROMPT_BOUND, PROMPT_TOKENS, Calling, open_calling
 from tests.servers import wait_until
-from tests.system import StayingCommand
+from tests.system import BackgroundCommand
 from tollbook.consumers.sweeper import Sweeper
 from tollbook.inference.calls.holds import Hold
 from tollbook.inference.calls.lost_requests import LostRequests
@@ -39,7 +39,7 @@ async def calling(redis_client: Redis, server_url: str, tmp_path: Path) -> Async
 
 
 async def open_hold(calling: Calling, call_id: str = "t1", generation_id: str | None = "gen-1") -> OpenCall:
-    """Leave a hold as a worker does that dies in mid-call."""
+    """Leave a hold, as a worker that dies in mid-call does."""
     hold = await calling.runtime.reservations.reserve(calling.call(call_id))
     assert isinstance(hold, Hold)
     hold.begin_attempt()
@@ -59,7 +59,7 @@ def charge(calling: Calling, generation_id: str = "gen-1", nanousd: int = PRICE)
 
 
 async def noted(calling: Calling, call_id: str = "t1") -> str:
-    """Return the id that stands beside an open hold, once it does."""
+    """Return the id beside an open hold, once it is there."""
 
     async def is_noted() -> bool:
         record = await calling.runtime.ledger.gates[0].call_record(call_id)
@@ -105,7 +105,9 @@ async def test_worker_that_is_killed_between_headers_and_end_leaves_an_exact_boo
         "TOLLBOOK_PROVIDER_USER": "plain",
     }
     (tmp_path / "worker").mkdir()
-    worker = await StayingCommand.start("worker", "--streams", "generation", cwd=tmp_path / "worker", env=environment)
+    worker = await BackgroundCommand.start(
+        "worker", "--streams", "generation", cwd=tmp_path / "worker", env=environment
+    )
     try:
         fields = {"task": "generate_draft", "task_id": "t1", "user_id": "u1", "prompt": PROMPT}
         await calling.runtime.handle.redis.xadd("generation", fields)  # pyright: ignore[reportArgumentType]
@@ -186,7 +188,7 @@ class Later:
 
 
 @pytest.mark.slow
-async def test_cost_that_is_told_later_is_reconciled_once(calling: Calling) -> None:
+async def test_cost_that_is_reported_later_is_reconciled_once(calling: Calling) -> None:
     await open_hold(calling)
     await expire(calling)
     assert (await calling.spent(), await calling.assumed()) == (BOUND, BOUND)
@@ -199,7 +201,7 @@ async def test_cost_that_is_told_later_is_reconciled_once(calling: Calling) -> N
     assert (await calling.spent(), await calling.assumed()) == (PRICE, 0)
 
 
-async def test_late_answer_after_the_assumption_is_not_corrected_twice(calling: Calling) -> None:
+async def test_late_answer_after_an_assumed_charge_is_not_corrected_twice(calling: Calling) -> None:
     calling.script("slow")
     calling.provider.config = type(calling.provider.config)(api_key=API_KEY, slow_ms=300)
     hold = await calling.runtime.reservations.reserve(calling.call("t1"))

@@ -245,7 +245,7 @@ async def test_a_taken_port_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_port_taken_between_the_check_and_the_start_is_passed_over(
+async def test_a_port_taken_between_the_check_and_the_start_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "_is_free", lambda _: True)

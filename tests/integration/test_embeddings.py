@@ -114,7 +114,7 @@ async def test_a_failed_model_is_followed_by_the_fallback(redis_client: Redis, s
         assert (result.status, result.model_used) == (TaskStatus.DONE, SMALL)
 
 
-async def test_what_is_paid_and_unknown_is_assumed(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_a_paid_reply_of_unknown_cost_is_assumed(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     """G3."""
     async with embedding(server_url, tmp_path, "missing_usage") as running:
         result = await run(running, input="one")

@@ -69,7 +69,7 @@ def settings_for(redis_url: str | None, data_dir: Path) -> Settings:
 
 @asynccontextmanager
 async def speaker_of_http() -> AsyncGenerator[str]:
-    """Serve what is no Redis."""
+    """Run a server that is not Redis."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -95,7 +95,7 @@ async def test_a_server_that_is_no_redis(tmp_path: Path) -> None:
     assert {type(error) for error in errors.values()} == {LedgerUnavailable}
 
 
-async def test_a_server_that_wants_a_password(tmp_path: Path, private_server: EmbeddedServer) -> None:
+async def test_a_server_that_requires_a_password(tmp_path: Path, private_server: EmbeddedServer) -> None:
     address = private_server.url.rpartition("@")[2]
     for url in (f"redis://{address}", f"redis://:wrong-horse@{address}"):
         for name, error in (await refusals(settings_for(url, tmp_path))).items():
@@ -143,7 +143,7 @@ async def test_a_system_that_does_not_run_or_left_a_damaged_file(tmp_path: Path)
         assert "is damaged" in error.message, name
 
 
-async def test_settings_that_are_wrong_are_told_before_anything_is_connected(
+async def test_wrong_settings_are_reported_before_anything_is_connected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -101,7 +101,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 async def forge(gate: DirectGate, kind: str, payload: dict[str, Any], changes: dict[str, str | int]) -> EntryId:
-    """Put an event on the stream, stamped as well as a forger can stamp it."""
+    """Put an event on the stream, with the best stamps that a forger can compute."""
     values: dict[Any, Any] = {
         "type": kind, "v": 1, "seq": 5, "user_id": "u1", "period": PERIOD, "call_id": "c1", "attempt": 1,
         "amount": 0, "committed": 300, "payload": json.dumps(payload),
@@ -286,7 +286,7 @@ async def test_a_grant_over_a_key_of_another_type_is_found(gate: DirectGate, sto
     assert "credit-granted x has a record that the gate did not write" in str(await refusal_of(gate, store))
 
 
-async def test_an_event_put_in_the_place_of_the_newest_is_found(gate: DirectGate, store: Store) -> None:
+async def test_a_replaced_newest_event_is_found(gate: DirectGate, store: Store) -> None:
     await gate.reserve("c1", 1_000)
     newest = await gate.settle("c1", 300)
     await gate.redis.xdel(KEYS.ledger, str(newest))
@@ -349,7 +349,7 @@ async def test_a_tail_changed_by_hand_stops_the_projector(
 async def test_a_row_of_duckdb_changed_while_it_is_open_is_not_taken_for_a_forged_event(
     gate: DirectGate, store: Store
 ) -> None:
-    """Of gate and DuckDB, the one that is wrong is found: the file is to be rebuilt."""
+    """The check finds which of gate and DuckDB is wrong: here the file must be rebuilt."""
     settings = ProjectorSettings(pause_ms=0, block_ms=20, tail_keep_ms=3_600_000)
     async with projecting(store, gate, settings) as (projector, task):
         await gate.reserve("c1", 1_000)

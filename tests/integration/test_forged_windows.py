@@ -31,7 +31,7 @@ def _is_empty(redis_client: Redis) -> None:
 
 
 async def hold(calling: Calling, policy: Policy, **labels: str) -> None:
-    """Hold money as a process that has the policy, but other labels than its calendar: the gate takes its word."""
+    """Hold money as a process with the right policy but wrong window names: the gate accepts them."""
     gate = calling.runtime.ledger.gates[0]
     stored, now_ms, calendar = await gate.policy(), await gate.now_ms(), calendar_of(policy)
     named = {kind: labels.get(kind, calendar.window_at(kind, now_ms).name) for kind in KINDS}
@@ -93,8 +93,8 @@ async def test_the_window_of_another_time_zone_is_found(server_url: str, tmp_pat
 
 
 @pytest.mark.slow
-async def test_boundaries_count_from_the_policy_that_changes_them_on(server_url: str, tmp_path: Path) -> None:
-    """A window that runs goes on under its name, so the days of two time zones must be the same when one follows."""
+async def test_new_window_boundaries_count_from_their_policy_on(server_url: str, tmp_path: Path) -> None:
+    """A current window keeps its name, so both time zones must have the same day at the change."""
     async with open_calling(server_url, tmp_path) as calling:
         noon = datetime.now(UTC).hour
         # A zone in which it is the same day now, and at another hour.

@@ -1,4 +1,4 @@
-"""Further budgets and the policy's calendar where people look: statements, the report, days and caps."""
+"""Further budgets and the policy's calendar in what people read: statements, the report, days and caps."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -37,7 +37,7 @@ def test_a_command_takes_both_spellings_of_an_id_for_one(command: str, name: str
     assert parameter.process_value(context, COMPOSED) == COMPOSED
 
 
-def test_there_are_such_commands() -> None:
+def test_some_command_takes_an_id() -> None:
     assert {("plan set", "user"), ("credit grant", "user"), ("spend", "user"), ("audit user", "user_id")} <= set(
         _of_ids()
     )

@@ -105,7 +105,7 @@ async def test_a_key_is_rotated_and_the_old_one_is_accepted_for_a_time(keys: Key
 
 
 @pytest.mark.slow
-async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown(keys: Keys) -> None:
+async def test_a_repeated_command_says_that_the_key_was_shown_before(keys: Keys) -> None:
     arguments = ("--user", "u42", "--key", "shop-1", "--reason", "the shop")
     await keys.create(*arguments)
     again = await keys.run("create", *arguments, "--json")
@@ -141,7 +141,9 @@ async def test_a_command_with_a_key_is_done_once_and_says_that_the_key_was_shown
         ],
     ),
 )
-async def test_what_cannot_be_done_is_said(keys: Keys, arguments: tuple[str, ...], problem: str) -> None:
+async def test_an_impossible_change_of_a_key_is_refused_with_the_reason(
+    keys: Keys, arguments: tuple[str, ...], problem: str
+) -> None:
     refused = await keys.run(*arguments)
     assert refused.code != 0
     assert refused.stdout == ""
@@ -149,7 +151,7 @@ async def test_what_cannot_be_done_is_said(keys: Keys, arguments: tuple[str, ...
 
 
 @pytest.mark.slow
-async def test_a_key_that_nobody_has_is_not_repeated(keys: Keys) -> None:
+async def test_an_unknown_key_is_not_shown(keys: Keys) -> None:
     """G10."""
     secret = secret_of(b"x" * 32)
     for text in (secret, secret[:-1]):

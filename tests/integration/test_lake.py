@@ -1,4 +1,4 @@
-"""A DuckLake of copies: every sealed event once, and the archive as it was whatever becomes of the lake (G7)."""
+"""A DuckLake of copies: every sealed event once, and the archive unchanged whatever the lake does (G7)."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_every_sealed_event_is_in_the_lake_once(tmp_path: Path) -> None:
     assert rows(catalog, "SELECT seq, id, payload FROM lake.events ORDER BY seq") == sealed
 
 
-def test_what_a_lake_does_with_its_files_leaves_the_archive_as_it_was(tmp_path: Path) -> None:
+def test_a_lake_never_changes_the_archives_files(tmp_path: Path) -> None:
     """Files that are registered are the lake's own, and these functions remove them."""
     archive, catalog = make_archive(tmp_path / "archive", CALLS[:300], segment=20), tmp_path / "books.ducklake"
     take(archive, catalog)
@@ -120,7 +120,7 @@ async def test_the_command_copies_and_repeats(tmp_path: Path) -> None:
     assert (again.code, json.loads(again.stdout)) == (0, {"segments": 0, "events": 0})
 
 
-async def test_what_is_no_lake_is_refused_in_one_line(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_lake_is_refused_in_one_line(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "archive", CALLS[:50], segment=50)
     (tmp_path / "text.ducklake").write_text("no database", encoding="utf-8")
     refused = await run_cli("lake", "text.ducklake", "--archive", str(archive), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""The ledger as callers use it: STALE, lost connections, lost libraries and a turn of the period are dealt with."""
+"""The ledger as callers use it: it handles STALE, lost connections, lost libraries and a new period."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -202,7 +202,7 @@ async def test_a_projection_behind_the_watermark_fails_closed(bench: Bench) -> N
 
 
 async def test_without_a_projection_no_new_hold_is_made(bench: Bench) -> None:
-    """G8; and it is said at once, since waiting for Redis would not help."""
+    """G8: it fails at once, since waiting for Redis would not help."""
     bench.projection.is_down = True
     with pytest.raises(BaselineUnavailable, match="DuckDB is down"):
         await bench.ledger.reserve(lambda _: _reserve(), 0)
@@ -243,7 +243,7 @@ async def test_a_correction_finds_the_budgets_of_its_hold(bench: Bench) -> None:
 # -- Time
 
 
-async def test_a_turn_of_the_period_makes_the_request_anew_by_the_redis_clock(bench: Bench) -> None:
+async def test_a_new_period_by_the_redis_clock_makes_the_request_anew(bench: Bench) -> None:
     asked: list[int] = []
 
     def make(now_ms: int) -> ReserveRequest:
@@ -286,8 +286,8 @@ async def test_an_extension_whose_answer_was_lost_is_not_made_twice(bench: Bench
     assert await bench.types() == ["budget-reserved", "budget-reserved"]
 
 
-async def test_patience_with_a_reservation_ends(bench: Bench) -> None:
-    """Pauses double up to the longest, until their sum is the patience; jitter is 1 here."""
+async def test_retries_of_a_reservation_end(bench: Bench) -> None:
+    """Pauses double up to the longest, until their sum is the limit; jitter is 1 here."""
     await bench.ledger.balance(user_id="u", period="2026-11", budgets=BUDGETS)
     await bench.proxy.stop()
     with pytest.raises(LedgerUnavailable):
@@ -295,8 +295,8 @@ async def test_patience_with_a_reservation_ends(bench: Bench) -> None:
     assert bench.pauses.seconds == [0.1, 0.2, 0.4, 0.4]
 
 
-async def test_patience_with_a_settlement_is_longer(bench: Bench) -> None:
-    """G3: the money is spent, so it is worth waiting to say so."""
+async def test_retries_of_a_settlement_last_longer(bench: Bench) -> None:
+    """G3: the money is spent, so recording it is worth a longer wait."""
     await bench.ledger.reserve(lambda _: _reserve(), 0)
     await bench.proxy.stop()
     bench.pauses.at, bench.pauses.end = 5.0, bench.proxy.start

@@ -158,9 +158,7 @@ async def test_a_budget_that_only_gets_another_cap_keeps_its_balance(server_url:
         assert await findings(calling, tmp_path) == []
 
 
-async def test_budgets_that_are_in_force_without_what_was_spent_are_not_silently_left_so(
-    server_url: str, tmp_path: Path
-) -> None:
+async def test_a_backfill_of_budgets_already_in_force_is_refused(server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         gates = build_gates(calling.runtime.handle, calling.runtime.settings)
         await apply_policy(gates, default_policy({"budgets": [TEAM]}), ME)
@@ -248,7 +246,7 @@ async def test_a_change_that_ended_half_way_is_completed_with_what_was_spent(
         assert amounts == {f"{user},red": 740 if user == behind else 700 for user in users}
 
 
-async def test_a_window_that_is_over_is_counted_anew(redis_client: Redis) -> None:
+async def test_a_window_that_ended_during_the_count_is_counted_again(redis_client: Redis) -> None:
     async with open_gates(redis_client, 1) as gates:
         (gate,) = gates
         request = PolicyRequest(in_force=0, version=1, digest="d", payload="{}", opened=Opened((), 0, 1))
@@ -409,7 +407,7 @@ async def test_the_hold_of_a_dead_run_and_its_late_answer_count_in_the_budget_th
 
 
 @pytest.mark.slow
-async def test_a_charge_that_was_settled_before_keeps_in_a_new_budget_what_it_stood_at(
+async def test_a_charge_that_was_settled_before_keeps_its_amount_in_a_new_budget(
     server_url: str, tmp_path: Path
 ) -> None:
     """The hold was assumed at its bound: what it is corrected to later is less."""
@@ -430,7 +428,7 @@ async def test_a_charge_that_was_settled_before_keeps_in_a_new_budget_what_it_st
 
 
 @pytest.mark.slow
-async def test_openings_of_earlier_programs_took_no_holds_and_are_verified_so(server_url: str, tmp_path: Path) -> None:
+async def test_openings_of_earlier_versions_have_no_holds_and_are_verified(server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         await begin_without_budgets(calling)
         await run(calling, "one", tags={"team": "red"})

@@ -1,6 +1,6 @@
 """What a reply means: outcome, cost and reasons of every scenario and of reported replies, over the real gate.
 
-After every test the ledger is held against the stand-in's book, and nothing that was said is in an event or a log line.
+After every test the ledger is compared with the stand-in's book, and no prompt or answer is in an event or a log line.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ async def attempts(calling: Calling, call_id: str = "t1") -> list[ModelCalled]:
 
 
 @pytest.mark.parametrize("name", one_of_each(outcome_of, SCENARIOS))
-async def test_scenario_comes_to_what_the_table_says(calling: Calling, name: str) -> None:
+async def test_scenario_has_the_outcome_of_the_table(calling: Calling, name: str) -> None:
     scenario = SCENARIOS[name]
     call = with_route(calling.call(), fallback=())
     calling.script(*[name] * 9)
@@ -115,7 +115,7 @@ async def test_scenario_comes_to_what_the_table_says(calling: Calling, name: str
     assert all((event.usage_doubt is not None) == is_doubted for event in called)
     # G3: at least the true cost, and exactly that where the report is consistent.
     assert cost == book if scenario.booked in ("reported", "priced", "nothing") else cost >= book
-    # G4: what was paid for is not bought again.
+    # G4: a paid call is not paid again.
     may_repeat = scenario.is_asked_again or name == "proxy_page"
     assert calling.provider.requests == (len(called) if may_repeat else 1)
     assert (len(called) > 1) == may_repeat
@@ -250,7 +250,7 @@ def transport_of(reply: dict[str, Any], asked: list[dict[str, Any]]) -> httpx.Mo
 
 
 @pytest.mark.parametrize("reply", first_quick(3, REPLIES), ids=[reply["name"] for reply in REPLIES])
-async def test_reply_of_a_public_report_comes_to_the_right_value(calling: Calling, reply: dict[str, Any]) -> None:
+async def test_reply_of_a_public_bug_report_has_the_right_outcome(calling: Calling, reply: dict[str, Any]) -> None:
     asked: list[dict[str, Any]] = []
     right = dict(reply["right"])
     requests = right.pop("requests", None)

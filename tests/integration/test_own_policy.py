@@ -1,4 +1,4 @@
-"""A product of one's own: task types, plans and streams that stand in a policy file and nowhere in the code."""
+"""A user's own product: task types, plans and streams that are only in a policy file, not in the code."""
 
 import json
 import tomllib

@@ -121,7 +121,7 @@ async def test_commands_that_wait_behind_a_lost_batch_are_sent_on_a_new_connecti
     assert await behind == b"behind"
 
 
-async def test_one_who_stops_waiting_takes_no_others_reply(
+async def test_a_cancelled_command_takes_no_other_commands_reply(
     pipeline: CommandPipeline, proxy: FaultyProxy, redis_client: Redis
 ) -> None:
     proxy.hold_replies()
@@ -175,7 +175,7 @@ async def test_a_server_whose_memory_is_full_keeps_its_connection(private_server
         await pipeline.aclose()
 
 
-async def test_a_server_that_became_a_replica_is_left_and_its_address_resolved_anew(
+async def test_a_connection_to_a_new_replica_is_closed_and_its_address_resolved_again(
     private_server: EmbeddedServer,
 ) -> None:
     """G8: nothing was done; after a failover the address leads to the promoted server."""
@@ -195,7 +195,7 @@ async def test_a_server_that_became_a_replica_is_left_and_its_address_resolved_a
         await pipeline.aclose()
 
 
-async def test_a_fault_of_the_client_reaches_who_waits(redis_client: Redis, server_url: str) -> None:
+async def test_an_error_of_the_client_reaches_the_waiting_caller(redis_client: Redis, server_url: str) -> None:
     """Nobody is cancelled for it."""
     async with connect(server_url) as client:
         client.connection_pool.connection_kwargs["no_such_option"] = True
@@ -205,7 +205,7 @@ async def test_a_fault_of_the_client_reaches_who_waits(redis_client: Redis, serv
         await pipeline.aclose()
 
 
-async def test_what_stops_waits_for_no_answer(proxy: FaultyProxy) -> None:
+async def test_closing_does_not_wait_for_answers(proxy: FaultyProxy) -> None:
     async with connect(proxy.url) as client:
         pipeline = CommandPipeline(client)
         await pipeline.execute("PING")

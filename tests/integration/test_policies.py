@@ -107,7 +107,7 @@ async def test_a_change_that_ended_half_way_is_completed_by_the_next(redis_clien
             assert [json.loads(fields[b"payload"])["version"] for _, fields in entries] == [1, 2, 3]
 
 
-async def test_nobody_replaces_a_policy_that_they_have_not_seen(redis_client: Redis) -> None:
+async def test_a_policy_is_replaced_only_by_an_author_who_has_seen_it(redis_client: Redis) -> None:
     async with open_gates(redis_client, 1) as gates:
         await apply_policy(gates, default_policy(), ME)
         with pytest.raises(PolicyChanged) as found:
@@ -171,7 +171,7 @@ async def run(calling: Calling, call_id: str, **fields: Any) -> InferenceResult:
     return await calling.runtime.runner.run(acquired.call, acquired.hold)
 
 
-async def test_a_process_hears_of_a_change_with_its_next_reservation(server_url: str, tmp_path: Path) -> None:
+async def test_a_process_learns_of_a_change_with_its_next_reservation(server_url: str, tmp_path: Path) -> None:
     async with open_calling(server_url, tmp_path) as calling:
         await put_in_force(calling, trial_at(5, budgets=[DAY]))
         assert (await run(calling, "one")).status is TaskStatus.DONE
@@ -207,16 +207,16 @@ async def test_a_worker_follows_streams_and_their_concurrency(server_url: str, t
     async with open_calling(server_url, tmp_path) as calling:
         runtime, pipeline = calling.runtime, calling.runtime.handle.pipeline
         worker = build_worker(runtime, tuple(runtime.rules.streams), "w1")
-        told = build_worker(runtime, ("generation",), "w2")
+        limited = build_worker(runtime, ("generation",), "w2")
         following = PolicyFollowing(runtime, worker, takes_all=True)
         await following.look()
         assert not following.added.is_set()
         streams = {"shop": {"concurrency": 3}, "generation": {"concurrency": 2}}
         await put_in_force(calling, default_policy({"streams": streams}))
-        for each, takes_all in ((worker, True), (told, False)):
+        for each, takes_all in ((worker, True), (limited, False)):
             await PolicyFollowing(runtime, each, takes_all=takes_all).look()
             assert (each.concurrency["generation"], each.concurrency["shop"]) == (2, 3)
-        assert ("shop" in worker.claims.streams, told.claims.streams) == (True, ("generation",))
+        assert ("shop" in worker.claims.streams, limited.claims.streams) == (True, ("generation",))
         assert await pipeline.execute("XLEN", "shop") == 0, "the stream has its group"
 
         # A stream that another Tollbook serves is left to it; what this one serves, it serves on.
@@ -237,7 +237,7 @@ async def test_a_task_type_that_is_gone_is_refused_with_the_policys_names(server
             await calling.runtime.reservations.acquire(call, LIMITS)
 
 
-async def test_an_extension_is_weighed_by_the_policy_in_force_then(server_url: str, tmp_path: Path) -> None:
+async def test_an_extension_is_checked_against_the_policy_in_force(server_url: str, tmp_path: Path) -> None:
     """The hold was made under a cap that a fallback no longer fits; the first model fails."""
     async with open_calling(server_url, tmp_path, retries=0) as calling:
         await put_in_force(calling, trial_at(5))

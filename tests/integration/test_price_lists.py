@@ -1,4 +1,4 @@
-"""Lists of prices from the provider: kept on disk, dated, never overwritten; and what calls make of them."""
+"""Lists of prices from the provider: kept on disk, dated, never overwritten; and how calls use them."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_lists_of_another_address_do_not_count(tmp_path: Path, url: str) -> None
     assert PriceLists(tmp_path, url).in_force(NOON_MS) is None
 
 
-def test_an_address_with_a_password_keeps_it_to_itself(tmp_path: Path) -> None:
+def test_the_password_of_an_address_is_not_shown(tmp_path: Path) -> None:
     PriceLists(tmp_path, "https://me:secret@llm.test:8443/v1/").add(FIRST, NOON_MS)
     ((name, text),) = files(tmp_path).items()
     assert name.startswith("llm.test-8443-v1-2026")
@@ -103,7 +103,7 @@ def test_an_address_with_a_password_keeps_it_to_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"provider": "openrouter.ai/api/v1", "pricing": 7}', "[" * 100_000])
-def test_a_file_that_cannot_be_read_is_passed_over(tmp_path: Path, text: str) -> None:
+def test_a_price_file_that_cannot_be_read_is_skipped(tmp_path: Path, text: str) -> None:
     lists = PriceLists(tmp_path, URL)
     lists.add(FIRST, NOON_MS)
     lists.add(SECOND, NOON_MS + HOUR_MS)
@@ -125,7 +125,7 @@ def test_prices_that_somebody_wrote_into_a_file_are_not_trusted(tmp_path: Path) 
     assert found.price("acme/b") is not None
 
 
-def test_a_directory_that_cannot_be_written_costs_only_the_next_start(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_affects_only_the_next_start(tmp_path: Path) -> None:
     (tmp_path / "prices").write_text("in the way")
     lists = PriceLists(tmp_path / "prices", URL)
     assert lists.add(FIRST, NOON_MS)
@@ -222,7 +222,7 @@ async def test_a_second_attempt_is_held_for_at_the_price_that_rose(calling: Call
     assert extension.bound.completion_nanousd_per_mtok == 2 * hold.bound.completion_nanousd_per_mtok
 
 
-async def test_a_hold_that_a_price_has_outgrown_sends_nothing(calling: Calling) -> None:
+async def test_a_hold_below_a_raised_price_sends_no_request(calling: Calling) -> None:
     """The reply to the first request for money was lost, and the price rose before the second."""
     call = calling.call(model=HAIKU)
     async with calling.runner() as (runner, _):

@@ -147,7 +147,7 @@ async def test_events_gather_between_folds_until_somebody_waits_for_them(store: 
 
 
 async def test_a_start_on_what_is_folded_already_wakes_those_who_wait(store: Store, gate: DirectGate) -> None:
-    """Whoever asked before the position was read from DuckDB must not wait for an event that may never come."""
+    """A caller that asked before the position was read from DuckDB must not wait for an event that may never come."""
     last = await gate.reserve("c1", 5)
     async with projecting(store, gate) as (projector, _):
         await projector.wait_for(0, last)
@@ -365,7 +365,7 @@ async def test_a_redis_restored_from_an_older_backup_stops_the_projector(gate: D
         assert isinstance(await failure_of(task), LedgerRewritten)
 
 
-async def test_projector_outlives_a_crash_of_redis(private_server: EmbeddedServer, store: Store) -> None:
+async def test_projector_survives_a_crash_of_redis(private_server: EmbeddedServer, store: Store) -> None:
     async with connect(private_server.url) as client:
         gate = DirectGate(client)
         await gate.create()

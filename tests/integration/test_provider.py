@@ -1,6 +1,6 @@
 """The provider's client against the stand-in over a real socket, and over transports that fail as no server can.
 
-What is asked of each failure: what is known of the money (G3), and who may be asked next.
+Each failure must say what is known about the charge (G3), and which model may be asked next.
 """
 
 import asyncio
@@ -180,7 +180,7 @@ async def test_fault_is_classified(
         if charge == "none":
             # G3: "none" is a promise.
             assert server.book.totals() == {}
-        # The headers name the generation where they have arrived, whatever became of the body.
+        # If the headers have arrived, they name the generation, even if the body broke.
         has_headers = attempt.http_status is not None
         assert (attempt.generation_id is not None) == has_headers
         # The connection pool is sound afterwards.
@@ -198,7 +198,7 @@ async def test_fault_is_classified(
         ("slow", "known", PRICE, True),
     ],
 )
-async def test_completion_whose_price_is_odd(fault: str, charge: str, cost: int | None, has_usage: bool) -> None:
+async def test_completion_with_an_odd_cost(fault: str, charge: str, cost: int | None, has_usage: bool) -> None:
     async with standin(fault, slow_ms=1) as (_, provider):
         attempt = await provider.complete(request())
     assert (attempt.outcome, attempt.charge, attempt.reported_cost_nanousd) == ("ok", charge, cost)
@@ -282,7 +282,7 @@ async def test_broken_request_is_classified_by_whether_it_can_have_been_sent(
     assert (attempt.outcome, attempt.charge, attempt.http_status) == (outcome, charge, None)
 
 
-async def test_error_that_is_a_bug_of_ours_is_not_swallowed() -> None:
+async def test_error_of_our_own_code_is_not_swallowed() -> None:
     with pytest.raises(ZeroDivisionError):
         await complete(ZeroDivisionError())
 
@@ -397,7 +397,7 @@ async def test_pause_over_a_socket() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "charge"),
     [
-        # A bare 5xx comes from something in between, which cannot know what became of the request.
+        # A bare 5xx comes from a proxy in between, which cannot know how the request ended.
         (500, b"<html>oops</html>", "unknown"),
         (502, b"", "unknown"),
         (503, b'{"detail": "x"}', "unknown"),
@@ -413,7 +413,7 @@ async def test_refusal_and_what_is_known_of_its_charge(status: int, body: bytes,
     assert (attempt.outcome, attempt.charge) == ("http_error", charge)
 
 
-async def test_request_bears_what_the_provider_needs() -> None:
+async def test_request_has_what_the_provider_needs() -> None:
     transport = Transport(httpx.Response(200, json=document()))
     async with client(transport=transport) as provider:
         await provider.complete(request(parameters={"temperature": 0.7}))
@@ -431,7 +431,7 @@ async def test_request_bears_what_the_provider_needs() -> None:
     }
 
 
-async def test_openrouter_is_told_of_the_application() -> None:
+async def test_openrouter_gets_the_name_of_the_application() -> None:
     transport = Transport(httpx.Response(200, json=document()))
     application = {"app_title": "My App", "app_url": "https://app.test/"}
     async with client(transport=transport, dialect="openrouter", **application) as provider:
@@ -483,7 +483,7 @@ async def test_generation_tells_its_cost() -> None:
         (httpx.Response(302), ProviderRefused),
     ],
 )
-async def test_generation_that_cannot_be_learnt(response: httpx.Response, error: type[Exception]) -> None:
+async def test_generation_that_cannot_be_read_is_an_error(response: httpx.Response, error: type[Exception]) -> None:
     async with client(transport=Transport(response)) as provider:
         with pytest.raises(error):
             await provider.generation("gen-1")

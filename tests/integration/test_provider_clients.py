@@ -27,7 +27,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     return load_settings(env_file=None, openrouter_api_key="sk-or")
 
 
-async def test_a_client_serves_until_the_policy_describes_its_provider_anew(settings: Settings) -> None:
+async def test_a_client_is_used_until_the_policy_changes_its_provider(settings: Settings) -> None:
     async with ProviderClients.from_settings(settings) as clients:
         first = clients.at("one", policy())
         assert clients.at("one", policy()) is first
@@ -54,7 +54,7 @@ async def test_what_the_policy_does_not_have_cannot_be_called(settings: Settings
         ("two words", "provider one: TEST_KEY must be 1 to 1000 printable ASCII characters"),
     ],
 )
-async def test_a_key_that_is_none_is_told_by_its_variable(
+async def test_a_malformed_key_is_named_by_its_variable(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, value: str | None, problem: str
 ) -> None:
     if value is None:

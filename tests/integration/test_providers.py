@@ -212,7 +212,7 @@ async def test_the_cheaper_model_may_be_another_providers(providers: Providers) 
 
 
 @pytest.mark.slow
-async def test_both_fail_and_the_reason_of_the_last_is_told(providers: Providers) -> None:
+async def test_both_fail_and_the_reason_of_the_last_is_reported(providers: Providers) -> None:
     providers.openai.faults = FaultPlan(script=["http_503"])
     providers.claude.faults = FaultPlan(script=["http_529"])
     result = await providers.run()
@@ -224,7 +224,7 @@ async def test_both_fail_and_the_reason_of_the_last_is_told(providers: Providers
 
 
 @pytest.mark.slow
-async def test_what_one_provider_does_not_take_is_asked_of_the_other(providers: Providers) -> None:
+async def test_a_task_that_one_provider_refuses_goes_to_the_other(providers: Providers) -> None:
     """Anthropic has no seed: it is no fallback for such a call, which it refuses before money is held."""
     providers.openai.faults = FaultPlan(script=["http_503"])
     failed = await providers.run(seed=7)

@@ -1,4 +1,4 @@
-"""The faulty proxy itself: what it must pass on for the tests that stand on it."""
+"""The faulty proxy itself: what it must pass on for the tests that use it."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""DuckDB is checked, not believed: what a hand changed in the file is found; a file of the fold alone never is."""
+"""DuckDB is checked and not trusted: changes by hand in the file are found; an unchanged file has no finding."""
 
 import shutil
 from pathlib import Path
@@ -42,7 +42,7 @@ def in_order(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 7, 1_000])
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
-def test_what_the_fold_wrote_is_in_order(tmp_path: Path, seed: int, batch: int) -> None:
+def test_a_file_that_the_fold_wrote_has_no_problem(tmp_path: Path, seed: int, batch: int) -> None:
     """Wherever batches end, and after the file was opened again."""
     store = folded(tmp_path / "t.duckdb", seed=seed, batch=batch, steps=300 if batch == 1_000 else 100)
     store.check()
@@ -52,7 +52,7 @@ def test_what_the_fold_wrote_is_in_order(tmp_path: Path, seed: int, batch: int) 
     store.close()
 
 
-def test_an_empty_file_is_in_order(tmp_path: Path) -> None:
+def test_an_empty_file_has_no_problem(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "t.duckdb", "ledger-1", 3)
     store.check()
     store.close()

@@ -1,4 +1,4 @@
-"""Reconciling: assumptions become the provider's true costs, and what cannot be learnt stays and is named (G3)."""
+"""Reconciling: assumed charges become the provider's true costs; those that it cannot tell stay and are named (G3)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -181,7 +181,7 @@ async def test_attempt_that_died_with_its_worker_stays_booked_when_another_is_co
     assert await calling.spent() == calling.booked() == PRICE + PRICE_OF_FALLBACK
 
 
-async def test_late_answer_that_the_projection_has_not_heard_of_is_not_overwritten(calling: Calling) -> None:
+async def test_late_answer_that_is_not_folded_yet_is_not_overwritten(calling: Calling) -> None:
     """G3: it comes while the provider is asked, and says more than what was asked about."""
     calling.script("reset_mid_body", None)
     gate = asyncio.Event()
@@ -219,7 +219,7 @@ async def test_answer_that_came_late_and_told_no_cost_is_asked_about(calling: Ca
         await wait_until(lambda: calling.provider.requests == 1)
         await expire(calling, "t1")
         gate.set()
-        # It comes to what was assumed already, and is told all the same: generation, result.
+        # The cost is the assumed one, but the answer is still recorded: generation, result.
         result = await running
     assert await calling.runtime.handle.results.get("t1") == result
     outcome = await reconciled(calling)
@@ -228,8 +228,8 @@ async def test_answer_that_came_late_and_told_no_cost_is_asked_about(calling: Ca
 
 
 @pytest.mark.parametrize("is_told", ["before", "meanwhile"])
-async def test_an_assumption_that_comes_late_leaves_what_the_provider_has_told(calling: Calling, is_told: str) -> None:
-    """G1: what that has freed is spent by others. The answer is the task's all the same."""
+async def test_late_assumed_cost_does_not_replace_a_reported_one(calling: Calling, is_told: str) -> None:
+    """G1: other calls have spent the freed money. The answer is still the task's."""
     await calling.set_cap(BOUND + PRICE)
     calling.script("missing_usage")
     gate = asyncio.Event()

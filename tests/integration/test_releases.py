@@ -1,4 +1,4 @@
-"""Giving back assumed charges in bulk: those that were meant, each once, whoever does it at the same time."""
+"""Giving back assumed charges in bulk: only the selected ones, each once, even if two people do it at once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -129,7 +129,7 @@ def test_cap_use_is_that_of_the_view_and_narrowed_by_who_calls(reading: Reading)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ["' OR 1=1 --", "%", "not named or another"])
-def test_what_is_chosen_is_a_value_and_never_a_part_of_the_statement(reading: Reading, value: str) -> None:
+def test_a_selection_is_a_parameter_and_never_part_of_the_statement(reading: Reading, value: str) -> None:
     for name in ("period", "plan", "user", "campaign"):
         answers = ask(reading.connection, Selection(**{name: value}))
         assert (answers.totals["spent_usd"], answers.totals["calls"], answers.totals["denied"]) == (0, 0, 0)
@@ -167,7 +167,7 @@ def test_an_empty_selection_says_so_everywhere(reading: Reading) -> None:
 
 
 @pytest.mark.slow
-def test_bars_stand_on_one_another_and_corrections_hang_down(reading: Reading) -> None:
+def test_bars_are_stacked_and_corrections_are_below_zero(reading: Reading) -> None:
     answers = ask(reading.connection, Selection())
     figure = next(figure for figure in figures(answers) if figure.name == "spend")
     assert figure.chart is not None
@@ -245,7 +245,7 @@ def test_the_charts_library_is_made_once_and_kept(tmp_path: Path, monkeypatch: p
     (kept,) = (tmp_path / "cache" / "tollbook").iterdir()
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_: pytest.fail("it is kept"))
     assert render_page(answers, reading.freshness) == page
-    # What could end the element is not taken, wherever it comes from.
+    # Text that could end the element is refused, wherever it comes from.
     kept.write_text("</script>", encoding="utf-8")
     monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_: "made anew")
     assert "<script>made anew</script>" in render_page(answers, reading.freshness)
@@ -261,7 +261,9 @@ def entries() -> list[list[Any]]:
 
 
 @pytest.mark.slow
-async def test_a_data_directory_at_rest_and_its_archive_alone_tell_the_same(tmp_path: Path, entries: list[Any]) -> None:
+async def test_a_data_directory_at_rest_and_its_archive_give_the_same_report(
+    tmp_path: Path, entries: list[Any]
+) -> None:
     make_data_dir(tmp_path / "data", entries)
     make_archive(tmp_path / "elsewhere", entries)
     seen: list[int] = []
@@ -304,7 +306,7 @@ async def test_beside_a_ledger_that_answers_it_says_how_far_behind_it_is(
     for entry_id, row in entries:
         pipe.execute_command("XADD", keys.ledger, entry_id, *row)
     await pipe.execute()
-    # What is archived and trimmed is on the ledger all the same.
+    # Events that are archived and trimmed still belong to the ledger.
     await redis_client.execute_command("XTRIM", keys.ledger, "MAXLEN", "=", 100)
     await redis_client.execute_command("HSET", keys.meta, "removed", len(entries) - 100)
 

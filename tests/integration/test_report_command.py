@@ -121,7 +121,7 @@ def test_the_jupyter_notebook_runs_from_top_to_bottom(home: Path, monkeypatch: p
     assert "No call was denied in this selection." in shown
 
 
-def test_the_wheel_bears_the_notebook_that_the_command_opens() -> None:
+def test_the_wheel_has_the_notebook_that_the_command_opens() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
     included = build["targets"]["wheel"]["force-include"]
     assert {"notebooks/spend_report.py": "tollbook/views/report/spend_report.py"}.items() <= included.items()

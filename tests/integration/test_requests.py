@@ -30,7 +30,7 @@ CALL: Final = {"id": "c1", "type": "function", "function": {"name": "weather", "
 IMAGE: Final = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 VISION: Final = {"model": "anthropic/claude-sonnet-4"}
 
-# Task -> what of it is sent, by field.
+# Task -> the fields that are sent.
 SENT: Final[dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     "an assistant's tool call without content": (
         {"messages": [HELLO, {"role": "assistant", "content": None, "tool_calls": [CALL]},
@@ -154,7 +154,7 @@ async def test_every_reported_task_is_executed(redis_client: Redis, server_url: 
         assert [row["user_id"] for row in users] == ["42", "O'Brien", "u1"]
 
 
-async def test_what_sdks_and_applications_make_is_sent_as_they_mean_it(
+async def test_requests_of_sdks_and_applications_are_sent_as_meant(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with recording(server_url, tmp_path / "data") as (running, standin):
@@ -195,7 +195,7 @@ MODELS: Final = [
 ]
 
 
-async def test_what_a_model_does_not_support_is_told_before_money_is_held(
+async def test_an_unsupported_parameter_is_refused_before_money_is_held(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with recording(server_url, tmp_path / "data", models=MODELS) as (running, standin):
@@ -324,7 +324,7 @@ async def test_files_are_read_by_the_provider_only_where_the_policy_pays_for_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["hashed", "none", "plain"])
-async def test_the_provider_is_told_a_name_of_its_own_for_a_user(
+async def test_the_provider_gets_a_hashed_name_for_a_user(
     form: str, redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """G10."""

@@ -45,7 +45,7 @@ async def held(calling: Calling, runner: SingleTry, call_id: str = "first") -> H
     return hold
 
 
-async def test_what_is_given_back_while_waiting_is_taken_again_before_the_call_goes_on(
+async def test_a_slot_given_back_while_waiting_is_taken_again_before_the_call(
     calling: Calling, runner: SingleTry, reservations: Reservations
 ) -> None:
     hold = await held(calling, runner)
@@ -68,7 +68,7 @@ async def test_what_is_given_back_while_waiting_is_taken_again_before_the_call_g
     assert reservations.waiting == 0
 
 
-async def test_a_call_is_left_where_too_many_wait_already(
+async def test_a_call_does_not_wait_if_too_many_wait_already(
     calling: Calling, runner: SingleTry, reservations: Reservations
 ) -> None:
     await held(calling, runner)
@@ -91,7 +91,7 @@ async def test_the_wait_ends_with_a_refusal_that_says_so(
     assert acquired.result.error_code is ErrorCode.BUDGET_WAIT_TIMEOUT
 
 
-async def test_a_run_that_lives_is_waited_for_and_a_dead_one_is_taken_over_from(
+async def test_a_living_run_is_waited_for_and_a_dead_one_is_taken_over(
     calling: Calling, runner: SingleTry, reservations: Reservations
 ) -> None:
     dead = await runner.reserve(calling.call("first"))

@@ -1,4 +1,4 @@
-"""Waiting for results: whoever waits is woken by the announcement, however many come, go and give up meanwhile."""
+"""Waiting for results: the announcement wakes every waiting reader, however many come, go and give up meanwhile."""
 
 import asyncio
 import random
@@ -27,10 +27,10 @@ async def passes(draw: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_nobody_who_waits_misses_an_announcement(
+async def test_no_waiting_reader_misses_an_announcement(
     redis_client: Redis, server_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    # Nobody looks again by himself: one announcement that is missed fails the test.
+    # No reader polls: one missed announcement fails the test.
     monkeypatch.setattr(module, "_READ_AGAIN_S", 3_600)
     draw, tasks = random.Random(seed), [f"t{number}" for number in range(100)]
     async with connect(server_url) as client:
@@ -75,7 +75,7 @@ async def nobody_subscribed(redis: Redis) -> bool:
     return not await redis.client_list(_type="pubsub")
 
 
-async def test_what_another_program_wrote_under_a_results_key_is_told_and_not_shown(
+async def test_a_foreign_value_under_a_results_key_is_reported_and_not_shown(
     redis_client: Redis, server_url: str
 ) -> None:
     """G10: it may be anything."""

@@ -1,4 +1,4 @@
-"""An address by way of Sentinels: the clients that are made of it, and what is said where it leads nowhere."""
+"""An address of Sentinels: the clients that are made of it, and the messages if it leads nowhere."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,7 +41,7 @@ async def problem_of(url: str) -> str:
         return reason_of(refused.value)
 
 
-def test_an_address_of_sentinels_is_read_whole() -> None:
+def test_an_address_of_sentinels_is_parsed() -> None:
     url = "redis+sentinel://me:se%2Fcret@a.example:1,[::1]:2,c/books/3?sentinel_password=hid%26den&client_name=x%20y"
     address = read_sentinel_address(check_address(url))
     assert address.sentinels == (("a.example", 1), ("::1", 2), ("c", 26379))
@@ -57,7 +57,7 @@ def test_an_address_of_sentinels_is_read_whole() -> None:
 
 async def test_every_client_finds_the_primary(group: Replicated) -> None:
     assert await port_seen_by(group.url) == port_of(group.primary)
-    # A Sentinel that is down is passed over.
+    # A Sentinel that is down is skipped.
     assert await port_seen_by(group.url.replace("127.0.0.1:", "127.0.0.1:1,127.0.0.1:", 1)) == port_of(group.primary)
     async with connect(group.url.replace(f"/{SERVICE}", f"/{SERVICE}/4")) as redis:
         assert b" db=4 " in cast("Any", await redis.execute_command("CLIENT", "INFO"))
@@ -70,7 +70,7 @@ async def test_every_client_finds_the_primary(group: Replicated) -> None:
 
 @pytest.mark.slow
 async def test_a_server_that_is_a_replica_is_not_taken_for_the_primary(group: Replicated) -> None:
-    """The Sentinel has not heard of what was done by hand, and names the demoted server."""
+    """The Sentinel does not know of the failover by hand yet, and names the demoted server."""
     (replica,) = group.replicas
     async with connect(replica.url) as promoted:
         await promoted.execute_command("REPLICAOF", "NO", "ONE")
@@ -94,7 +94,9 @@ async def test_a_server_that_is_a_replica_is_not_taken_for_the_primary(group: Re
         ],
     ),
 )
-async def test_what_is_wrong_has_a_line(group: Replicated, given: str, instead: str, says: str) -> None:
+async def test_a_wrong_sentinel_address_is_reported_in_one_line(
+    group: Replicated, given: str, instead: str, says: str
+) -> None:
     assert says in await problem_of(group.url.replace(given, instead))
 
 

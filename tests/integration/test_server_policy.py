@@ -1,4 +1,4 @@
-"""A server that may lose what it was told takes no calls, at start and while it runs (G8)."""
+"""A server that may lose acknowledged writes takes no calls, at start and while it runs (G8)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -70,7 +70,7 @@ async def test_a_setting_that_is_changed_while_it_runs_stops_calls_until_it_is_c
     watch.check()
 
 
-async def test_a_server_that_does_not_tell_is_refused_unless_that_is_allowed(
+async def test_a_server_that_hides_its_settings_is_refused_unless_allowed(
     redis: Redis, private_server: EmbeddedServer
 ) -> None:
     """Managed servers deny CONFIG."""
@@ -89,7 +89,7 @@ async def test_a_server_that_does_not_tell_is_refused_unless_that_is_allowed(
     assert not lenient.policy.is_synced
 
 
-async def test_a_loss_that_was_accepted_is_warned_of_once(redis: Redis) -> None:
+async def test_an_accepted_risk_of_loss_is_warned_of_once(redis: Redis) -> None:
     await redis.config_set("appendfsync", "everysec")
     watch = ServerWatch(redis, allow_unsynced=True)
     with capture_logs() as lines:
@@ -120,7 +120,7 @@ async def test_eviction_is_refused_whatever_is_allowed(redis: Redis) -> None:
         watch.check()
 
 
-async def test_a_server_that_was_never_looked_at_takes_no_calls(redis: Redis, private_server: EmbeddedServer) -> None:
+async def test_a_server_that_was_never_checked_takes_no_calls(redis: Redis, private_server: EmbeddedServer) -> None:
     watch = ServerWatch(redis, allow_unsynced=True)
     await private_server.stop()
     await watch.look()
@@ -141,7 +141,7 @@ async def test_a_server_that_does_not_answer_keeps_its_verdict(redis: Redis, pri
 
 
 class OddServer:
-    """Answers nobody foresaw, until it is told to answer as the real one does."""
+    """A server with unexpected answers, until the test lets it answer as a real one."""
 
     def __init__(self, redis: Redis) -> None:
         self.is_odd = True
@@ -156,7 +156,7 @@ class OddServer:
         return await self._redis.config_get(name)
 
 
-async def test_a_look_that_fails_in_a_way_nobody_foresaw_stops_calls_and_the_next_one_is_made(redis: Redis) -> None:
+async def test_an_unexpected_error_of_a_check_stops_calls_until_the_next_check(redis: Redis) -> None:
     server = OddServer(redis)
     server.is_odd = False
     watch = ServerWatch(cast("Redis", server), allow_unsynced=False, interval_s=0.01)

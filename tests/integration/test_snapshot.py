@@ -148,7 +148,7 @@ def test_a_commit_that_was_being_written_is_left_out(path: Path, tmp_path: Path)
             assert connection.execute(MOMENT).fetchall() == expected
 
 
-def test_no_projection_and_a_damaged_one_are_said(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_projection_is_reported_by_a_copy(tmp_path: Path) -> None:
     with pytest.raises(LedgerUnavailable, match=r"there is no projection at .*start `tollbook up`"):
         take_snapshot(tmp_path / "none" / "t.duckdb", tmp_path / "copy.duckdb")
     (tmp_path / "t.duckdb").write_bytes(b"no database" * 2_000)
@@ -172,7 +172,7 @@ with open_snapshot(Path(sys.argv[1])):
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit of file sizes here")
-def test_a_copy_for_which_there_is_no_room_is_given_up_at_once_and_leaves_nothing(path: Path) -> None:
+def test_a_copy_without_room_on_the_disk_fails_at_once_and_leaves_nothing(path: Path) -> None:
     before = sorted(path.parent.iterdir())
     done = subprocess.run([sys.executable, "-c", COPY_WITHOUT_ROOM, path], capture_output=True, text=True, check=False)
     assert "could not be copied: [Errno 27] File too large" in done.stderr.splitlines()[-1]
@@ -285,7 +285,7 @@ def test_what_is_not_one_select_over_the_projection_is_refused(path: Path, sql: 
 
 
 @pytest.mark.parametrize("sql", REACHES_OUT)
-def test_nothing_is_reached_or_changed_even_by_what_the_guard_would_overlook(
+def test_a_query_that_the_guard_overlooks_can_still_change_nothing(
     path: Path, copy: duckdb.DuckDBPyConnection, sql: str
 ) -> None:
     rows_of_this_process = [1]  # noqa: F841 - DuckDB would find it by its name.
@@ -332,7 +332,7 @@ def test_a_question_of_a_command_without_memory_names_limit_and_setting(path: Pa
 
 
 @pytest.mark.parametrize("text", ["", "0MB", "512", "1 TB", "-1GB", "1.5GB", "512MB; SET threads = 8"])
-def test_a_size_that_is_none_is_refused(text: str) -> None:
+def test_a_malformed_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="a size must be written like 512MB or 2GB"):
         memory_bytes(text)
 

@@ -1,4 +1,4 @@
-"""The DuckDB file: one writer, consistent readers, and what becomes of a file that cannot be used."""
+"""The DuckDB file: one writer, consistent readers, and how an unusable file is handled."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def filled(path: Path, *, steps: int = 100) -> Store:
     return store
 
 
-def test_a_new_store_stands_at_the_beginning(tmp_path: Path) -> None:
+def test_a_new_store_begins_at_position_zero(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "deep" / "t.duckdb", "ledger-1", 3)
     assert [store.position(partition).seq for partition in range(3)] == [0, 0, 0]
     assert store.baselines(["user:u:2026-11", "it's"]).balances == {}
@@ -246,7 +246,7 @@ def test_whatever_duckdb_raises_once_the_store_is_closed_is_one_error(
         read()
 
 
-def test_a_database_that_fails_is_told_from_a_wrong_query(tmp_path: Path) -> None:
+def test_a_failing_database_is_distinguished_from_a_wrong_query(tmp_path: Path) -> None:
     store = filled(tmp_path / "t.duckdb")
     with pytest.raises(BaselineUnavailable, match="cannot read"), store.reading():
         raise duckdb.FatalException("the database was invalidated")

@@ -1,4 +1,4 @@
-"""Tidying on real servers: finished tasks go, and nothing that any consumer group has not read and acknowledged."""
+"""Tidying on real servers: only tasks that every consumer group has read and acknowledged are removed."""
 
 import asyncio
 import random
@@ -76,7 +76,7 @@ async def tidied(every_redis_client: Redis) -> AsyncIterator[Tidied]:
     await pipeline.aclose()
 
 
-async def test_finished_tasks_go_and_open_ones_stay(tidied: Tidied) -> None:
+async def test_finished_tasks_are_removed_and_open_ones_stay(tidied: Tidied) -> None:
     await tidied.group()
     ids = await tidied.add(3_000)
     await tidied.finish(await tidied.read(2_500))
@@ -120,7 +120,7 @@ async def test_another_group_keeps_what_it_has_not_read_or_not_acknowledged(tidi
     assert len(await tidied.ids()) <= NODE
 
 
-async def test_a_task_that_was_claimed_over_stays_until_it_is_acknowledged(tidied: Tidied) -> None:
+async def test_a_task_that_was_taken_over_stays_until_it_is_acknowledged(tidied: Tidied) -> None:
     await tidied.group()
     ids = await tidied.add(1_000)
     read = await tidied.read(1_000)
@@ -141,7 +141,7 @@ async def test_a_task_that_was_claimed_over_stays_until_it_is_acknowledged(tidie
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-async def test_whatever_groups_do_nothing_goes_that_any_of_them_needs(tidied: Tidied, seed: int) -> None:
+async def test_no_task_is_removed_that_any_group_still_needs(tidied: Tidied, seed: int) -> None:
     draw = random.Random(seed)
     groups = [GROUP, OTHERS, "third"]
     for name in groups:
@@ -165,7 +165,7 @@ async def test_whatever_groups_do_nothing_goes_that_any_of_them_needs(tidied: Ti
             assert left >= open_ids[name] | set(unread[name])
 
 
-async def test_in_doubt_nothing_goes(tidied: Tidied) -> None:
+async def test_in_doubt_no_task_is_removed(tidied: Tidied) -> None:
     """Without Tollbook's own group, under another owner, or while it is switched off."""
     await tidied.group(OTHERS)
     ids = await tidied.add(500)
@@ -209,7 +209,7 @@ async def test_a_stream_that_cannot_be_trimmed_does_not_keep_the_others_from_it(
     assert [line["stream"] for line in logs if line["event"] == "stream.not_trimmed"] == ["analysis"]
 
 
-async def test_of_several_workers_one_tidies(tidied: Tidied) -> None:
+async def test_only_one_of_several_workers_tidies(tidied: Tidied) -> None:
     await tidied.group()
     rounds: list[int] = []
 

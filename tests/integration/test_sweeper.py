@@ -41,7 +41,7 @@ RESERVED: Final = payload_json(
 
 @pytest.fixture
 async def running(redis_client: Redis, server_url: str, tmp_path: Path) -> AsyncIterator[RunningSystem]:
-    """A system without workers: nobody but the test sweeps."""
+    """A system without workers: only the test sweeps."""
     async with running_system(tmp_path / "data", server_url, workers=0) as system:
         yield system
 
@@ -120,7 +120,7 @@ async def settlements(running: RunningSystem) -> list[tuple[str, int, int, str, 
 
 
 async def test_an_overdue_hold_is_charged_in_full_and_marked(running: RunningSystem) -> None:
-    """G2, G3: a request may have been sent, so what was held is taken for spent until better is known."""
+    """G2, G3: a request may have been sent, so the whole hold counts as spent until the cost is known."""
     await reserve(running, "dead", lease_ms=1)
     await overdue(running, 1)
     assert await make_sweeper(running).sweep() == 1
@@ -177,7 +177,7 @@ async def test_a_hold_with_a_failed_attempt_behind_it_is_charged_in_full_with_it
 
 
 @pytest.mark.slow
-async def test_holds_that_cannot_be_settled_hold_up_none_behind_them(running: RunningSystem) -> None:
+async def test_a_hold_that_cannot_be_settled_does_not_delay_others(running: RunningSystem) -> None:
     """More of them than are looked at in one go, all older: without a record, and with one that nobody can read."""
     keys, ghosts = running.keys, [f"ghost-{number}" for number in range(150)]
     await running.redis.set(keys.call(ghosts[0]), "what is this")
@@ -192,7 +192,7 @@ async def test_holds_that_cannot_be_settled_hold_up_none_behind_them(running: Ru
 
 
 @pytest.mark.slow
-async def test_a_ledger_that_went_back_is_told_of_once_not_for_each_hold(running: RunningSystem) -> None:
+async def test_a_ledger_that_went_back_is_logged_once_and_not_per_hold(running: RunningSystem) -> None:
     """G8: nothing is settled on it, and the log is not filled with the same sentence."""
     for number in range(3):
         await reserve(running, f"dead-{number}", lease_ms=1)
@@ -214,8 +214,8 @@ async def test_a_settled_call_is_no_longer_swept(running: RunningSystem) -> None
     assert await settlements(running) == [("quick", AMOUNT // 2, 0, "reported", "done")]
 
 
-async def test_a_settlement_that_comes_after_the_sweep_is_told_so_and_adds_nothing(running: RunningSystem) -> None:
-    """G2: the late worker hears at what cost the hold was settled, and corrects it by an event of its own."""
+async def test_a_settlement_after_the_sweep_adds_nothing(running: RunningSystem) -> None:
+    """G2: the late worker learns at what cost the hold was settled, and corrects it with an event of its own."""
     await reserve(running, "late", lease_ms=1)
     request = settle_request("late", await found(running, "late"), cost=AMOUNT // 2)
     await overdue(running, 1)
@@ -229,7 +229,7 @@ async def test_a_settlement_that_comes_after_the_sweep_is_told_so_and_adds_nothi
 async def test_money_that_a_dead_call_held_serves_others_within_the_sweepers_interval(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
-    """A worker sweeps by itself; a phantom hold does not stay."""
+    """A worker sweeps by itself, so the hold of a dead call does not stay."""
     async with running_system(tmp_path / "data", server_url) as running:
         await reserve(running, "dead", lease_ms=1)
 

@@ -1,4 +1,4 @@
-"""Answers that are read while they come: the worker's deltas, and what a publisher makes of them."""
+"""Answers that are read while they come: the worker's deltas, and how a publisher reads them."""
 
 import asyncio
 import json
@@ -115,13 +115,13 @@ async def test_refusal_and_ping_end_the_stream(redis_client: Redis, server_url: 
 
 
 @pytest.mark.slow
-async def test_nobody_waits_for_ever(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_a_wait_for_deltas_times_out(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with opened(server_url, tmp_path / "data") as (_, publisher):
         with pytest.raises(ResultTimeout):
             await anext(publisher.stream("no such task", timeout_s=0))
 
 
-async def test_run_after_a_death_says_that_it_begins_anew(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_new_run_after_a_death_announces_a_restart(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with opened(server_url, tmp_path / "data") as (running, publisher):
         running.provider.faults = FaultPlan(script=["stream_hang", None])
         reading = publisher.stream(await order(publisher), timeout_s=60)
@@ -183,7 +183,7 @@ async def test_what_comes_while_an_entry_is_under_way_shares_the_next() -> None:
 
 
 @pytest.mark.parametrize("problem", [None, LedgerUnavailable("away")])
-async def test_slow_redis_loses_deltas_and_the_reader_is_told(problem: Exception | None) -> None:
+async def test_slow_redis_loses_deltas_and_the_reader_gets_a_gap(problem: Exception | None) -> None:
     pipeline = SlowPipeline()
     pipeline.problem = problem
     stream = DeltaStream(pipeline, "k", patience_s=0.01)  # pyright: ignore[reportArgumentType]

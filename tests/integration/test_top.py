@@ -137,12 +137,12 @@ async def check_lag(running: RunningSystem, gatherer: Gatherer) -> None:
 
 
 async def check_a_projector_that_is_away(running: RunningSystem, gatherer: Gatherer) -> None:
-    told = Problem("person", "no projector runs, so calls wait: start `tollbook up` or `tollbook projector`")
+    wanted = Problem("person", "no projector runs, so calls wait: start `tollbook up` or `tollbook projector`")
 
     async def is_told() -> bool:
         # Again and again, since the projector takes its lease anew every few seconds.
         await running.redis.delete(projector_lease("tollbook"))
-        return told in (await gatherer.gather()).problems
+        return wanted in (await gatherer.gather()).problems
 
     await wait_until(is_told, what="the missing projector")
 
@@ -181,7 +181,7 @@ async def check_a_server_that_may_lose_writes(running: RunningSystem) -> None:
         await running.redis.config_set(name, before[name])
 
 
-async def test_nothing_there_at_all_is_said_at_once(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_without_any_data_it_ends_at_once(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with GatedStandIn() as provider:
         for url, problem in ((None, "no Tollbook runs in"), (server_url, "has no ledger 'tollbook'")):
             gatherer = Gatherer(make_settings(tmp_path, provider, redis_url=url))
@@ -191,7 +191,9 @@ async def test_nothing_there_at_all_is_said_at_once(redis_client: Redis, server_
     assert await redis_client.dbsize() == 0, "looking makes no keys"
 
 
-async def test_a_refused_command_is_told_and_ends_nothing(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_a_refused_command_is_shown_and_does_not_end_the_view(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
     async with GatedStandIn() as provider:
         settings = make_settings(tmp_path, provider, redis_url=server_url)
         async with open_ledger(settings, server_url):
@@ -246,7 +248,7 @@ async def commands_called(redis: Redis) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 3])
-def test_a_copy_and_what_followed_is_what_the_fold_makes_of_all(seed: int, tmp_path: Path) -> None:
+def test_a_copy_plus_newer_events_equals_a_fold_of_all_events(seed: int, tmp_path: Path) -> None:
     entries = LedgerMaker(seed).run(600).entries
     cut = 150 * seed + 1
     path, whole = tmp_path / "part.duckdb", tmp_path / "whole.duckdb"

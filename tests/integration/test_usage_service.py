@@ -59,7 +59,7 @@ async def test_usage_of_a_user(calling: Calling) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("room", "fits"), [(0, True), (-1, False)])
-async def test_action_is_weighed_as_the_gate_will_weigh_it(calling: Calling, room: int, *, fits: bool) -> None:
+async def test_action_is_checked_as_the_gate_checks_it(calling: Calling, room: int, *, fits: bool) -> None:
     await calling.set_cap(BOUND + room)
     async with connected(calling) as usage:
         if fits:

@@ -132,14 +132,14 @@ async def test_no_plain_id_is_on_the_ledger_or_in_what_is_made_of_it(
 
     files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
     assert any(path.suffix == ".duckdb" for path in files)
-    told = capfd.readouterr()
+    printed = capfd.readouterr()
     seen = {
         "events": json.dumps(on_ledger),
         "DuckDB": repr(folded),
         "archive": repr(sealed),
         "results": first.model_dump_json() + denied.model_dump_json(),
         "refusal": str(refused.value),
-        "logs": repr(logged) + told.out + told.err,
+        "logs": repr(logged) + printed.out + printed.err,
         "metrics": exported,
         # What still has plain ids: the table, what was published, and dead letters, which are whole tasks.
         "redis": repr({name: each for name, each in names.items() if name not in _STILL_PLAIN}),
@@ -259,7 +259,7 @@ async def test_commands_take_and_print_plain_ids_until_a_user_is_forgotten(
         assert "1 dead letters dropped" in forgotten
         assert kept in forgotten
         assert {row["user_id"] for row in await say("spend", "--json")} == {kept, BOB}
-        # Who has the plain id still finds the spend: the hash can be made again, and nothing else can tell.
+        # With the plain id, the spend can still be found, by computing the hash. Nothing else connects the two.
         assert [row["user_id"] for row in await say("spend", ANN, "--json")] == [kept]
         assert not await running.dead_letters()
         # Without Redis the key's copy beside the projection serves.
@@ -334,7 +334,7 @@ async def test_the_table_is_written_once_for_each_id(server_url: str, redis_clie
             await user_ids.keep("")
 
 
-def test_a_plain_id_is_never_weighed_on_a_hashed_ledger() -> None:
+def test_a_plain_id_is_never_used_on_a_hashed_ledger() -> None:
     in_force = PolicyInForce(1, default_policy({"user_ids": "hashed"}))
     with pytest.raises(LedgerUnavailable, match="try again"):
         in_force.budgets_at(0, {"user": ANN, "plan": "trial"})

@@ -187,7 +187,7 @@ def test_spend_by_hour_goes_by_the_hour_of_settlement(store: Store) -> None:
     ]
 
 
-def test_cap_use_foretells_the_day_by_the_mean_daily_spend_so_far(store: Store) -> None:
+def test_cap_use_predicts_the_day_from_the_mean_daily_spend(store: Store) -> None:
     # From the first event of each user to the newest of all.
     newest = on(6) + timedelta(seconds=90)
     days = {"ann": newest - on(1, 23, 50), "bob": newest - on(2, 1)}
@@ -202,7 +202,7 @@ def test_cap_use_foretells_the_day_by_the_mean_daily_spend_so_far(store: Store) 
     assert [found[user]["runs_out_on"] for user in ("ann", "bob")] == [date(2026, 11, 13), date(2026, 11, 15)]
 
 
-def test_who_came_late_in_the_month_has_spent_in_days_and_not_in_weeks(tmp_path: Path) -> None:
+def test_the_mean_daily_spend_begins_with_the_users_first_day(tmp_path: Path) -> None:
     # 6 of 10 dollars in a day and a half: 4 a day, so the other 4 last a day more. From the 1st on it would be
     # 0.24 a day, and the cap would seem to outlive the month.
     book = Book()
@@ -243,7 +243,7 @@ def test_a_cap_of_nothing_is_used_up_and_has_no_percentage(tmp_path: Path) -> No
         (9 * USD, on(31, 1), None),  # The month is over.
     ],
 )
-def test_the_day_a_cap_runs_out_is_within_the_period_or_not_told(
+def test_the_day_a_cap_runs_out_is_within_the_period_or_null(
     tmp_path: Path, spent: int, newest: datetime, expected: date | None
 ) -> None:
     book = Book()
@@ -253,7 +253,7 @@ def test_the_day_a_cap_runs_out_is_within_the_period_or_not_told(
     assert answers(tmp_path, book, "cap_use", "runs_out_on") == [(expected,)]
 
 
-def test_denials_tell_the_balance_that_refused_and_what_was_missing(store: Store) -> None:
+def test_denials_have_the_refusing_balance_and_the_missing_amount(store: Store) -> None:
     columns = ("user_id", "call_id", "reason", "budget", "asked_usd", "settled_usd", "held_usd", "cap_usd", "short_usd")
     money = [usd(each * USD) for each in (6, 1, 4, 10, 1 + 4 + 6 - 10)]
     assert rows(store, "denials", *columns) == [("bob", "b2", "wait_timeout", "user:bob:2026-11", *money)]
@@ -306,7 +306,7 @@ def test_a_token_price_is_what_was_really_paid(tmp_path: Path) -> None:
     book.called(on(1), "u", "c1", LARGE, 1, charge_nanousd=3 * USD, usage={"prompt_tokens": 1_000})
     book.append(on(2), "cost-adjusted", "u", "c1", -USD, {"hold": 1, "basis": "reported", "reason": "r", "author": "a"})
     book.called(on(1), "u", "c2", LARGE, 1, charge_nanousd=USD, usage={"completion_tokens": 500})
-    # Which of two attempts was corrected nobody knows; an assumption is no price; no tokens, no price for them.
+    # Unknown: which of two attempts was corrected. An assumed cost is not a price; without tokens there is no price.
     for _ in range(2):
         book.called(on(1), "u", "c3", LARGE, 1, charge_nanousd=9 * USD, **tokens(1, 1))
     book.append(on(2), "cost-adjusted", "u", "c3", -USD, {"hold": 1, "basis": "reported", "reason": "r", "author": "a"})
@@ -319,10 +319,10 @@ def test_a_token_price_is_what_was_really_paid(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_is_divided_by_nothing(tmp_path: Path) -> None:
+def test_no_view_divides_by_zero(tmp_path: Path) -> None:
     book = Book()
     book.reserve(on(1), "u", "c", USD)
-    book.fall_back(on(1), "u", "c", reason="timeout")  # Its attempt stands on the ledger before it; here there is none.
+    book.fall_back(on(1), "u", "c", reason="timeout")  # Its attempt is on the ledger before it; here there is none.
     book.settle(on(1), "u", "c", 0, USD, basis="released")
     assert answers(tmp_path, book, "fallback_rates", "model", "attempts", "fallback_percent") == [(LARGE, 0, None)]
     # Nothing more is folded into the same file.
@@ -349,7 +349,7 @@ def test_calls_of_two_partitions_are_two_though_their_ids_are_one(tmp_path: Path
         store.close()
 
 
-def test_cost_certainty_parts_the_spend(store: Store) -> None:
+def test_cost_certainty_splits_the_spend(store: Store) -> None:
     columns = ("period", "calls", "assumed_calls", "spent_usd", "confirmed_usd", "assumed_usd", "adjusted_usd")
     assert rows(store, "cost_certainty", *columns) == [
         ("2026-11", 3, 1, usd(ANN + BOB), usd(ANN + BOB - USD), usd(USD), usd(-USD))

@@ -66,7 +66,7 @@ async def test_turns_are_given_in_the_order_of_arrival(bench: GateBench) -> None
     assert queue.waiting == 0
 
 
-async def test_one_budget_does_not_wake_those_who_wait_for_another(bench: GateBench) -> None:
+async def test_one_budget_does_not_wake_calls_that_wait_for_another(bench: GateBench) -> None:
     """G9: waiting does not block other users."""
     queue = BudgetWaitQueue(bench.redis, [])
     turns, tasks = await _queued(queue, "mine")
@@ -78,7 +78,7 @@ async def test_one_budget_does_not_wake_those_who_wait_for_another(bench: GateBe
     await _settled(tasks)
 
 
-async def test_one_who_tried_in_vain_keeps_the_first_place(bench: GateBench) -> None:
+async def test_a_call_that_tried_in_vain_keeps_the_first_place(bench: GateBench) -> None:
     queue = BudgetWaitQueue(bench.redis, [])
     turns, tasks = await _queued(queue, "second")
 
@@ -94,7 +94,7 @@ async def test_one_who_tried_in_vain_keeps_the_first_place(bench: GateBench) -> 
     assert turns == ["first", "second"]
 
 
-async def test_one_who_leaves_the_queue_is_passed_over(bench: GateBench) -> None:
+async def test_a_call_that_left_the_queue_is_skipped(bench: GateBench) -> None:
     queue = BudgetWaitQueue(bench.redis, [])
     turns, tasks = await _queued(queue, "first", "second")
     tasks[0].cancel()
@@ -106,7 +106,7 @@ async def test_one_who_leaves_the_queue_is_passed_over(bench: GateBench) -> None
 
 
 async def test_a_turn_that_is_no_longer_taken_goes_to_the_next(bench: GateBench) -> None:
-    """Else a hold that was queue would help nobody until the next look."""
+    """Otherwise the money of a departed first call would help no other until the next retry."""
     queue = BudgetWaitQueue(bench.redis, [])
     turns, tasks = await _queued(queue, "first", "second")
     queue.next(OWN)
@@ -115,7 +115,7 @@ async def test_a_turn_that_is_no_longer_taken_goes_to_the_next(bench: GateBench)
     assert turns == ["second"]
 
 
-async def test_a_settlement_wakes_the_first_who_waits(bench: GateBench, queue: BudgetWaitQueue) -> None:
+async def test_a_settlement_wakes_the_first_waiting_call(bench: GateBench, queue: BudgetWaitQueue) -> None:
     """G9: the money that comes back is used at once."""
     await bench.reserve(amount=8)
     assert (await bench.do("reserve", call="b"))[0] == "WAIT"
@@ -159,7 +159,7 @@ async def test_listening_goes_on_after_a_lost_connection(bench: GateBench, serve
         await queue.aclose()
 
 
-async def test_the_end_of_listening_leaves_those_who_wait_to_themselves(queue: BudgetWaitQueue) -> None:
+async def test_after_the_end_of_listening_calls_still_retry_by_themselves(queue: BudgetWaitQueue) -> None:
     turns, tasks = await _queued(queue, "first")
     await queue.aclose()
     assert (turns, queue.waiting) == ([], 1)

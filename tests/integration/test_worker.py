@@ -1,4 +1,4 @@
-"""Workers on a running system: slots, waiting, stopping, and what becomes of tasks whose worker dies or sleeps."""
+"""Workers on a running system: slots, waiting, stopping, and how tasks end whose worker dies or is paused."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.servers import wait_until
-from tests.system import REPLIES, RunningSystem, StayingCommand, running_system, serving
+from tests.system import REPLIES, BackgroundCommand, RunningSystem, running_system, serving
 from tollbook.consumers.dead_letters import DeadLetters
 from tollbook.consumers.messages import Delivery
 from tollbook.consumers.service import build_worker, serve_worker
@@ -59,9 +59,7 @@ async def assert_nothing_is_left(running: RunningSystem) -> None:
 
 
 @pytest.mark.slow
-async def test_a_worker_has_as_many_calls_of_a_stream_in_flight_as_it_may(
-    redis_client: Redis, server_url: str, tmp_path: Path
-) -> None:
+async def test_a_worker_obeys_the_concurrency_of_a_stream(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     concurrency = ConcurrencyTable(default=32, streams={STREAM: 3})
     async with running_system(tmp_path / "data", server_url, concurrency=concurrency) as running:
         await running.provider.shut(USER)
@@ -117,7 +115,7 @@ async def test_a_claim_is_renewed_while_its_call_runs(redis_client: Redis, serve
 
 
 @pytest.mark.slow
-async def test_a_worker_that_may_wait_no_longer_books_its_calls_and_leaves_their_tasks(
+async def test_after_the_grace_period_a_worker_books_its_calls_and_leaves_their_tasks(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """G2, G3: at the end of the grace period the hold is settled in full, and the task stays for the next."""
@@ -194,10 +192,10 @@ async def test_a_worker_that_stops_with_all_slots_taken_logs_no_error(
 
 
 @asynccontextmanager
-async def worker_process(running: RunningSystem, directory: Path, **further: str) -> AsyncIterator[StayingCommand]:
+async def worker_process(running: RunningSystem, directory: Path, **further: str) -> AsyncIterator[BackgroundCommand]:
     """Run `tollbook worker` beside the system, with further settings; yields it once it works."""
     settings = running.system.runtime.settings
-    command = await StayingCommand.start(
+    command = await BackgroundCommand.start(
         "worker",
         cwd=directory,
         env={
@@ -272,10 +270,10 @@ async def test_a_task_that_kills_its_workers_is_dead_lettered_and_can_be_retried
 
 
 @pytest.mark.slow
-async def test_a_worker_that_slept_through_its_claims_corrects_its_books_and_changes_no_result(
+async def test_a_worker_that_lost_its_claims_corrects_costs_and_changes_no_result(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
-    """G2, G3, G4: the answer that comes too late replaces the assumption by the truth."""
+    """G2, G3, G4: the late answer replaces the assumed cost by the true one."""
     async with running_system(tmp_path / "data", server_url, workers=0, claim_after_s=1.0) as running:
         await running.provider.shut()
         async with worker_process(running, tmp_path) as command:

@@ -67,7 +67,7 @@ async def health(url: str, what: str) -> tuple[int, dict[str, Any]]:
 
 
 def problems(document: dict[str, Any]) -> dict[str, str]:
-    """What is not well, by the name of the check."""
+    """The failed checks, by name."""
     return {check["check"]: check["found"] for check in document["checks"] if not check["ok"]}
 
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from tests.observability.pages import health, problems, scrape, wait_for_problems, wait_until_ready
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
-from tests.system import STREAMS, StayingCommand, running_system
+from tests.system import STREAMS, BackgroundCommand, running_system
 from tollbook.consumers.service import build_worker
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.observability.process_state import ProcessState
@@ -32,7 +32,7 @@ async def test_a_system_is_ready_while_redis_answers(private_server: EmbeddedSer
         await wait_until_ready(url)
 
 
-async def test_a_loss_that_was_accepted_is_warned_of(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_an_accepted_risk_of_loss_is_a_warning(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     """The server of these tests does not sync every write."""
     async with running_system(tmp_path / "data", server_url, metrics_port=0) as running:
         document = await wait_for_problems(url_of(running.system.state))
@@ -43,7 +43,7 @@ async def test_a_loss_that_was_accepted_is_warned_of(redis_client: Redis, server
 
 
 @pytest.mark.slow
-async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_a_hanging_redis_is_reported_in_time(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with (
         faulty_proxy(server_url) as proxy,
         running_system(tmp_path / "data", proxy.url, metrics_port=0, stop_grace_s=0.0) as running,
@@ -54,7 +54,7 @@ async def test_a_redis_that_hangs_is_told_in_time(redis_client: Redis, server_ur
         try:
             # It is answered while Redis hangs, and the answer says after how long Redis was given up.
             await wait_for_problems(url, redis="no answer within 0.6 s")
-            # What is not known is left out of the metrics, never shown as zero.
+            # Unknown values are left out of the metrics, never shown as zero.
             page = await scrape(url)
             assert page.get("tollbook_ready") == 0
             assert "tollbook_stream_entries" not in page.text
@@ -85,7 +85,9 @@ async def test_a_route_without_a_price_is_not_ready(redis_client: Redis, server_
 
 
 @pytest.mark.slow
-async def test_a_background_task_that_has_ended_is_death(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_a_process_with_an_ended_background_task_is_not_alive(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
         url, state = url_of(running.system.state), running.system.state
         worker = build_worker(running.system.runtime, STREAMS, "worker-9")
@@ -110,13 +112,13 @@ async def test_a_worker_is_ready_once_there_is_a_projection_and_as_long_as_a_kep
         # A baseline is kept for a third of it.
         "TOLLBOOK_TAIL_KEEP_S": "1",
     }
-    worker = await StayingCommand.start("worker", cwd=tmp_path, env=environment)
-    projector: StayingCommand | None = None
+    worker = await BackgroundCommand.start("worker", cwd=tmp_path, env=environment)
+    projector: BackgroundCommand | None = None
     try:
         url = await address(tmp_path / "shared", "worker")
         await wait_for_problems(url, process="there is no ledger")
         assert (await health(url, "live"))[0] == 200
-        projector = await StayingCommand.start("projector", cwd=tmp_path, env=environment)
+        projector = await BackgroundCommand.start("projector", cwd=tmp_path, env=environment)
         await wait_until_ready(url)
         await wait_until_ready(await address(tmp_path / "shared", "projector"))
         projector.process.kill()

@@ -1,4 +1,4 @@
-"""The numbers on the page are those of the books, and say nothing of anybody."""
+"""The metrics equal the ledger's numbers, and name no user."""
 
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,7 @@ async def series(running: RunningSystem, sql: str) -> dict[tuple[str, ...], floa
     }
 
 
-async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
-    redis_client: Redis, server_url: str, tmp_path: Path
-) -> None:
+async def test_the_metrics_equal_what_sql_shows(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     caps = CapTable(users={"poor-user": 1})
     values: dict[str, Any] = {"metrics_port": 0, "caps": caps, "retries": 1}
     async with running_system(tmp_path / "data", server_url, **values) as running:
@@ -149,8 +147,8 @@ async def test_the_page_tells_what_sql_tells_of_the_same_ledger(
 
 def assert_is_private_and_bounded(page: Samples) -> None:
     """G10: no text of a task, and no label that grows with users, tasks or what publishers make up."""
-    for told in (SECRET, USER, "poor-user", "campaign-of-theirs", "good-0", 'gpt-4o"', "stand-in]"):
-        assert told not in page.text, told
+    for private in (SECRET, USER, "poor-user", "campaign-of-theirs", "good-0", 'gpt-4o"', "stand-in]"):
+        assert private not in page.text, private
     known = {metric.name: set(metric.labels) for metric in METRICS}
     for name, labels in page.values:
         base = name
@@ -192,7 +190,7 @@ async def test_a_hold_is_open_while_its_call_runs_and_a_takeover_is_counted(
         assert page.get("faststream_received_messages_total", **read) == 1, "a claimed entry is not read anew"
 
 
-async def test_totals_are_the_same_however_often_they_were_looked_at(tmp_path: Path) -> None:
+async def test_reading_the_metrics_does_not_change_totals(tmp_path: Path) -> None:
     """And a file that is lost and rebuilt adds nothing twice: a counter neither falls nor leaps."""
     from benchmarks.load import typical_entries
     from tollbook.ledger.stream import Batch

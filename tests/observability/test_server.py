@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from tests.observability.pages import scrape
 from tests.servers import PATIENCE_S, wait_until
-from tests.system import StayingCommand, run_cli, running_system
+from tests.system import BackgroundCommand, run_cli, running_system
 from tollbook.inference.errors import SettingsError
 from tollbook.inference.settings import Settings
 from tollbook.observability.address import announced_address, remove_abandoned
@@ -29,7 +29,7 @@ def settings_of(tmp_path: Path, **values: object) -> Settings:
     return Settings(_env_file=None, data_dir=tmp_path / "data", **values)  # pyright: ignore[reportCallIssue]
 
 
-async def test_nothing_but_loopback_is_listened_on_and_only_three_things_are_told(
+async def test_only_loopback_is_listened_on_and_only_three_paths_are_served(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_system(tmp_path / "data", server_url, metrics_port=0, workers=0) as running:
@@ -63,7 +63,7 @@ async def test_a_process_is_found_by_its_file_and_leaves_nothing_behind_when_it_
             "OPENROUTER_BASE_URL": running.provider.base_url,
             "TOLLBOOK_METRICS_PORT": "0",
         }
-        command = await StayingCommand.start("worker", cwd=tmp_path, env=environment)
+        command = await BackgroundCommand.start("worker", cwd=tmp_path, env=environment)
         try:
             [address] = await wait_until(lambda: targets(data_dir, "worker"), what="the worker's address")
             remove_abandoned(data_dir)

@@ -199,7 +199,7 @@ async def test_faststream_s_own_header_is_continued_and_a_malformed_task_has_its
     assert SECRET not in traced.text()
 
 
-async def test_a_task_is_done_whatever_its_trace_says(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_a_task_is_done_with_any_trace_context(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     malformed = ("", "00-zz", "00-" + 32 * "0" + "-" + 16 * "1" + "-01", 100_000 * "x")
     tasks = [make_task(f"odd-{n}", traceparent=text, tracestate="\x00" + text) for n, text in enumerate(malformed)]
     traced = Traced()

@@ -1,1 +1,1 @@
-"""What happens when parts of a system die, lie or stand still, and how it goes on."""
+"""What happens when parts of a system die, have wrong data or stand still, and how it recovers."""

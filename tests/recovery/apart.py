@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tests.servers import wait_until
-from tests.system import GatedStandIn, RunningSystem, StayingCommand, make_settings, serving
+from tests.system import BackgroundCommand, GatedStandIn, RunningSystem, make_settings, serving
 from tollbook.app.processes import System
 from tollbook.inference.runtime import open_ledger, open_runtime
 from tollbook.inference.settings import Settings
@@ -27,7 +27,7 @@ class Apart:
 
     running: RunningSystem
     settings: Settings
-    projector: StayingCommand
+    projector: BackgroundCommand
 
     @property
     def path(self) -> Path:
@@ -60,10 +60,10 @@ async def start_projector(
     data_dir: Path | None = None,
     waits_for: str = "projector.started",
     **environment: str,
-) -> StayingCommand:
+) -> BackgroundCommand:
     """Run `tollbook projector`; return once it says so in its log. `environment` are further variables."""
     directory = settings.data_dir.parent
-    command = await StayingCommand.start(
+    command = await BackgroundCommand.start(
         "projector",
         *options,
         cwd=directory,
@@ -78,7 +78,7 @@ async def start_projector(
     return command
 
 
-async def kill(command: StayingCommand) -> None:
+async def kill(command: BackgroundCommand) -> None:
     """End a command at once, also one that is stopped."""
     if command.process.returncode is None:
         os.kill(command.process.pid, signal.SIGKILL)

@@ -36,7 +36,7 @@ async def is_at_rest(running: RunningSystem) -> None:
 
 
 async def check_books(running: RunningSystem, directory: Path) -> None:
-    """Assert the guarantees; the stand-in's book is the judge of what was spent."""
+    """Assert the guarantees; the stand-in's book has what was really spent."""
     await is_at_rest(running)
     opened, closed = list[tuple[str, int]](), list[tuple[str, int]]()
     spent, assumed = Counter[str](), Counter[str]()
@@ -58,7 +58,7 @@ async def check_books(running: RunningSystem, directory: Path) -> None:
     # G2: each hold is opened once and settled once.
     assert len(set(opened)) == len(opened)
     assert sorted(opened) == sorted(closed)
-    # G3: no user is charged less than the provider took; the assumptions are all that may lie between.
+    # G3: no user is charged less than the provider took, and only assumed charges may exceed it.
     booked = running.provider.book.totals()
     for user_id in spent.keys() | booked.keys():
         assert spent[user_id] >= booked.get(user_id, 0) >= spent[user_id] - assumed[user_id], user_id
@@ -82,7 +82,7 @@ async def check_projection(running: RunningSystem, directory: Path) -> None:
             again.unlink()
         if not differences:
             return
-        # That a segment was sealed is an event too; one may have come while the two were compared.
+        # `segment-sealed` is an event too; one may have come during the comparison.
         assert await newest_events(running) != head, differences
 
 

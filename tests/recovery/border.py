@@ -4,8 +4,8 @@ Where Redis is several servers, they tell the worker of each other. So their rep
 server's port, they have that of its proxy.
 
 At a moment that a test names by the bytes that pass, the border closes: nothing passes in either
-direction, on any connection. A worker that is killed then is dead at exactly that moment, as far as
-anybody else can see; one behind a border that is opened again was only slow.
+direction, on any connection. For all others, a worker that is killed then has died at exactly that
+moment; a worker whose border is opened again was only slow.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ class Border:
             await self.reached.wait()
 
     def open(self) -> None:
-        """Let pass what waits, and everything from now on."""
+        """Open the border: pass on what waits, and everything from now on."""
         self._may_pass.set()
 
     async def cut(self) -> None:
@@ -99,7 +99,7 @@ class Border:
         task = asyncio.current_task()
         assert task is not None
         self._links.add(task)
-        # A link that is cut or broken has nobody to tell.
+        # A link that is cut or broken has no receiver.
         with suppress(OSError, asyncio.CancelledError):
             upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
             try:

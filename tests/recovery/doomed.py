@@ -25,7 +25,7 @@ class DoomedWorker:
         self._running = running
 
     async def kill(self) -> None:
-        """End it as the kernel does when memory runs out: it gets to do nothing any more."""
+        """Kill it as the kernel does when memory runs out: it can do nothing more."""
         os.kill(self.pid, signal.SIGKILL)
         await asyncio.to_thread(self._process.join, 10)
 
@@ -36,7 +36,7 @@ class DoomedWorker:
         return self._process.pid
 
     async def fall_silent(self) -> None:
-        """Let its last sign of life be long ago, so that nobody needs to wait for that."""
+        """Age its last heartbeat, so that no test needs to wait for its expiry."""
         redis, namespace = self._running.redis, self._running.system.runtime.settings.namespace
         async for key in redis.scan_iter(match=f"{namespace}:worker:*-{self.pid}-*"):
             await redis.delete(key)

@@ -3,7 +3,7 @@
 The worker is a process of its own that is killed when a command or request of its gets to a border. What
 each row expects is what the ledger, the stored result, the provider's book and the publisher see in the end.
 All of it is tried on one server; each border also on a cluster with replicas and on two servers with a Sentinel, where
-the worker goes by nothing that a replica lacks.
+the worker waits until replicas have each write.
 """
 
 import asyncio
@@ -69,8 +69,8 @@ FALLBACK_CALLED: Final = ("model-called", "ok", FALLBACK_COST)
 FALLBACK_CORRECTED: Final = ("cost-adjusted", "assumed", FALLBACK_COST - FALLBACK_BOUND)
 GIVEN_BACK: Final = ("cost-adjusted", "released", -BOUND)
 
-# What a run leaves behind that comes to its end; one that died with a request perhaps sent; one that died so with a
-# failed attempt told; and what a late answer adds.
+# The events of a run that ends; of one that died with a request perhaps sent; of one that died so after a recorded
+# failed attempt; and those that a late answer adds.
 WHOLE: Final = (HELD, CALLED, SPENT)
 LOST: Final = (HELD, ASSUMED)
 TOLD: Final = (HELD, FAILED, ASSUMED)
@@ -121,8 +121,8 @@ DEAD: Final = (
     Row("before it acknowledges",         before(ACK),      WHOLE,                        1, 2),
     Row("acknowledged, reply lost",       after(ACK),       WHOLE,                        1, 1),
     # A first attempt that failed without a charge, and the second under the same hold.
-    Row("before the failure is told",     before(RECORD),   (*LOST, *WHOLE),              1, 1, BUSY),
-    Row("failure told, reply lost",       after(RECORD),    (*TOLD, *WHOLE),              1, 1, BUSY),
+    Row("before the failure is recorded", before(RECORD),   (*LOST, *WHOLE),              1, 1, BUSY),
+    Row("failure recorded, reply lost",   after(RECORD),    (*TOLD, *WHOLE),              1, 1, BUSY),
     Row("retried, reply lost",            SECOND_REQUEST,   (*TOLD, *WHOLE),              2, 1, BUSY),
     # A first attempt that may have been charged, and the fallback under an extended hold.
     Row("before the hold is extended",    before(RECORD),   (*LOST, *WHOLE),              2, 1, BROKEN),
@@ -140,8 +140,8 @@ SLOW: Final = (
     Row("settled, reply late",            after(SETTLE),    WHOLE,                        1, 2),
     Row("before the answer",              before(ANSWER),   WHOLE,                        1, 2),
     Row("before it acknowledges",         before(ACK),      WHOLE,                        1, 2),
-    Row("before the failure is told",     before(RECORD),   (*LOST, *WHOLE, FAILED, GIVEN_BACK), 1, 1, BUSY),
-    Row("failure told, reply late",       after(RECORD),    (*TOLD, *WHOLE, *LATE),       2, 2, BUSY),
+    Row("before the failure is recorded", before(RECORD),   (*LOST, *WHOLE, FAILED, GIVEN_BACK), 1, 1, BUSY),
+    Row("failure recorded, reply late",   after(RECORD),    (*TOLD, *WHOLE, *LATE),       2, 2, BUSY),
     Row("retried, reply late",            SECOND_REQUEST,   (*TOLD, *WHOLE, *LATE),       2, 2, BUSY),
     Row("hold extended, reply late",      after(RECORD),    (*LONGER, *WHOLE, *FALLBACK_LATE), 2, 2, BROKEN, 1),
     Row("fallback asked, reply late",     SECOND_REQUEST,   (*LONGER, *WHOLE, *FALLBACK_LATE), 2, 2, BROKEN, 1),
@@ -159,7 +159,7 @@ def summary(event: Event) -> tuple[Any, ...]:
             return (event.type, event.amount)
 
 
-async def told(running: RunningSystem) -> list[tuple[Any, ...]]:
+async def ledger_rows(running: RunningSystem) -> list[tuple[Any, ...]]:
     """Return what the ledger says behind the policy, with which each partition begins."""
     events = await events_of(running)
     applied = [event for event in events if event.type == "policy-applied"]
@@ -236,12 +236,12 @@ async def publish(running: RunningSystem) -> None:
 
 async def check(running: RunningSystem, row: Row, directory: Path) -> None:
     """See that the row came true, and that the books agree."""
-    assert await told(running) == list(row.ledger)
+    assert await ledger_rows(running) == list(row.ledger)
     assert running.provider.book.totals()[USER] == row.charged * COST + row.fallbacks * FALLBACK_COST
     stored = await running.system.handle.results.get(TASK_ID)
     assert stored is not None
     assert (stored.status, stored.cost_usd * 10**9) == (TaskStatus.DONE, COST)
-    # However often it is told: one result (G4).
+    # However often it is announced: one result (G4).
     assert await answers(running) == [stored] * row.answers
     assert await running.dead_letters() == []
     await check_books(running, directory)
@@ -286,7 +286,7 @@ async def test_a_slow_workers_call_ends_at_its_true_cost(
                 border.open()
 
                 async def has_gone_on() -> bool:
-                    is_booked = len(await told(running)) >= len(row.ledger)
+                    is_booked = len(await ledger_rows(running)) >= len(row.ledger)
                     return is_booked and len(await answers(running)) >= row.answers
 
                 await wait_until(has_gone_on, what="what the slow worker does")
@@ -339,7 +339,7 @@ async def test_a_worker_that_dies_in_an_answer_leaves_what_the_provider_tells(
         async with serving(running, 1):
             await running.answers([TASK_ID])
             await is_at_rest(running)
-    assert await told(running) == list(ledger)
+    assert await ledger_rows(running) == list(ledger)
     assert book.totals()[USER] == charged
     stored = await running.system.handle.results.get(TASK_ID)
     assert stored is not None
@@ -424,7 +424,7 @@ BURYING: Final = (
 
 
 @everywhere("moment, letters, replies", [(row[0], row[1], row[1:]) for row in BURYING])
-async def test_a_malformed_task_is_buried_and_answered_though_its_worker_dies(
+async def test_a_malformed_task_is_dead_lettered_and_answered_although_its_worker_dies(
     running: RunningSystem,
     border_at: Callable[[Moment], Border],
     tmp_path: Path,
@@ -448,7 +448,7 @@ async def test_a_malformed_task_is_buried_and_answered_though_its_worker_dies(
     assert stored.status is TaskStatus.INVALID
     assert await answers(running) == [stored] * replies
     assert [letter["reason"] for letter in await running.dead_letters()] == ["invalid_task"] * letters
-    assert await told(running) == []
+    assert await ledger_rows(running) == []
     assert running.provider.requests == 0
 
 
@@ -456,7 +456,7 @@ async def test_a_malformed_task_is_buried_and_answered_though_its_worker_dies(
 async def test_a_task_that_is_given_up_gets_its_letter_though_that_worker_dies_too(
     redis_client: Redis, server_url: str, tmp_path: Path, moment: Moment
 ) -> None:
-    """The call is over with its settlement; whoever finds it so must still bury it."""
+    """The call ends with its settlement; a worker that finds it ended must still dead-letter the task."""
     async with running_system(
         tmp_path / "data", server_url, workers=0, claim_after_s=2.0, max_task_attempts=1
     ) as running:
@@ -476,7 +476,7 @@ async def test_a_task_that_is_given_up_gets_its_letter_though_that_worker_dies_t
         assert stored.error_code is ErrorCode.ATTEMPTS_EXHAUSTED
         letters = await running.dead_letters()
         assert {(letter["reason"], letter["task_id"]) for letter in letters} == {("attempts_exhausted", TASK_ID)}
-        assert await told(running) == list(LOST)
+        assert await ledger_rows(running) == list(LOST)
         assert running.provider.requests <= 1
 
 

@@ -85,7 +85,7 @@ async def test_malformed_tasks_are_listed_shown_retried_and_dropped(running: Run
         (latin.id, "invalid_task", "latin"),
         (nobodys.id, "invalid_task", "nobodys"),
     ]
-    # G10: prompts are shown only to who asks for one letter.
+    # G10: a prompt is shown only with a single letter.
     assert "prompt" not in listed.stdout
     table = await cli("dead-letters", "list", "--count", "1")
     assert latin.id in table.stdout
@@ -121,7 +121,7 @@ async def test_malformed_tasks_are_listed_shown_retried_and_dropped(running: Run
 @pytest.mark.parametrize(
     ("letter_id", "says"), [("5-5", "there is no dead letter 5-5"), ("latest", "'latest' is not an id")]
 )
-async def test_a_letter_that_is_not_there_is_said_so_and_nothing_is_done(
+async def test_a_missing_letter_is_reported_and_nothing_is_done(
     running: RunningSystem, cli: Cli, letter_id: str, says: str
 ) -> None:
     await running.redis.xadd(STREAM, NO_USER)  # pyright: ignore[reportArgumentType]
@@ -132,7 +132,7 @@ async def test_a_letter_that_is_not_there_is_said_so_and_nothing_is_done(
     assert await letters_of(running).count() == 1
 
 
-async def test_how_many_letters_were_dropped_is_said_beside_the_list(idle: RunningSystem, cli: Cli) -> None:
+async def test_the_list_shows_how_many_letters_were_dropped(idle: RunningSystem, cli: Cli) -> None:
     few = DeadLetters(idle.system.handle.pipeline, "tollbook", limits=DeadLetterLimits(2, 3_600.0))
     for number in range(5):
         delivery = Delivery(STREAM, f"{number}-1", {b"task": b"score_post"})

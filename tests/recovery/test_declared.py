@@ -1,4 +1,4 @@
-"""`verify` finds what no `tollbook recover` wrote: a loss that was none (G7), an event entered again in vain (G2)."""
+"""`verify` finds forged recoveries: a declared loss that did not happen (G7), a charge entered twice (G2)."""
 
 import json
 import tempfile
@@ -127,7 +127,7 @@ async def test_a_forged_declaration_of_restored_events_is_found(
 
 
 @pytest.mark.slow
-async def test_a_declaration_that_was_put_on_a_ledger_without_a_loss_or_comes_again_is_found(
+async def test_a_declaration_without_a_loss_or_a_repeated_one_is_found(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
@@ -143,7 +143,7 @@ async def test_a_declaration_that_was_put_on_a_ledger_without_a_loss_or_comes_ag
         assert "earlier event has declared" in finding.problem
 
 
-async def test_what_enters_an_event_again_that_was_not_lost_is_found(
+async def test_a_charge_that_enters_an_event_again_that_was_not_lost_is_found(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
@@ -161,7 +161,7 @@ async def test_what_enters_an_event_again_that_was_not_lost_is_found(
 
 
 @pytest.mark.slow
-async def test_a_run_that_goes_on_from_an_interrupted_one_declares_all_that_is_entered(
+async def test_a_resumed_run_declares_all_charges_that_were_entered(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:

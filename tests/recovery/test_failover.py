@@ -1,4 +1,4 @@
-"""The address moves to a promoted replica while the demoted primary lives on: nobody stays with the demoted one."""
+"""The address moves to a promoted replica while the demoted primary lives on: no connection stays with it."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ async def replicate(replica: Redis, primary_url: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in server_kinds() if kind != CONTAINER])
-async def test_a_demoted_server_is_left_by_all_connections(kind: str, tmp_path: Path) -> None:
+async def test_all_connections_to_a_demoted_server_are_closed(kind: str, tmp_path: Path) -> None:
     """G8: writers, the projector, the readers of the task streams and those that listen follow the address."""
     binary = binary_of(kind)
     async with (

@@ -1,6 +1,6 @@
-"""A gateway dies at each step of a call's life: a retry at another joins its call, or nobody comes (G2, G3, G4).
+"""A gateway dies at each step of a call's life: a retry at another joins its call, or there is no retry (G2, G3, G4).
 
-As in the crash matrix of workers, it is a process of its own behind a border, and the provider's book is the judge.
+As in the crash matrix of workers, it is a process of its own behind a border; the provider's book has the true cost.
 """
 
 import asyncio
@@ -138,7 +138,7 @@ async def is_id_kept(running: RunningSystem, call_id: str) -> bool:
 
 
 async def fall_silent(running: RunningSystem, pid: int) -> None:
-    """Let its last sign be long ago, so that nobody needs to wait for that."""
+    """Age its last heartbeat, so that no test needs to wait for its expiry."""
     namespace = running.system.runtime.settings.namespace
     async for key in running.redis.scan_iter(match=f"{namespace}:worker:*-{pid}-*"):
         await running.redis.delete(key)

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from tests.recovery.apart import Apart, kill, running_apart
 from tests.servers import wait_until
-from tests.system import REPLIES, StayingCommand
+from tests.system import REPLIES, BackgroundCommand
 from tollbook.inference.client import InferenceClient
 from tollbook.inference.errors import AppError
 from tollbook.ledger.gate.asking import AskedBaselines
@@ -55,7 +55,7 @@ async def finish(apart: Apart, name: str, number: int = 3) -> None:
 
 
 async def refusal_of_a_call(apart: Apart) -> str:
-    """What a program beside the workers is told; it shares their connection to the gate."""
+    """The error of a program beside the workers; it shares their connection to the gate."""
     with pytest.raises(AppError) as refused:
         await InferenceClient("score_post", apart.running.system.runtime).call("a post", user_id="u1")
     assert refused.value.code is ErrorCode.LEDGER_UNAVAILABLE
@@ -100,8 +100,8 @@ async def test_an_answer_whose_worker_is_killed_meanwhile_is_booked_at_its_cost_
             "TOLLBOOK_CLAIM_AFTER_S": "1",
         }
 
-        async def start_worker() -> StayingCommand:
-            worker = await StayingCommand.start("worker", cwd=tmp_path, env=environment)
+        async def start_worker() -> BackgroundCommand:
+            worker = await BackgroundCommand.start("worker", cwd=tmp_path, env=environment)
             ends.push_async_callback(kill, worker)
             return worker
 

@@ -1,4 +1,4 @@
-"""One projector a ledger: others are refused or wait, and whoever was replaced stops by itself."""
+"""One projector per ledger: others are refused or wait, and a replaced one stops by itself."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from tests.recovery.apart import kill, start_projector
 from tests.servers import wait_until
-from tests.system import StayingCommand, make_settings, run_cli
+from tests.system import BackgroundCommand, make_settings, run_cli
 from tollbook.inference.settings import Settings
 from tollbook.ledger.keys import Keys, projector_lease
 from tollbook.ledger.server.connection import connect
@@ -32,7 +32,9 @@ class Projectors:
         self._settings = settings
         self._ends = AsyncExitStack()
 
-    async def start(self, *options: str, place: str = "data", waits_for: str = "projector.started") -> StayingCommand:
+    async def start(
+        self, *options: str, place: str = "data", waits_for: str = "projector.started"
+    ) -> BackgroundCommand:
         command = await start_projector(
             self._settings, self.redis_url, *options, data_dir=self.directory / place, waits_for=waits_for
         )
@@ -72,7 +74,7 @@ async def projectors(redis_client: Redis, server_url: str, tmp_path: Path) -> As
         ("elsewhere", "works on this ledger: stop it first, or start this one with --standby"),
     ],
 )
-async def test_a_second_projector_is_refused_and_told_why(projectors: Projectors, place: str, says: str) -> None:
+async def test_a_second_projector_is_refused_with_the_reason(projectors: Projectors, place: str, says: str) -> None:
     first = await projectors.start()
     refused = await run_cli(
         "projector",
@@ -97,7 +99,7 @@ async def test_a_projector_that_stops_leaves_its_place_to_the_next_at_once(proje
 async def test_a_killed_projector_is_started_again_at_its_place_without_waiting(projectors: Projectors) -> None:
     first = await projectors.start()
     await kill(first)
-    # Whoever waits for this lease to lapse waits for ever.
+    # A process that waits for this lease to expire waits for ever.
     assert await projectors.redis.persist(LEASE)
     await projectors.start()
 
@@ -124,10 +126,10 @@ async def test_a_standby_elsewhere_follows_with_a_file_of_its_own(projectors: Pr
     elsewhere = {"REDIS_URL": projectors.redis_url, "TOLLBOOK_DATA_DIR": str(projectors.directory / "elsewhere")}
 
     async def folded() -> int:
-        told = await run_cli(
+        finished = await run_cli(
             "sql", "SELECT count(*) AS n FROM events", "--json", cwd=projectors.directory, env=elsewhere
         )
-        return json.loads(told.stdout)[0]["n"] if told.code == 0 else 0
+        return json.loads(finished.stdout)[0]["n"] if finished.code == 0 else 0
 
     for user in ("u1", "u2", "u3"):
         granted = await run_cli(
@@ -168,7 +170,7 @@ async def test_a_standby_waits_out_an_outage_of_redis_and_takes_over_afterwards(
 
 
 @pytest.mark.slow
-async def test_a_projector_that_was_replaced_while_it_slept_stops_by_itself(projectors: Projectors) -> None:
+async def test_a_projector_that_was_replaced_while_paused_stops_by_itself(projectors: Projectors) -> None:
     first = await projectors.start()
     standby = await projectors.start("--standby", place="elsewhere", waits_for="projector.standing_by")
     first.process.send_signal(signal.SIGSTOP)

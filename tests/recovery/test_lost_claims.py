@@ -1,4 +1,4 @@
-"""Tasks that another worker has taken over: a call that nobody waits for ends, one that somebody waits for goes on."""
+"""Tasks that another worker has taken over: an unneeded call ends, one whose answer is needed goes on."""
 
 import signal
 from pathlib import Path
@@ -33,7 +33,7 @@ async def has_id_of_request(running: RunningSystem, task_id: str) -> bool:
     return record is not None and record.hold.generation_id is not None
 
 
-async def test_a_call_that_another_run_has_replaced_is_cut_off_and_its_cost_found_out(
+async def test_a_call_replaced_by_another_run_is_cancelled_and_its_cost_asked_for(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """G2, G3: its worker slept; the request would hang for as long as one may last."""
@@ -68,7 +68,7 @@ async def test_a_call_that_another_run_has_replaced_is_cut_off_and_its_cost_foun
 async def test_a_call_that_holds_the_tasks_money_goes_on_although_its_claim_is_lost(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
-    """G4: who has taken the task over waits for its answer, which would be bought twice."""
+    """G4: the new worker waits for this answer; otherwise it would be paid twice."""
     with capture_logs() as logs:
         async with running_system(tmp_path / "data", server_url, claim_after_s=1.0) as running:
             await running.provider.shut()

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from tests.proxy import faulty_proxy
 from tests.recovery.test_going_back import Backup, put_back, take_backup
 from tests.servers import wait_until
-from tests.system import REPLIES, RunningSystem, StayingCommand, run_cli, running_system
+from tests.system import REPLIES, BackgroundCommand, RunningSystem, run_cli, running_system
 from tollbook.ledger.keys import Keys
 
 KEYS = Keys("tollbook", 0)
@@ -53,7 +53,7 @@ def here(server_url: str, data_dir: Path) -> dict[str, str]:
 
 
 async def ledger_of(redis: Redis) -> Backup:
-    """The partition as it is, but for what the projector says of calls."""
+    """The keys of the partition, without the projector's mark that stops calls."""
     found = {key: value for key, value in (await take_backup(redis)).items() if key.startswith(KEYS.prefix.encode())}
     found.pop(KEYS.meta.encode(), None)
     return found
@@ -69,7 +69,7 @@ async def ledger_of(redis: Redis) -> Backup:
         pytest.param("archive", marks=pytest.mark.slow),
     ],
 )
-async def test_a_ledger_that_lacks_what_is_on_disk_is_refused_and_not_written_to(
+async def test_a_ledger_that_lacks_events_of_the_disk_is_refused_and_not_written_to(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, command: str, left: str
 ) -> None:
     data = tmp_path / "data"
@@ -90,7 +90,7 @@ async def test_a_ledger_that_lacks_what_is_on_disk_is_refused_and_not_written_to
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left", ["DuckDB", "archive"])
-async def test_no_policy_is_put_in_force_before_the_projector_of_several_processes_has_looked(
+async def test_no_policy_is_put_in_force_before_the_projector_has_checked(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup, left: str
 ) -> None:
     data = tmp_path / "data"
@@ -100,7 +100,7 @@ async def test_no_policy_is_put_in_force_before_the_projector_of_several_process
         shutil.rmtree(data / "archive")
     (tmp_path / "tollbook.toml").write_text('[plans.trial]\ncap_usd = "7"\n')
     before = await ledger_of(redis_client)
-    command = await StayingCommand.start("up", "--workers", "1", cwd=tmp_path, env=here(server_url, data))
+    command = await BackgroundCommand.start("up", "--workers", "1", cwd=tmp_path, env=here(server_url, data))
     try:
 
         async def is_stopped() -> bool:
@@ -120,7 +120,7 @@ async def test_a_projector_that_starts_before_redis_waits_for_it(
     async with faulty_proxy(server_url) as link:
         await link.stop()
         env = here(link.url, tmp_path / "data")
-        command = await StayingCommand.start("projector", *options, cwd=tmp_path, env=env)
+        command = await BackgroundCommand.start("projector", *options, cwd=tmp_path, env=env)
         try:
             await wait_until(lambda: "projector.not_ready" in command.stderr, what="a projector that waits")
             await link.start()
@@ -176,12 +176,12 @@ async def test_nobody_changes_a_plan_or_a_cost_on_a_ledger_that_went_back(
 
 
 @pytest.mark.slow
-async def test_a_worker_on_another_machine_waits_until_a_projector_has_looked(
+async def test_a_worker_on_another_machine_waits_until_a_projector_has_checked(
     redis_client: Redis, server_url: str, tmp_path: Path, older: Backup
 ) -> None:
     """It has nothing to compare with; without a projector it has no baselines, and then the mark tells it."""
     await redis_client.xadd("analysis", TASK | {"task_id": "new"})
-    worker = await StayingCommand.start("worker", cwd=tmp_path, env=here(server_url, tmp_path / "elsewhere"))
+    worker = await BackgroundCommand.start("worker", cwd=tmp_path, env=here(server_url, tmp_path / "elsewhere"))
     try:
         await wait_until(lambda: "no projector runs" in worker.stderr, what="the worker's wait")
         await run_cli("projector", cwd=tmp_path, env=here(server_url, tmp_path / "data"))

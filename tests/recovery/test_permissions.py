@@ -54,7 +54,7 @@ def test_the_documents_have_the_line() -> None:
 
 
 @pytest.mark.parametrize("kind", first_quick(1, [kind for kind in server_kinds() if kind != CONTAINER]))
-async def test_the_user_of_the_documents_can_do_everything(kind: str, tmp_path: Path) -> None:
+async def test_the_documented_user_can_do_everything(kind: str, tmp_path: Path) -> None:
     async with EmbeddedServer(tmp_path / "server", binary=binary_of(kind)) as server:
         url = await make_user(server, RULES)
         async with connect(server.url) as redis:
@@ -88,9 +88,7 @@ async def test_the_user_of_the_documents_can_do_everything(kind: str, tmp_path: 
 
 
 @pytest.mark.slow
-async def test_an_announcement_that_is_refused_undoes_no_booking(
-    private_server: EmbeddedServer, tmp_path: Path
-) -> None:
+async def test_a_refused_announcement_undoes_no_booking(private_server: EmbeddedServer, tmp_path: Path) -> None:
     """G3: the channels are taken from the user while the system runs."""
     url = await make_user(private_server, RULES)
     async with running_system(tmp_path / "data", url, metrics_port=0) as running:
@@ -109,7 +107,7 @@ async def test_an_announcement_that_is_refused_undoes_no_booking(
         await wait_for_problems(running.system.state.url, redis="the channels &{tollbook:*")
 
 
-async def test_a_user_that_lacks_something_is_refused_at_the_start(
+async def test_a_user_without_a_permission_is_refused_at_the_start(
     private_server: EmbeddedServer, tmp_path: Path
 ) -> None:
     for gone, words in (

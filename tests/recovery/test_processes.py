@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.servers import wait_until
-from tests.system import GatedStandIn, StayingCommand
+from tests.system import BackgroundCommand, GatedStandIn
 from tollbook.ledger.keys import GROUP, Keys
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.endpoint import read_endpoint
@@ -42,7 +42,7 @@ def here(tmp_path: Path) -> Path:
 class Up:
     """A running `tollbook up`, and all processes that it ever started."""
 
-    command: StayingCommand
+    command: BackgroundCommand
     provider: GatedStandIn
     redis: Redis
     server_pid: int
@@ -122,7 +122,7 @@ async def up(directory: Path, *, workers: int, claim_after_s: float = 5.0) -> As
             "TOLLBOOK_STOP_GRACE_S": "1",
             "TOLLBOOK_LOG_FORMAT": "json",
         }
-        command = await StayingCommand.start("up", "--workers", str(workers), cwd=directory, env=variables)
+        command = await BackgroundCommand.start("up", "--workers", str(workers), cwd=directory, env=variables)
         try:
             await wait_until(lambda: command.stderr.count("worker.started") == workers, what="the workers' start")
             endpoint = read_endpoint(directory / "data")

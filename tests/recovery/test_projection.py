@@ -291,7 +291,7 @@ async def test_while_the_file_cannot_be_opened_known_users_go_on_and_new_ones_wa
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
 async def test_a_full_disk_is_waited_out(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
-    """G6, G8: nothing is set aside for want of room, and the fold goes on where it was once there is some."""
+    """G6, G8: no file is set aside because the disk is full, and the fold continues once there is room."""
     async with running_apart(tmp_path / "data", server_url, tail_keep_s=3600.0) as apart:
         running = apart.running
         await run_tasks(running, "before", "known", number=20)

@@ -247,7 +247,7 @@ def check_state(was: dict[str, Any], now: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("partitions", PARTITIONS)
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_lost_events_come_back_with_all_that_the_gate_keeps(
+async def test_lost_events_come_back_with_all_state_of_the_gate(
     every_redis_client: Redis, every_server_url: str, tmp_path: Path, seed: int, partitions: int
 ) -> None:
     url = every_server_url
@@ -908,7 +908,9 @@ async def test_a_paid_answer_is_booked_although_an_event_that_nobody_kept_is_los
 # --- What is refused, and what is nothing
 
 
-async def test_nothing_is_lost_where_the_copies_know_less(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_nothing_is_lost_if_the_copies_have_fewer_events(
+    redis_client: Redis, server_url: str, tmp_path: Path
+) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
         await put_back(redis_client, restored.newer)
         await restored.gate("u1").reserve(request("newer"), [EMPTY_BASELINE])
@@ -919,7 +921,7 @@ async def test_nothing_is_lost_where_the_copies_know_less(redis_client: Redis, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_declared", [False, True])
-async def test_what_a_projector_elsewhere_knew_is_lost_until_it_is_declared(
+async def test_events_that_only_another_projector_had_are_lost_until_declared(
     redis_client: Redis, server_url: str, tmp_path: Path, is_declared: bool
 ) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
@@ -945,7 +947,7 @@ async def test_what_a_projector_elsewhere_knew_is_lost_until_it_is_declared(
         assert report.is_in_order is is_declared
 
 
-async def test_looking_writes_nothing(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
+async def test_recover_without_yes_writes_nothing(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:
         before = await state_of(redis_client)
         (part,) = (await restored.recover(None)).partitions
@@ -1033,7 +1035,7 @@ async def test_the_archive_may_know_more_than_the_projection(
 
 
 @pytest.mark.slow
-async def test_a_ledger_to_which_others_write_meanwhile_is_left_to_the_next_run(
+async def test_a_ledger_that_others_write_to_is_left_to_the_next_run(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with lost_calls(redis_client, server_url, tmp_path) as restored:

@@ -101,8 +101,8 @@ async def test_after_an_older_append_only_file_workers_go_on_and_pay_nothing_twi
         apart.running._answers.clear()
         await apart.running.publish(STREAM, tasks)
         answers = await apart.running.answers([task["task_id"] for task in tasks])
-        told = {(answer.status, answer.content, answer.error) for answer in answers}
-        assert told == {(TaskStatus.DONE, None, "the call was settled before, its stored result has expired")}
+        outcomes = {(answer.status, answer.content, answer.error) for answer in answers}
+        assert outcomes == {(TaskStatus.DONE, None, "the call was settled before, its stored result has expired")}
         assert apart.running.provider.arrived.total() == paid
         await finish(apart, "after")
         assert apart.running.provider.arrived.total() == paid + 3

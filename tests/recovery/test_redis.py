@@ -85,7 +85,7 @@ async def test_redis_is_restarted_under_load(private_server: EmbeddedServer, tmp
 
 @pytest.mark.slow
 async def test_replies_are_lost_under_load(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
-    """What is sent again is done once."""
+    """A repeated command has one effect."""
     async with (
         faulty_proxy(server_url) as proxy,
         running_system(tmp_path / "data", proxy.url, workers=2) as running,
@@ -123,7 +123,7 @@ async def test_functions_that_were_flushed_are_loaded_again(
 
 
 async def why_calls_are_refused(running: RunningSystem) -> str:
-    """Return what a call of a user is told of whom no baseline is kept; it must not reach the provider."""
+    """Return the error of a call whose user has no cached baseline; the call must not reach the provider."""
     before = running.provider.requests
     task = Task.model_validate({"task": "score_post", "user_id": "somebody", "prompt": "a post"})
     runtime = running.system.runtime
@@ -187,7 +187,7 @@ async def test_a_redis_that_was_restored_from_an_older_state_is_refused(
     async with running_system(data_dir, private_server.url) as running:
         await become_done(running, await publish(private_server.url, "lost", 2))
         await running.fold_all()
-        # Under the feet of a running system.
+        # While the system runs.
         await private_server.stop()
         await asyncio.to_thread(shutil.rmtree, valkey)
         await asyncio.to_thread(shutil.copytree, backup, valkey)

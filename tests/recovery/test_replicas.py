@@ -1,4 +1,4 @@
-"""With TOLLBOOK_MIN_REPLICAS nobody goes by what a failover could lose: a replica has it first (G1, G3, G4, G8)."""
+"""With TOLLBOOK_MIN_REPLICAS no process acts on a write before a replica has it (G1, G3, G4, G8)."""
 
 import asyncio
 import json
@@ -48,14 +48,14 @@ def ids(published: Iterable[dict[str, str]]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", first_quick(1, KINDS))
-async def test_a_write_is_believed_once_a_replica_has_it(kind: str, tmp_path: Path) -> None:
+async def test_a_write_counts_once_a_replica_has_it(kind: str, tmp_path: Path) -> None:
     async with replicated(tmp_path, kind=kind) as group, connect(group.primary.url) as redis:
         careful = CommandPipeline(redis, replication=Replication(1, mark=MARK))
         assert await careful.execute("SET", "a", "1") == b"OK"
         stop_answering(group.replicas[0])
         with pytest.raises(TooFewReplicas, match=WORDS):
             await careful.execute("SET", "a", "2")
-        # What changes nothing is answered, and what the server refused was refused.
+        # Commands that change nothing are answered, and refusals of the server are refusals.
         assert await careful.execute("HGETALL", "b") in ({}, [])
         refused, written, read = await asyncio.gather(
             careful.execute("HGET", "a", "f"),
@@ -74,7 +74,7 @@ async def test_a_write_is_believed_once_a_replica_has_it(kind: str, tmp_path: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", first_quick(1, KINDS))
 async def test_a_repeat_that_finds_its_call_waits_for_the_replicas(kind: str, tmp_path: Path) -> None:
-    """It writes nothing, and WAIT covers the writes of its own connection alone: so a mark is written before."""
+    """A repeat writes nothing, and WAIT covers only the writes of its own connection: so a mark is written first."""
     async with (
         replicated(tmp_path, kind=kind) as group,
         connect(group.primary.url) as redis,
@@ -109,7 +109,7 @@ def _gate_over(bench: GateBench, pipeline: CommandPipeline) -> Gate:
 
 
 @pytest.mark.slow
-async def test_replicas_sync_to_their_disks_where_that_is_asked_for(tmp_path: Path) -> None:
+async def test_replicas_sync_to_disk_if_the_setting_says_so(tmp_path: Path) -> None:
     async with replicated(tmp_path, kind=EMBEDDED) as group, connect(group.primary.url) as redis:
         pipeline = CommandPipeline(redis, replication=Replication(1, is_on_disk=True, mark=MARK))
         assert await pipeline.execute("SET", "a", "1") == b"OK"
@@ -156,7 +156,7 @@ async def test_calls_stop_while_a_replica_is_away_and_go_on_when_it_is_back(kind
         with pytest.raises(AppError, match=WORDS):
             await InferenceClient("score_post", running.system.runtime).call("a post", user_id="u1")
         assert await running.redis.xlen(running.keys.ledger) == events
-        # A hold may be on the ledger by now. Nobody has gone by it.
+        # A hold may be on the ledger by now, but no request was sent for it.
         assert running.provider.arrived.total() == called
         environment = {"REDIS_URL": group.primary.url, "TOLLBOOK_MIN_REPLICAS": "1"}
         doctor = await run_cli("doctor", "--json", cwd=tmp_path, env={**environment, "TOLLBOOK_DATA_DIR": "data"})
@@ -236,7 +236,7 @@ async def held_back(running: RunningSystem) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_primary_that_dies_in_a_burst_takes_nothing_with_it(kind: str, tmp_path: Path) -> None:
+async def test_a_primary_that_dies_in_a_burst_loses_nothing(kind: str, tmp_path: Path) -> None:
     """A Sentinel promotes the replica; publishers, workers, projector and commands find it by themselves."""
     number = 200
     async with (
@@ -294,7 +294,7 @@ async def answers(redis: Redis) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 async def test_what_was_written_behind_a_cut_link_was_never_acknowledged(kind: str, tmp_path: Path) -> None:
-    """The link of the replica is cut, then the primary dies: the promoted replica lacks what nobody went by."""
+    """The link of the replica is cut, then the primary dies: the promoted replica lacks only unconfirmed writes."""
     async with (
         replicated(tmp_path, kind=kind, replicas=0) as group,
         replicated(tmp_path / "2", kind=kind, replicas=0) as other,

@@ -1,4 +1,4 @@
-"""A projector that stopped for cause stops calls wherever workers run, until one has found the stores in order (G8)."""
+"""A projector that ends with an error stops calls wherever workers run, until one finds the stores in order (G8)."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from tests.recovery.apart import Apart, kill, running_apart, start_projector
 from tests.recovery.test_going_back import Backup, finish, put_back, refusal_of_a_call, take_backup
 from tests.servers import wait_until
-from tests.system import StayingCommand, run_cli
+from tests.system import BackgroundCommand, run_cli
 from tollbook.inference.client import InferenceClient
 from tollbook.inference.cost_tracker import CostTracker
 from tollbook.inference.errors import AppError
@@ -49,14 +49,14 @@ async def wait_for_resume(apart: Apart) -> None:
     await wait_until(is_resumed, what="the lift of the mark")
 
 
-async def wait_for_end(projector: StayingCommand) -> None:
+async def wait_for_end(projector: BackgroundCommand) -> None:
     await wait_until(lambda: projector.process.returncode is not None, what="the end of the projector")
     assert projector.process.returncode == 1, projector.stderr
 
 
 @asynccontextmanager
 async def new_process(apart: Apart, data_dir: Path) -> AsyncIterator[InferenceRuntime]:
-    """What a program or a worker knows that starts now, on a machine without the projector's data."""
+    """The view of a process that starts now, on a machine without the projector's data."""
     url = apart.running.system.redis_url
     async with (
         open_ledger(apart.settings, url, may_create=False) as handle,
@@ -147,9 +147,7 @@ async def test_an_event_of_another_program_stops_calls_until_it_is_removed_and_a
 
 
 @pytest.mark.slow
-async def test_every_view_tells_that_calls_are_stopped_and_why(
-    redis_client: Redis, server_url: str, tmp_path: Path
-) -> None:
+async def test_every_view_shows_why_calls_are_stopped(redis_client: Redis, server_url: str, tmp_path: Path) -> None:
     async with running_apart(tmp_path / "data", server_url) as apart:
         await go_back(apart, redis_client)
         await wait_for_end(apart.projector)
@@ -157,9 +155,9 @@ async def test_every_view_tells_that_calls_are_stopped_and_why(
 
         shown = json.loads((await run_cli("top", "--json", cwd=tmp_path, env=here)).stdout)
         assert WENT_BACK in shown["redis"]["stopped"]
-        told = [problem["text"] for problem in shown["problems"] if problem["level"] == "person"]
-        assert any(text.startswith("calls are stopped: ") and WENT_BACK in text for text in told)
-        assert not any("no projector runs" in text for text in told)
+        texts = [problem["text"] for problem in shown["problems"] if problem["level"] == "person"]
+        assert any(text.startswith("calls are stopped: ") and WENT_BACK in text for text in texts)
+        assert not any("no projector runs" in text for text in texts)
 
         async with new_process(apart, tmp_path / "elsewhere") as runtime:
             state = ProcessState("worker", apart.settings)
@@ -179,8 +177,8 @@ async def test_every_view_tells_that_calls_are_stopped_and_why(
                 await CostTracker(runtime).check_budget("u1")
 
 
-async def start_until_end(apart: Apart) -> StayingCommand:
-    projector = await StayingCommand.start(
+async def start_until_end(apart: Apart) -> BackgroundCommand:
+    projector = await BackgroundCommand.start(
         "projector",
         cwd=apart.settings.data_dir.parent,
         env={
@@ -267,7 +265,7 @@ async def test_a_person_who_sets_the_file_aside_lets_calls_begin_on_the_older_le
 
 
 @pytest.mark.slow
-async def test_a_projector_that_slept_through_its_lease_says_nothing_of_calls(
+async def test_a_projector_that_lost_its_lease_while_paused_does_not_stop_calls(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """It has folded what the ledger lacks; the one that has taken over has not, and answers for the ledger."""
@@ -289,7 +287,7 @@ async def test_a_projector_that_slept_through_its_lease_says_nothing_of_calls(
 
 
 @pytest.mark.slow
-async def test_a_projector_is_listened_to_although_the_clock_of_redis_was_put_back(
+async def test_a_projector_is_accepted_after_the_clock_of_redis_was_set_back(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     async with running_apart(tmp_path / "data", server_url) as apart:
@@ -307,7 +305,7 @@ async def test_a_projector_is_listened_to_although_the_clock_of_redis_was_put_ba
 
 
 @pytest.mark.slow
-async def test_a_mark_is_kept_until_what_was_there_at_the_check_is_folded(
+async def test_a_stop_mark_is_kept_until_all_events_of_the_check_are_folded(
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     """The event that cannot be read stands behind all that the new projector has to fold first."""

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from tests.proxy import faulty_proxy
 from tests.servers import wait_until
-from tests.system import REPLIES, STREAMS, GatedStandIn, StayingCommand, run_cli, running_system
+from tests.system import REPLIES, STREAMS, BackgroundCommand, GatedStandIn, run_cli, running_system
 from tollbook.app.processes import run_projector, run_up
 from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
@@ -46,7 +46,7 @@ def environment(provider: GatedStandIn, server: EmbeddedServer | None, data_dir:
     }
 
 
-async def stops_in_time(*commands: StayingCommand) -> None:
+async def stops_in_time(*commands: BackgroundCommand) -> None:
     began = time.monotonic()
     for command in commands:
         command.terminate()
@@ -56,7 +56,7 @@ async def stops_in_time(*commands: StayingCommand) -> None:
     assert time.monotonic() - began < GRACE_S + SLACK_S
 
 
-async def has_begun(command: StayingCommand, event: str) -> None:
+async def has_begun(command: BackgroundCommand, event: str) -> None:
     await wait_until(lambda: event in command.stderr or event in command.stdout, what=f"{event}: {command.stderr}")
 
 
@@ -68,7 +68,7 @@ async def test_worker_and_projector(
     here = tmp_path / "here"
     here.mkdir()
     variables = environment(provider, private_server, tmp_path / "shared")
-    commands = [await StayingCommand.start(name, cwd=here, env=variables) for name in ("projector", "worker")]
+    commands = [await BackgroundCommand.start(name, cwd=here, env=variables) for name in ("projector", "worker")]
     try:
         await has_begun(commands[0], "projector.started")
         await has_begun(commands[1], "worker.started")
@@ -93,12 +93,12 @@ async def test_worker_that_has_just_begun_to_read(
     here = tmp_path / "here"
     here.mkdir()
     variables = environment(provider, private_server, tmp_path / "shared")
-    projector = await StayingCommand.start("projector", cwd=here, env=variables)
+    projector = await BackgroundCommand.start("projector", cwd=here, env=variables)
     try:
         await has_begun(projector, "projector.started")
         async with faulty_proxy(private_server.url) as proxy:
             proxy.holds_replies_to = READING_BEGINS
-            worker = await StayingCommand.start("worker", cwd=here, env={**variables, "REDIS_URL": proxy.url})
+            worker = await BackgroundCommand.start("worker", cwd=here, env={**variables, "REDIS_URL": proxy.url})
             try:
                 await wait_until(lambda: proxy.holds_replies_to is None, what="FastStream's first commands")
                 await stops_in_time(worker)
@@ -116,9 +116,9 @@ async def test_gateway(is_busy: bool, provider: GatedStandIn, private_server: Em
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     variables["TOLLBOOK_GATEWAY_PORT"] = str(port)
-    projector = await StayingCommand.start("projector", cwd=here, env=variables)
+    projector = await BackgroundCommand.start("projector", cwd=here, env=variables)
     await has_begun(projector, "projector.started")
-    gateway = await StayingCommand.start("gateway", cwd=here, env=variables)
+    gateway = await BackgroundCommand.start("gateway", cwd=here, env=variables)
     asking: asyncio.Task[httpx.Response] | None = None
     try:
         await has_begun(gateway, "gateway.served")
@@ -152,7 +152,7 @@ async def test_gateway(is_busy: bool, provider: GatedStandIn, private_server: Em
 async def test_up_with_its_own_server(is_busy: bool, provider: GatedStandIn, tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
-    command = await StayingCommand.start("up", cwd=here, env=environment(provider, None, tmp_path / "data"))
+    command = await BackgroundCommand.start("up", cwd=here, env=environment(provider, None, tmp_path / "data"))
     try:
         await has_begun(command, "Ctrl-C stops it")
         server_pid = int((tmp_path / "data" / "valkey" / "valkey.pid").read_text())
@@ -208,9 +208,9 @@ async def test_a_projector_on_standby_ends_at_the_first_signal(
     private_server: EmbeddedServer, provider: GatedStandIn, tmp_path: Path
 ) -> None:
     variables = environment(provider, private_server, tmp_path / "data")
-    projector = await StayingCommand.start("projector", cwd=tmp_path, env=variables)
+    projector = await BackgroundCommand.start("projector", cwd=tmp_path, env=variables)
     await has_begun(projector, "projector.started")
-    standby = await StayingCommand.start(
+    standby = await BackgroundCommand.start(
         "projector", "--standby", cwd=tmp_path, env={**variables, "TOLLBOOK_DATA_DIR": str(tmp_path / "other")}
     )
     commands = [projector, standby]
@@ -222,7 +222,7 @@ async def test_a_projector_on_standby_ends_at_the_first_signal(
             await command.end()
 
 
-async def ends_soon(command: StayingCommand) -> None:
+async def ends_soon(command: BackgroundCommand) -> None:
     began = time.monotonic()
     command.terminate()
     assert await command.wait(GRACE_S) == 0, command.stderr
@@ -231,12 +231,12 @@ async def ends_soon(command: StayingCommand) -> None:
 
 
 @pytest.mark.slow
-async def test_events_that_are_left_at_the_stop_are_told(private_server: EmbeddedServer, tmp_path: Path) -> None:
+async def test_events_left_unfolded_at_shutdown_are_logged(private_server: EmbeddedServer, tmp_path: Path) -> None:
     with capture_logs() as logs:
         async with running_system(tmp_path / "system", private_server.url) as running:
             running.system.projection.projector.pause()
             await running.redis.xadd(STREAMS[0], {**TASK, "task_id": "t1", "user_id": "u1"})
             await running.answers(["t1"])
             running.system.handle.pipeline.end_within(1.0)
-    (told,) = (line for line in logs if line["event"] == "projection.left_behind")
-    assert (told["log_level"], "the next start folds the rest" in told["problem"]) == ("warning", True)
+    (warning,) = (line for line in logs if line["event"] == "projection.left_behind")
+    assert (warning["log_level"], "the next start folds the rest" in warning["problem"]) == ("warning", True)

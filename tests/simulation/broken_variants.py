@@ -1,4 +1,4 @@
-"""The code under test broken on purpose: pieces of the gate's text replaced, or a method of worker or runner."""
+"""Copies of the code under test that are broken on purpose: in the gate's Lua, or in a method of worker or runner."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,10 +30,10 @@ from tollbook.schemas.results import ErrorCode
 
 @dataclass(frozen=True)
 class BrokenVariant:
-    """`seen_as` is what the checks say, a pattern; `seeds` is how many runs it may take at most.
+    """`seen_as` is a pattern of the check's message; `seeds` is how many runs it may take to find the fault.
 
-    `known_seed` is tried first: a run in which it showed when this was written. `changes` make the kind of trouble
-    likelier in which it shows.
+    `known_seed` is tried first: it found the fault when this was written. `changes` make the trouble likelier that
+    shows the fault.
     """
 
     name: str
@@ -55,19 +55,23 @@ def _gate(*replacements: tuple[str, str]) -> Callable[[], Variant]:
     return make
 
 
-class ImpatientWorker(Worker):
+class EagerTakeoverWorker(Worker):
+    """Takes every worker with an open hold for dead."""
+
     async def _is_dead(self, delivery: Delivery, found: OpenCall) -> bool:
         return True
 
 
-class HastyWorker(Worker):
+class EarlyAcknowledgeWorker(Worker):
+    """Acknowledges a task before it is executed."""
+
     async def _execute(self, delivery: Delivery, slot: Any, run: Any, record_result: Any) -> None:
         await self.claims.acknowledge(delivery)
         await super()._execute(delivery, slot, run, record_result)
 
 
-class NamelessWorker(Worker):
-    """Takes the hold that its own lost reservation has opened for another's."""
+class NewRunIdWorker(Worker):
+    """Has a new run id at each try, so that it takes the hold of its own lost reservation for another worker's."""
 
     async def _execute(self, delivery: Delivery, slot: Any, run: Any, record_result: Any) -> None:
         run.id = RunId(self.name, str(next(self._run_numbers)))
@@ -75,15 +79,15 @@ class NamelessWorker(Worker):
         await super()._execute(delivery, slot, run, record_result)
 
 
-class EndlessReservations(Reservations):
-    """Begins a task anew however many workers it has cost."""
+class UnlimitedAttempts(Reservations):
+    """Begins a task anew after any number of attempts."""
 
     async def acquire(self, call: Call, limits: WaitLimits, **named: Any) -> Acquired:
         return await super().acquire(call, replace(limits, max_attempts=None), **named)
 
 
-class TrustingReservations(Reservations):
-    """Takes a dead worker's request for one that was never sent."""
+class FreeTakeover(Reservations):
+    """Settles a dead worker's hold as if its request had never been sent."""
 
     async def take_over(self, call: Call, found: OpenCall, *, give_up: str | None = None) -> None:
         request: SettleRequest = settle_dead_hold(
@@ -92,15 +96,15 @@ class TrustingReservations(Reservations):
         await self._ledger.settle(replace(request, cost_nanousd=found.spent_nanousd, assumed_nanousd=0))
 
 
-class ForgetfulRunner(CallRunner):
-    """Does not look whether its hold was settled by somebody else."""
+class UncorrectedRunner(CallRunner):
+    """Does not check whether another process has settled its hold."""
 
     async def _correct(self, hold: Hold, *, result: str) -> bool:
         return False
 
 
-class ResentfulReservations(Reservations):
-    """Gives a call up without a hold, while an earlier run of it may still answer."""
+class GivingUpWithoutHold(Reservations):
+    """Gives up a call without a hold, although an earlier run of the call may still answer."""
 
     async def acquire(self, call: Call, limits: WaitLimits, *, give_up: str | None = None, **named: Any) -> Acquired:
         if give_up is None:
@@ -110,15 +114,15 @@ class ResentfulReservations(Reservations):
         return Acquired(call=call, result=result, give_up=give_up)
 
 
-class CurtRunner(CallRunner):
-    """Books a late answer only where the projection answers at once."""
+class UnretriedCorrection(CallRunner):
+    """Books a late answer only if the projection answers at once."""
 
     async def _adjust(self, request: AdjustRequest) -> Adjusted:
         return await self._ledger.adjust(request)
 
 
-class ForgetfulGate(Gate):
-    """Knows nothing any more of what it was told before its connection was lost."""
+class ForgettingGate(Gate):
+    """Forgets, with each lost connection, which events it has seen."""
 
     async def _call(
         self, name: str, keys: Sequence[str], arguments: Iterable[str | int], *, policy_version: int | None = None
@@ -130,8 +134,8 @@ class ForgetfulGate(Gate):
             raise
 
 
-class DroppingLedger(Ledger):
-    """Takes a hold that the ledger has lost for one that somebody else has settled."""
+class HoldDroppingLedger(Ledger):
+    """Treats a hold that the ledger has lost as settled by another process."""
 
     async def settle(self, request: SettleRequest) -> Settled | AlreadySettled:
         try:
@@ -142,14 +146,14 @@ class DroppingLedger(Ledger):
             raise CallUnknown(request.call_id, request.hold) from None
 
 
-class CarelessRunner(CallRunner):
-    """Begins the next attempt without telling the ledger."""
+class UnrecordedAttempts(CallRunner):
+    """Begins the next attempt without recording it on the ledger."""
 
     async def _prepare_next(self, *arguments: Any, **named: Any) -> str | None:
         return None
 
 
-# A server that loses what was written last, now and then.
+# A server that sometimes loses its last writes.
 LOSSES: Mapping[str, Any] = {"losses": 0.1}
 BROKEN = (
     BrokenVariant(
@@ -158,7 +162,7 @@ BROKEN = (
         "G1: .* its cap is",
     ),
     BrokenVariant(
-        "only the first budget is weighed",
+        "only the first budget is checked",
         _gate(
             ("denied = denied or i", "denied = denied or (i == 1 and i or nil)"),
             ("waiting = waiting or i", "waiting = waiting or (i == 1 and i or nil)"),
@@ -166,13 +170,13 @@ BROKEN = (
         "G1: .* its cap is",
     ),
     BrokenVariant(
-        "an extension is not weighed",
+        "an extension is not checked",
         _gate(("local refused = extends and (w.denied or w.waiting)", "local refused = nil")),
         "G1: .* its cap is",
         seeds=600,
     ),
     BrokenVariant(
-        "a settlement does not look at the number of the hold",
+        "a settlement ignores the number of the hold",
         _gate(
             ("return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state }", ""),
             ("if call.state ~= 'open' or text(call.hold) ~= hold then", "if call.state ~= 'open' then"),
@@ -187,12 +191,12 @@ BROKEN = (
         "G1: .* the gate stamped|G1: the tail",
     ),
     BrokenVariant(
-        "tails are dropped and the watermark stays",
+        "tails are trimmed without moving the watermark",
         _gate(("redis.call('HSET', keys[1], 'trimmed_to', args[2])", "")),
         "G1",
     ),
     BrokenVariant(
-        "the newest entry of a tail goes while its hold is open",
+        "the newest entry of a tail is trimmed while its hold is open",
         _gate((" or (length == 1 and first.h ~= 0) then", " then")),
         "G6",
     ),
@@ -202,7 +206,7 @@ BROKEN = (
         "G1",
     ),
     BrokenVariant(
-        "a call that only holds stand in the way of is refused",
+        "a call that should wait for open holds is refused",
         _gate(("waiting = waiting or i", "denied = denied or i")),
         "G9",
     ),
@@ -224,7 +228,7 @@ BROKEN = (
         known_seed=5,
     ),
     BrokenVariant(
-        "attempts of a hold are numbered as those of the one before",
+        "attempts of a second hold have the numbers of the first",
         _gate(("math.max(call.recorded, call.begun) + 1", "call.recorded + 1")),
         "G3",
         seeds=600,
@@ -232,67 +236,69 @@ BROKEN = (
         known_seed=184,
     ),
     BrokenVariant(
-        "a hold is taken over from a worker that lives",
-        lambda: Variant(worker=ImpatientWorker),
+        "a hold is taken over from a living worker",
+        lambda: Variant(worker=EagerTakeoverWorker),
         "G4: .* lives and is well",
         known_seed=2336,
     ),
-    BrokenVariant("a task is acknowledged before its result", lambda: Variant(worker=HastyWorker), "G4: .* 0 results"),
+    BrokenVariant(
+        "a task is acknowledged before its result", lambda: Variant(worker=EarlyAcknowledgeWorker), "G4: .* 0 results"
+    ),
     BrokenVariant(
         "a lost reservation is taken for another worker's",
-        lambda: Variant(worker=NamelessWorker),
+        lambda: Variant(worker=NewRunIdWorker),
         "G3: .* its worker lives and sent nothing",
         seeds=600,
         changes={"outages": 0.1, "deaths": 0.0, "pauses": 0.0, "stops": 0.0, "workers": 1},
         known_seed=306,
     ),
     BrokenVariant(
-        "a task is begun anew however many workers it has cost",
-        lambda: Variant(reservations=EndlessReservations),
+        "the number of attempts is not limited",
+        lambda: Variant(reservations=UnlimitedAttempts),
         "G3: .* is begun anew",
         changes={"max_attempts": 1, "stops": 0.05},
     ),
-    BrokenVariant("dead holds are released", lambda: Variant(reservations=TrustingReservations), "G3"),
+    BrokenVariant("dead holds are released", lambda: Variant(reservations=FreeTakeover), "G3"),
     BrokenVariant(
         "a late answer is not booked",
-        lambda: Variant(runner=ForgetfulRunner),
+        lambda: Variant(runner=UncorrectedRunner),
         "G3: .* stays assumed|G3: .* settled at",
         changes={"claim_after_s": 3.0, "outages": 0.1},
     ),
     BrokenVariant(
         "a late answer is dropped while the projection is down",
-        lambda: Variant(runner=CurtRunner),
+        lambda: Variant(runner=UnretriedCorrection),
         "G3: .* stays assumed",
         seeds=1000,
         changes={"claim_after_s": 3.0, "outages": 0.1, "projection_trouble": 0.3, "tail_keep_s": 0.0, "deaths": 0.0},
         known_seed=196,
     ),
     BrokenVariant(
-        "a call is given up without a hold", lambda: Variant(reservations=ResentfulReservations), "G4", seeds=2000
+        "a call is given up without a hold", lambda: Variant(reservations=GivingUpWithoutHold), "G4", seeds=2000
     ),
     BrokenVariant(
-        "nobody looks whether the ledger went back",
+        "the gate does not check whether the ledger went back",
         _gate(("and not has_event(meta, ledger, who.seen) then", "and false then")),
         "G1: .* on a ledger that lacks",
         changes=LOSSES,
         known_seed=14,
     ),
     BrokenVariant(
-        "what was found once is not looked for again, though the ledger is not as it was left",
+        "the gate trusts its memory of events although the ledger was changed",
         _gate(("if not events or events.seq ~= seq then", "if not events then")),
         "G1: .* on a ledger that lacks",
         changes=LOSSES,
         known_seed=14,
     ),
     BrokenVariant(
-        "a process forgets at a new connection what it was told",
-        lambda: Variant(gate=ForgetfulGate),
+        "a process forgets the events that it has seen with each new connection",
+        lambda: Variant(gate=ForgettingGate),
         "G1: .* on a ledger that lacks",
         changes=LOSSES,
         known_seed=23,
     ),
     BrokenVariant(
-        "who finds its hold again is not told of it",
+        "a run that finds its own hold does not learn the event's id",
         _gate(("return entries[1] and entries[1][1] or ''", "return ''")),
         "G3: .* stays assumed",
         seeds=600,
@@ -300,10 +306,10 @@ BROKEN = (
         known_seed=3602,
     ),
     BrokenVariant(
-        "an answer is dropped whose hold is lost",
-        lambda: Variant(ledger=DroppingLedger),
+        "an answer is dropped if its hold is lost",
+        lambda: Variant(ledger=HoldDroppingLedger),
         "G3: .* stays assumed|G3: .* settled at",
         changes=LOSSES,
     ),
-    BrokenVariant("a fallback is not paid for", lambda: Variant(runner=CarelessRunner), "G1|G3", seeds=300),
+    BrokenVariant("a fallback is not paid for", lambda: Variant(runner=UnrecordedAttempts), "G1|G3", seeds=300),
 )

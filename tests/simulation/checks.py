@@ -1,7 +1,7 @@
-"""What must hold at every event and at the end, worked out from the ledger's stream and the provider's book.
+"""Checks what must hold at every event and at the end, from the ledger's stream and the provider's book.
 
-The fold here is its own: it reads the entries as they are in Redis and shares no code with the
-gate, the projector or the project's models.
+The fold is independent: it reads the entries as they are in Redis and shares no code with the
+gate, the projector or the other models of the tests.
 """
 
 import json
@@ -16,17 +16,17 @@ from tests.simulation.redis_server import Id, RedisServer
 
 Balance = tuple[int, int]
 
-# The longest pause between attempts, and answers that take their time.
+# Covers the longest pause between attempts, and slow answers.
 _SOON_S = 30.0
 
 
 class Broken(AssertionError):
-    """A guarantee does not hold; the text begins with its number."""
+    """A guarantee is broken; the text begins with its number."""
 
 
 @dataclass
 class HoldState:
-    """One hold of one call, as the ledger tells it. `runs` are the worker's runs that it was opened for."""
+    """One hold of one call, as the ledger has it. `run_id` is the worker's run that opened it."""
 
     call_id: str
     number: int
@@ -89,7 +89,7 @@ class Fold:
                 pass
 
     def copy(self) -> "Fold":
-        """Return a copy; what the provider was asked stays known to both."""
+        """Return a copy; both share the lists of requests."""
         other = Fold()
         other.position, other.events = self.position, self.events
         other.balances.update(self.balances)
@@ -120,13 +120,13 @@ def read_event(fields: Sequence[bytes]) -> tuple[dict[str, str], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Moment:
-    """What the ledger held at a moment, with the results and dead letters beside it."""
+class Snapshot:
+    """The ledger at one moment, with results and dead letters."""
 
     fold: Fold
     results: dict[str, list[bytes]]
     result_at_s: dict[str, float]
-    buried: set[str]
+    dead_lettered: set[str]
     replies: list[tuple[str, bytes]]
 
 
@@ -146,13 +146,13 @@ class Checker:
     ) -> None:
         self.fold = Fold()
         self.results: dict[str, list[bytes]] = defaultdict(list)
-        self.buried: set[str] = set()
+        self.dead_lettered: set[str] = set()
         self.replies: list[tuple[str, bytes]] = []
         self.processes: dict[str, Process] = {}
         self.trouble_s: dict[Process, float] = {}
         self.stopped: set[Process] = set()
         self.ended: set[Process] = set()
-        """Those that have stopped by themselves, to the end: as dead as those that were killed."""
+        """Processes that have shut down. For the checks they are as dead as killed ones."""
         self.log: list[str] = []
         self._server = server
         self._clock = clock
@@ -164,14 +164,14 @@ class Checker:
         self._max_attempts = max_attempts
         self._result_at_s: dict[str, float] = {}
         self._waited: set[tuple[str, object]] = set()
-        # By call and process: the hold it may spend from, when the gate said so, and how long it had stood still then.
+        # By call and process: the hold that the process may use, when the gate allowed it, and its pauses until then.
         self._allowed: dict[tuple[str, Process], tuple[int, float, float]] = {}
         self.newest: Fold | None = None
-        """What the ledger was before it went back; None while it lacks nothing."""
-        self.shaken: set[Process] = set()
-        """Those that lived through a loss: calls of theirs stood still, and their holds may have expired."""
+        """The ledger before it went back; None while nothing is lost."""
+        self.lived_through_loss: set[Process] = set()
+        """Processes that lived through a loss: their calls were stopped, so their holds may have expired."""
         self.forked = 0
-        """Requests for holds of a ledger that went back, by processes that could not know it."""
+        """Number of requests for holds of a ledger that went back, by processes that could not know it."""
         self._known: dict[Process, Id] = {}
         self._since_loss: list[tuple[Request, HoldState]] = []
         server.on_add = self.on_add
@@ -179,32 +179,33 @@ class Checker:
 
     # --- A ledger that goes back in time ---
 
-    def moment(self) -> Moment:
-        """Return what there is now."""
+    def snapshot(self) -> Snapshot:
+        """Return the present state."""
         results = {task_id: list(values) for task_id, values in self.results.items()}
-        return Moment(self.fold.copy(), results, dict(self._result_at_s), set(self.buried), list(self.replies))
+        return Snapshot(self.fold.copy(), results, dict(self._result_at_s), set(self.dead_lettered), list(self.replies))
 
-    def go_to(self, moment: Moment, *, newest: Fold | None, known: dict[Process, Id]) -> None:
-        """Hear that the server holds what it held at another moment.
+    def restore(self, snapshot: Snapshot, *, newest: Fold | None, known: dict[Process, Id]) -> None:
+        """Follow the server, which was set to another moment.
 
-        `newest` is what is lost now (None: nothing is any more), `known` the newest event that each process knew of.
+        `newest` is the ledger that is lost now (None: nothing is lost any more), `known` the newest event that each
+        process has seen.
         """
-        self.fold, self.results = moment.fold.copy(), defaultdict(list, moment.results)
-        self._result_at_s, self.buried = dict(moment.result_at_s), set(moment.buried)
-        self.replies = list(moment.replies)
+        self.fold, self.results = snapshot.fold.copy(), defaultdict(list, snapshot.results)
+        self._result_at_s, self.dead_lettered = dict(snapshot.result_at_s), set(snapshot.dead_lettered)
+        self.replies = list(snapshot.replies)
         self.newest, self._known = newest, known
-        self.shaken |= set(self.processes.values())
+        self.lived_through_loss |= set(self.processes.values())
 
     def forget(self, ended: Collection[Process]) -> None:
-        """Hear that these have written on a ledger that went back, which they could not know; that is lost now."""
+        """Forget the requests of processes whose writes are lost: they wrote on a ledger that had gone back."""
         for request, hold in self._since_loss:
             if request.process in ended:
                 hold.requests.remove(request)
                 self.forked += 1
         self._since_loss.clear()
 
-    def _check_look(self, process: Process, name: str, call_id: str, reply: Any) -> None:
-        """Whoever knows of an event that the ledger lacks changes nothing on it."""
+    def _check_seen_events(self, process: Process, name: str, call_id: str, reply: Any) -> None:
+        """A process that has seen an event that the ledger lacks must not change the ledger."""
         known = self._known.get(process, (0, 0))
         if self.newest is None or reply[0] != b"OK" or name not in ("reserve", "record", "settle", "adjust"):
             return
@@ -220,7 +221,7 @@ class Checker:
         if stream == b"replies":
             self.replies.append((fields[1].decode(), fields[3]))
         if stream == b"tollbook:dead-letters":
-            self.buried.add(fields[fields.index(b"task_id") + 1].decode())
+            self.dead_lettered.add(fields[fields.index(b"task_id") + 1].decode())
         if stream != self._ledger:
             return
         event, payload = read_event(fields)
@@ -239,7 +240,7 @@ class Checker:
                 if hold.cost > hold.held:
                     raise Broken(f"G1: hold {hold.number} of {hold.call_id} is {hold.held} and costs {hold.cost}")
                 if self.newest is not None:
-                    return  # By somebody who cannot know how old this ledger is.
+                    return  # Its process cannot know how old this ledger is.
                 if payload.get("outcome") == "taken_over":
                     self._check_takeover(hold)
                 if payload.get("outcome") in ("taken_over", "expired") and hold.assumed:
@@ -273,16 +274,16 @@ class Checker:
         if process is self._server.client:
             return  # It knows which of its own runs have ended.
         if process in self.ended:
-            return  # A hold whose reservation was still under way when it was told to stop.
+            return  # Its reservation was still under way when the process was told to stop.
         since_s = self._clock() - self.trouble_s.get(process, 0.0)
         if not process.is_dead and not process.is_paused and since_s > 2 * self._claim_after_s + 5:
             raise Broken(f"G4: {hold.call_id} is taken over from {process.name}, which lives and is well")
 
     def _check_assumption(self, hold: HoldState, outcome: str) -> None:
-        """A worker that lives knows that it sent nothing, though it may have been cut off and taken for dead."""
+        """A living worker knows that it sent nothing, even if it was cut off and others took it for dead."""
         process = self.processes[hold.process_name]
         is_well = not process.is_dead and not process.paused_s and not process.is_paused and process not in self.stopped
-        is_well = is_well and process not in self.shaken
+        is_well = is_well and process not in self.lived_through_loss
         if is_well and not hold.requests and (outcome == "expired" or process is self._server.client):
             raise Broken(
                 f"G3: hold {hold.number} of {hold.call_id} is charged for, and its worker lives and sent nothing"
@@ -297,19 +298,19 @@ class Checker:
                 raise Broken(f"G4: {task_id} has a second result")
             self._result_at_s[task_id] = self._clock()
 
-    def on_command(self, process: Process, command: Sequence[Any], reply: Any, is_told: bool) -> None:
-        """Hear of a command that was executed."""
+    def on_command(self, process: Process, command: Sequence[Any], reply: Any, is_answered: bool) -> None:
+        """Check a command that was executed."""
         if command[0] != "FCALL" or not isinstance(reply, list):
             return
         name = command[1].rpartition("_")[2]
         if name in ("renew", "create"):
             return
         self.say(f"{process.name} {name} {command[4 + command[2]]} -> {reply[:5]}")
-        self._check_look(process, name, command[4 + command[2]], reply)
+        self._check_seen_events(process, name, command[4 + command[2]], reply)
         for key in command[3 : 3 + command[2]]:
             if key.encode().startswith(self._tail_prefix):
                 self._check_tail(key)
-        if not is_told:
+        if not is_answered:
             return
         arguments = command[3 + command[2] :]
         if name == "reserve" and reply[0] == b"WAIT":
@@ -333,7 +334,7 @@ class Checker:
             raise Broken(f"G6: {budget} has open holds and no tail")
 
     def on_request(self, request: Request) -> None:
-        """Hear of a request as the provider gets it."""
+        """Check a request when the provider gets it."""
         self.say(f"request {request.number} {request.call_id} {request.model} by {request.process.name}")
         allowed = self._allowed.get((request.call_id, request.process))
         if allowed is None:
@@ -354,24 +355,24 @@ class Checker:
         result_at_s = self._result_at_s.get(request.call_id)
         if result_at_s is not None and at_s > result_at_s:
             raise Broken(f"G4: {request.call_id} calls a model for a hold made after its result was stored")
-        # A process that stood still cannot know what happened meanwhile; others ask soon after they may.
+        # A process that was paused cannot know what happened meanwhile; others ask soon after they are allowed to.
         stood_still = request.process.paused_s > paused_s
         if not stood_still and self._clock() > max(hold.deadline_ms / 1000, at_s + _SOON_S):
             raise Broken(f"G4: {request.call_id} calls a model after the deadline of its hold")
 
     # --- At the end ---
 
-    def _was_heard(self, request: Request) -> bool:
-        """Whether the reply came to a process that never stood still, and that nobody stopped."""
+    def _is_reply_received(self, request: Request) -> bool:
+        """Whether the reply came to a process that was never paused and never stopped."""
         process = request.process
         is_well = not process.is_dead and not process.paused_s and process not in self.stopped
-        return request.is_told and is_well
+        return request.is_answered and is_well
 
     def check_end(self, *, task_ids: Sequence[str], book: Sequence[Request]) -> None:
         for task_id in task_ids:
             if len(self.results[task_id]) != 1:
                 raise Broken(f"G4: {task_id} has {len(self.results[task_id])} results")
-            if b"ATTEMPTS_EXHAUSTED" in self.results[task_id][0] and task_id not in self.buried:
+            if b"ATTEMPTS_EXHAUSTED" in self.results[task_id][0] and task_id not in self.dead_lettered:
                 raise Broken(f"{task_id} was given up and is not in the dead-letter stream")
         for task_id, reply in self.replies:
             if b"IDEMPOTENCY_CONFLICT" not in reply and reply != self.results[task_id][0]:
@@ -387,7 +388,7 @@ class Checker:
                     f"G3: hold {hold.number} of {hold.call_id} is settled at {hold.cost}, {hold.assumed} of it "
                     f"assumed; the provider charged {booked}"
                 )
-            if hold.assumed and hold.requests and all(map(self._was_heard, hold.requests)):
+            if hold.assumed and hold.requests and all(map(self._is_reply_received, hold.requests)):
                 raise Broken(f"G3: hold {hold.number} of {hold.call_id} stays assumed, though every answer came")
         if known + self.forked != len(book):
             raise Broken(f"G3: {len(book) - known - self.forked} requests stand against no hold")

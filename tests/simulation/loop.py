@@ -1,9 +1,9 @@
 """An asyncio event loop with a virtual clock and simulated processes, driven by a seed.
 
 Time jumps to the next timer when nothing is ready. Callbacks belong to the process in whose
-context they were scheduled; which process goes on is drawn, within one they keep asyncio's
-order. A paused process runs nothing until it is resumed, a killed one never again: no `finally`
-of it runs, as after SIGSTOP and SIGKILL.
+context they were scheduled. The seed decides which process runs next; within a process, callbacks
+keep asyncio's order. A paused process runs nothing until it is resumed, as after SIGSTOP. A killed
+one never runs again, not even a `finally`, as after SIGKILL.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class Stuck(AssertionError):
-    """Nothing is left that could ever happen, or time is over, and the simulation has not ended."""
+    """The simulation has not ended, although nothing is left to run or its time is over."""
 
 
 class Process:
-    """What runs, stops and dies together. `paused_s` adds up how long it stood still."""
+    """A simulated process: its tasks run, pause and die together. `paused_s` is the sum of its pauses."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -50,7 +50,7 @@ def current_process() -> Process:
 
 
 class SimulatedTask(asyncio.Task[Any]):
-    """A task whose place in a set depends on when it was made, not on where it is in memory."""
+    """A task whose hash is the number of its creation, not its address, so that sets have the same order each run."""
 
     def __init__(self, coro: Coroutine[Any, Any, Any], *, number: int, **options: Any) -> None:
         self.number = number
@@ -76,7 +76,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.steps = 0
         self.is_ending = False
 
-    # --- What the simulation asks of it ---
+    # --- For the simulation ---
 
     def spawn(self, process: Process, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task as part of a process."""
@@ -89,7 +89,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return self.call_at(self._now_s + delay_s, callback, *args, context=self._context)
 
     def pause(self, process: Process) -> None:
-        """Stop a process where it is; its timers come due, but nobody hears of them."""
+        """Pause a process where it is; its timers come due, but their callbacks wait."""
         assert process.is_runnable
         process.is_paused = True
         process.paused_s -= self._now_s
@@ -128,7 +128,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             asyncio.events._set_running_loop(None)
 
     def end(self) -> None:
-        """Cancel what is left, that of the dead too, so that nothing is said about pending tasks."""
+        """Cancel all tasks that are left, also of killed processes, so that asyncio does not warn of pending tasks."""
         asyncio.events._set_running_loop(self)
         self.is_ending = True
         try:
@@ -147,7 +147,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         finally:
             asyncio.events._set_running_loop(None)
         for task, _ in self._tasks:
-            # Task has no public way to keep quiet when it is dropped.
+            # Task has no public way to switch off its warning.
             task._log_destroy_pending = False  # pyright: ignore[reportAttributeAccessIssue]
             if task.done() and not task.cancelled():
                 task.exception()
@@ -185,7 +185,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if len(process.queue) == 1 and not process.is_paused:
             self._runnable.append(process)
 
-    # --- What asyncio asks of it ---
+    # --- For asyncio ---
 
     def time(self) -> float:
         return self._now_s
@@ -230,7 +230,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return task
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Keep what went wrong in a callback; tasks that nobody waits for are looked at by who started them."""
+        """Keep the exception of a callback. Those of tasks are checked where the task was started."""
         problem = context.get("exception")
         if not self.is_ending and problem is not None and "never retrieved" not in context.get("message", ""):
             self.problems.append(problem)

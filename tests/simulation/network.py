@@ -1,8 +1,8 @@
-"""The way to Redis: what is sent takes time, and connections break with the outcome unknown.
+"""The network between processes and Redis: messages take time, and connections break with the outcome unknown.
 
-`FakeRedis` stands where redis-py's client does for the project's CommandPipeline and
-BudgetWaitQueue. A batch is executed whole, in part or not at all when its connection breaks; what
-was sent may also be executed long after the sender was told that the connection is lost.
+`FakeRedis` takes the place of redis-py's client in the project's CommandPipeline and
+BudgetWaitQueue. When a connection breaks, its batch is executed whole, in part or not at all. A
+batch may also be executed long after its sender has seen the connection break.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _Watch = Callable[[Process, Sequence[Any], Any, bool], None]
 
 @dataclass
 class Faults:
-    """How often the network fails, as shares of batches sent; `latency_s` is the usual way there or back."""
+    """How often the network fails, as shares of the batches sent; `latency_s` is the usual time in one direction."""
 
     broken: float = 0.0
     silent: float = 0.0
@@ -40,8 +40,8 @@ class Faults:
 class Network:
     """Connects the processes of a simulation with one server.
 
-    `watch(process, command, reply, is_told)` hears of every command as it is executed; `is_told` says whether the
-    reply gets back.
+    `watch(process, command, reply, is_answered)` is called for every executed command; `is_answered` says whether the
+    reply reaches the process.
     """
 
     def __init__(self, loop: VirtualLoop, server: RedisServer, random: Random, faults: Faults) -> None:
@@ -53,7 +53,7 @@ class Network:
         self.on_trouble: Callable[[Process, float], None] = lambda *_: None
         self.down_until_s: dict[Process, float] = {}
         self.servers = 1
-        """How many servers there were: what was sent to one is not executed by the next."""
+        """Number of servers so far: a batch that was sent to one is not executed by the next."""
         self._subscribers: list[FakePubSub] = []
         server.on_publish = self._publish
 
@@ -64,14 +64,14 @@ class Network:
         return self.down_until_s.get(process, 0.0) > self.loop.time()
 
     def cut(self, process: Process, seconds: float) -> None:
-        """Let a process reach nothing for a while."""
+        """Cut a process off from the server for a while."""
         self.down_until_s[process] = self.loop.time() + seconds
         self.on_trouble(process, seconds)
         for subscriber in [each for each in self._subscribers if each.process is process]:
             subscriber.lose_connection()
 
     def replace_server(self, processes: Iterable[Process], seconds: float) -> None:
-        """Break every connection; nobody has a new one for a while."""
+        """Break every connection; no process can connect again for a while."""
         self.servers += 1
         for process in processes:
             self.cut(process, seconds)
@@ -82,13 +82,13 @@ class Network:
             return self.random.uniform(0.1, 5.0)
         return self.faults.latency_s * self.random.uniform(0.5, 2.0)
 
-    def execute(self, process: Process, command: Sequence[Any], *, is_told: bool) -> Any:
+    def execute(self, process: Process, command: Sequence[Any], *, is_answered: bool) -> Any:
         self.server.client = process
         try:
             reply = self.server.execute(command)
         except ResponseError as exc:
             reply = exc
-        self.watch(process, command, reply, is_told)
+        self.watch(process, command, reply, is_answered)
         return reply
 
     def subscribe(self, subscriber: "FakePubSub") -> None:
@@ -107,7 +107,7 @@ class Network:
 
 
 class Connection:
-    """One connection; a broken one stays so until the next batch, as redis-py's connects anew by itself."""
+    """One connection. A broken one works again with the next batch, as redis-py's reconnects by itself."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -124,36 +124,43 @@ class Connection:
             await asyncio.sleep(0.01)
             raise RedisConnectionError("no connection")
         self._sent += 1
-        told, executed, late_s = len(commands), len(commands), 0.0
+        answered, executed, late_s = len(commands), len(commands), 0.0
         draw = random.random()
         if draw < network.faults.broken:
             network.on_trouble(self._process, 0.0)
             executed = random.randint(0, len(commands))
-            told = random.randint(0, executed) if executed < len(commands) else random.randint(0, executed - 1)
+            answered = random.randint(0, executed) if executed < len(commands) else random.randint(0, executed - 1)
             if random.random() < 0.3:
                 late_s = random.uniform(0.0, _LATEST_EXECUTION_S)
-                told = 0
+                answered = 0
         elif draw < network.faults.broken + network.faults.silent:
             network.on_trouble(self._process, ANSWER_TIMEOUT_S)
-            executed, told = random.choice((0, len(commands))), -1
+            executed, answered = random.choice((0, len(commands))), -1
         batch = [_unpacked(command) for command in commands]
         network.loop.world_later(
-            network.delay_s(self._process) + late_s, self._arrive, self._sent, batch, executed, told, network.servers
+            network.delay_s(self._process) + late_s,
+            self._arrive,
+            self._sent,
+            batch,
+            executed,
+            answered,
+            network.servers,
         )
         if late_s:
             network.loop.world_later(
                 network.delay_s(self._process), self._answer, self._sent, [RedisConnectionError("lost")]
             )
 
-    def _arrive(self, number: int, batch: Sequence[Sequence[Any]], executed: int, told: int, server: int) -> None:
+    def _arrive(self, number: int, batch: Sequence[Sequence[Any]], executed: int, answered: int, server: int) -> None:
         network = self._network
         if server != network.servers:
             return self._answer(number, [RedisConnectionError("lost")])
-        replies = [network.execute(self._process, command, is_told=told == len(batch)) for command in batch[:executed]]
-        if told < 0 or number != self._sent:
+        is_answered = answered == len(batch)
+        replies = [network.execute(self._process, command, is_answered=is_answered) for command in batch[:executed]]
+        if answered < 0 or number != self._sent:
             return None
-        answers = replies[:told]
-        if told < len(batch):
+        answers = replies[:answered]
+        if answered < len(batch):
             answers.append(RedisConnectionError("lost"))
         network.loop.world_later(network.delay_s(self._process), self._return, number, answers, server)
         return None
@@ -186,7 +193,7 @@ class Connection:
 
 
 class FakeRedis:
-    """What the project uses of a redis-py client beside its pipeline: the pool, and pub/sub."""
+    """The parts of a redis-py client that the project uses beside its pipeline: the pool, and pub/sub."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -257,7 +264,7 @@ class FakePubSub:
 
 
 def _unpacked(command: bytes) -> tuple[str | int, ...]:
-    """Return the arguments as they were given; a command has the form of a reply that is a list."""
+    """Return the arguments of a packed command; it has the form of a list reply, so the reply parser reads it."""
     reader = hiredis.Reader()
     reader.feed(command)
     return tuple(int(part) if re.fullmatch(rb"0|-?[1-9]\d*", part) else part.decode() for part in reader.gets())

@@ -1,8 +1,8 @@
 """The provider: a transport for httpx with faults and a book of what it charged.
 
-It keeps to what a provider of OpenRouter's kind promises: an error that it tells in so many
-words is free, everything else may be charged, and nothing costs more than the bound. What it
-charges does not depend on whether anybody still listens.
+It keeps the promises of a provider like OpenRouter: an explicit error is free, everything else may
+be charged, and nothing costs more than the bound. A request is charged even if nobody waits for
+the reply any more.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ PRICES: Final = PriceCatalogue(
 
 @dataclass
 class Request:
-    """One line of the book. `charge_nanousd` is None until it is decided; `is_told` when its sender had a reply."""
+    """One line of the book. `charge_nanousd` is None until it is decided; `is_answered` once its sender has a reply."""
 
     number: int
     call_id: str
@@ -43,7 +43,7 @@ class Request:
     process: Process
     started_s: float
     charge_nanousd: int | None = None
-    is_told: bool = False
+    is_answered: bool = False
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ProviderFaults:
 
 
 class Provider:
-    """Answers requests of all processes. `on_request` hears of each as it comes in."""
+    """Answers requests of all processes. `on_request` is called for each as it comes in."""
 
     def __init__(self, loop: VirtualLoop, random: Random, faults: ProviderFaults, *, timeout_s: float) -> None:
         self.loop = loop
@@ -74,11 +74,11 @@ class Provider:
 
     @property
     def under_way(self) -> int:
-        """Requests of which it is not yet decided what they cost."""
+        """Number of requests whose cost is not decided yet."""
         return sum(request.charge_nanousd is None for request in self.book)
 
     def take(self, document: dict[str, Any]) -> "asyncio.Future[httpx.Response]":
-        """Take a request; the future brings the reply, or how the connection breaks, or nothing ever."""
+        """Take a request; the future gets the reply or the connection's error, or is never done."""
         random, faults = self.random, self.faults
         reply: asyncio.Future[httpx.Response] = self.loop.create_future()
         kinds = ("refused", "failed_free", "lost", "unreachable", "never", "late")
@@ -116,7 +116,7 @@ class Provider:
         return reply
 
     def _usage(self, document: dict[str, Any], words: str) -> Usage:
-        """Tokens at most as bounded, and quite often exactly so."""
+        """Draw a usage within the bound, quite often exactly at the bound."""
         most_prompt = TOKENS_PER_REQUEST + TOKENS_PER_MESSAGE + len(words)
         if self.random.random() < 0.2:
             return Usage(prompt_tokens=most_prompt, completion_tokens=document["max_tokens"])
@@ -159,7 +159,7 @@ class Provider:
         if isinstance(outcome, Exception):
             reply.set_exception(outcome)
         else:
-            request.is_told = True
+            request.is_answered = True
             reply.set_result(outcome)
 
 
@@ -169,7 +169,7 @@ def _fail(reply: "asyncio.Future[httpx.Response]", problem: Exception) -> None:
 
 
 class Transport(httpx.AsyncBaseTransport):
-    """What a process sends through."""
+    """The httpx transport of a process."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider

@@ -1,8 +1,8 @@
 """A Redis server in memory that runs the project's own Lua, with the simulation's clock.
 
-Just the commands that the Lua, the workers and the simulation use, over plain dictionaries;
-test_fake_redis.py holds them to what a real server answers. What it is asked and what it
-writes on streams can be watched.
+It has only the commands that the Lua, the workers and the simulation use, over plain dictionaries;
+test_fake_redis.py compares them with a real server. Callbacks see its commands and its new stream
+entries.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 Clock = Callable[[], float]
 Id = tuple[int, int]
 
-# What Redis puts around a library. A table {err=...} that is raised becomes an error reply.
+# The environment that Redis gives to a library. A raised table {err=...} becomes an error reply.
 _PRELUDE = b"""
 local functions, run = {}, ...
 cjson = { encode = run.encode }
@@ -70,7 +70,7 @@ class Library:
         table = self._lua.table_from
         outcome, *reply = self._run(name, table(keys), table(arguments))
         if self._problem is not None:
-            raise self._problem  # Of a watcher; Lua's pcall has swallowed it.
+            raise self._problem  # An error of a callback, which Lua's pcall has swallowed.
         match outcome:
             case b"missing":
                 raise ResponseError("Function not found")
@@ -157,8 +157,8 @@ class Backup:
 class RedisServer:
     """Keys and the commands on them.
 
-    `on_add(stream, entry_id, fields)` hears of every entry as it is appended, `on_set(key, value)` of every string;
-    `on_publish(channel, message)` delivers. `client` is whose command is executed.
+    `on_add(stream, entry_id, fields)` is called for every appended entry, `on_set(key, value)` for every string that is
+    set; `on_publish(channel, message)` delivers. `client` is the process whose command is executed.
     """
 
     def __init__(self, clock: Clock, code: str) -> None:
@@ -181,11 +181,11 @@ class RedisServer:
         return handler(*command[1:])
 
     def backup(self) -> "Backup":
-        """All keys as they are now."""
+        """Return a copy of all keys."""
         return Backup(deepcopy(self._values), dict(self._expires))
 
     def put_back(self, backup: "Backup", *, is_another_server: bool) -> None:
-        """Hold what a backup holds; another server, such as a replica that was promoted, remembers nothing beside."""
+        """Restore a backup. Another server, such as a promoted replica, has a newly loaded library without memory."""
         self._values, self._expires = deepcopy(backup.values), dict(backup.expires)
         if is_another_server:
             self._library = Library(self._code)

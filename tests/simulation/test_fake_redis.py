@@ -1,6 +1,6 @@
 """The server of the simulation answers as a real one does: random scripts on both, every reply and every key compared.
 
-Only times differ. An entry's id stands as its place in its stream, a time as "T".
+Only times may differ: an entry's id is replaced by its place in its stream, a time by "T".
 """
 
 import re
@@ -49,18 +49,18 @@ class Side:
     def __init__(self, execute: Any) -> None:
         self._execute = execute
         self.answers: list[Any] = []
-        # What an entry is called: of the task stream, of the ledger. Ids of two streams can be the same.
+        # The comparable name of each entry id, for the task stream and for the ledger, since both can have the same id.
         self.entries: dict[bytes, bytes] = {}
         self.events: dict[bytes, bytes] = {}
         self.gate = Gate(self, KEYS, "ledger-1", idempotency_ttl_s=90_000, result_ttl_s=90_000)  # pyright: ignore[reportArgumentType]
 
     async def execute(self, *command: Any) -> Any:
-        """Stand where the pipeline does."""
+        """Execute a command, in place of the pipeline."""
         try:
             reply = await self._execute(*command)
         except ResponseError as exc:
             code = str(exc).split()[0]
-            # Where in the source Lua itself gave up is told in other words.
+            # The two servers describe the place of a Lua error differently.
             self.answers.append(("error", code if code.isupper() else "in the script"))
             raise
         if command[0] == "FCALL":
@@ -81,7 +81,7 @@ class Side:
         names = self.entries if is_task else self.events
         if isinstance(value, bytes):
             return TIMES.sub(lambda found: names.get(found[0], b"T"), value)
-        if isinstance(value, dict):  # The newer protocol's map, where the older one has pairs.
+        if isinstance(value, dict):  # RESP3 has a map where RESP2 has pairs.
             return [[name, self.comparable(part, is_task=is_task)] for name, part in value.items()]
         if isinstance(value, list):
             return [self.comparable(part, is_task=is_task) for part in value]
@@ -245,7 +245,7 @@ class Script:
             payload='{"outcome":"recorded"}',
             budgets=names,
         )
-        # The fold of the simulation knows no spend without a hold; the gate is asked all the same, and refuses.
+        # The fold of the simulation does not handle spend without a hold, so the cost is one that the gate refuses.
         await self._both("charge", replace(request, cost_nanousd=-1), names)
 
     async def _assign(self) -> None:
@@ -359,7 +359,7 @@ async def test_it_answers_as_a_real_server_does(seed: int, redis_client: Redis) 
     script = Script(seed, sides)
     for _ in range(500):
         await script.step()
-    # Enough happened for the comparison to mean something.
+    # The comparison is meaningful only if enough happened.
     assert server.execute(["XLEN", KEYS.ledger]) > 50
     keys = sorted(server.names())
     assert keys == sorted(await redis_client.keys("*"))

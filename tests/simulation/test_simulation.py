@@ -1,4 +1,4 @@
-"""Thousands of runs from seeds, each with its own faults; and broken copies of the code, each of which must be caught.
+"""Thousands of runs, one per seed, each with its own faults; and broken copies of the code, which must all be caught.
 
 A failing run names its seed. `TEST_SEEDS=923 pytest tests/simulation` runs that one alone, `TEST_SEEDS=0-9999` a range.
 """
@@ -41,8 +41,8 @@ def _asked_for() -> list[range]:
 
 
 @pytest.mark.parametrize("seeds", _asked_for(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
-def test_the_guarantees_hold_whatever_happens(seeds: range) -> None:
-    """G1, G2, G3, G4, G6, G9: at every event, and once all is healed and at rest."""
+def test_the_guarantees_hold_under_random_faults(seeds: range) -> None:
+    """G1, G2, G3, G4, G6, G9: at every event, and once all faults are over and nothing is left to do."""
     for seed in seeds:
         simulate(seed)
 
@@ -55,7 +55,7 @@ def test_the_guarantees_hold_in_many_more_runs(seeds: range) -> None:
 
 
 @pytest.mark.parametrize("seeds", _asked_for(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
-def test_the_guarantees_hold_where_the_server_loses_its_last_writes(seeds: range) -> None:
+def test_the_guarantees_hold_if_the_server_loses_its_last_writes(seeds: range) -> None:
     """G1, G3, G4: a restored backup or a failover at any moment; later a person puts the newer data back."""
     for seed in seeds:
         simulate(seed, **LOSSES)
@@ -90,7 +90,7 @@ def test_a_seed_gives_the_same_run_every_time() -> None:
     assert len(logs[0]) > 10
 
 
-def test_the_runs_with_losses_reach_what_they_are_for() -> None:
+def test_the_runs_with_losses_reach_every_kind_of_event() -> None:
     signs = {"the server goes back to", "the newer data is back", "BACK", "AHEAD", "end w"}
     for seed in range(200):
         log = "\n".join(simulate(seed, **LOSSES).checker.log)
@@ -100,8 +100,8 @@ def test_the_runs_with_losses_reach_what_they_are_for() -> None:
     assert not signs
 
 
-def test_the_runs_reach_what_they_are_for() -> None:
-    """Trouble that is drawn and never happens would prove nothing."""
+def test_the_runs_reach_every_kind_of_fault() -> None:
+    """A fault that is drawn but never happens would prove nothing."""
     signs = {"kill ", "pause ", "cut ", "stop ", "WAIT", "STALE", "SETTLED", "taken_over", "cost-adjusted", "expired"}
     signs |= {"cancelled", "fallback-used", '"extension"', "budget-denied", "ATTEMPTS_EXHAUSTED"}
     for seed in range(200):

@@ -1,8 +1,8 @@
 """One simulated run: workers, provider, projection and publishers on a network with faults, all drawn from a seed.
 
-The workers are the project's own code from the deliveries down to the bytes for Redis and for
-the provider. After a time of trouble everything is healed; then all must come to rest, and the
-checks of checks.py must hold.
+The workers are the project's own code, from the deliveries down to the bytes for Redis and for
+the provider. After a time of faults everything is healed. Then all work must end, and the checks
+of checks.py must pass.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import structlog
 
-from tests.simulation.checks import Broken, Checker, Fold, Moment, read_event
+from tests.simulation.checks import Broken, Checker, Fold, Snapshot, read_event
 from tests.simulation.loop import Process, VirtualLoop
 from tests.simulation.network import Connection, Faults, Network
 from tests.simulation.provider import LARGE, SMALL, Provider, ProviderFaults
@@ -56,19 +56,19 @@ from tollbook.schemas.windows import WindowKind
 STREAM: Final = "generation"
 LEDGER_ID: Final = "ledger-of-the-simulation"
 ROUTE: Final = Route(model=LARGE, fallback=(SMALL,), max_tokens=400, temperature=0.0)
-# What one attempt of LARGE is bounded at, about: 220 prompt tokens and 400 completion tokens.
+# About the bound of one attempt of LARGE: 220 prompt tokens and 400 completion tokens.
 BOUND_NANOUSD: Final = 220 * 3_000 + 400 * 15_000
 _REST_S: Final = 40.0
 _LONGEST_S: Final = 7200.0
 _READ_COUNT: Final = 16
-# Further budgets of a plot: attribute and window.
+# Further budgets of a scenario: attribute and window.
 _BUDGETS: Final[dict[str, tuple[str, WindowKind]]] = {"day": ("user", "day"), "campaign": ("campaign", "month")}
-# Errors that a ledger makes that went back in time; the rest of them mean a bug.
+# Error lines that are expected after a ledger went back in time; every other one is a bug.
 _EXPECTED: Final = ("settlement.kept", "charge.kept", "unbooked.left")
 
 
 def quiet_logs() -> None:
-    """Let the project log nothing but what means a bug, and raise that."""
+    """Drop all log lines of the project, and collect those that mean a bug."""
     structlog.configure(
         processors=[_raise_crash],
         wrapper_class=structlog.make_filtering_bound_logger(40),
@@ -87,8 +87,8 @@ def _raise_crash(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
 
 
 @dataclass
-class Plot:
-    """What is drawn from the seed before anything runs."""
+class Scenario:
+    """What the seed decides before anything runs."""
 
     users: int
     tasks: int
@@ -116,12 +116,12 @@ class Plot:
     duplicates: float
     credits: float
     losses: float = 0.0
-    """Not drawn: how often the server loses what was written last, as a share of the looks for trouble."""
+    """Not drawn: how often the server loses its last writes, as a share of the moments at which faults may begin."""
 
     @classmethod
-    def draw(cls, random: Random) -> "Plot":
+    def draw(cls, random: Random) -> "Scenario":
         def some(share: float, most: float) -> float:
-            """Mostly nothing, else anything up to `most`."""
+            """Return zero, or with the probability `share` anything up to `most`."""
             return random.uniform(0, most) if random.random() < share else 0.0
 
         caps = {"user": round(BOUND_NANOUSD * random.choice((1, 1.5, 2.2, 4, 40)))}
@@ -186,7 +186,7 @@ class Variant:
 
 
 class Projection:
-    """What stands for projector and DuckDB: folds when it is told to, and is read with a delay."""
+    """Stands for projector and DuckDB: folds when the world tells it to, and answers reads with a delay."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
@@ -195,7 +195,7 @@ class Projection:
         self.is_down = False
 
     def rebuild(self) -> None:
-        """Begin at nothing, as after the DuckDB file was set aside."""
+        """Start from an empty fold, as after the DuckDB file was set aside."""
         self._fold, self._touched = Fold(), deque()
 
     def has_gone_ahead(self) -> bool:
@@ -204,7 +204,7 @@ class Projection:
         return self._fold.position != (0, 0) and self._fold.position not in entries
 
     def fold(self, most: int) -> None:
-        """Fold up to `most` further events; a projector refuses a ledger that lacks what it has folded."""
+        """Fold up to `most` further events; like a projector, refuse a ledger that lacks an event it has folded."""
         entries = self._world.server.stream(self._world.keys.ledger.encode()).entries
         if self.has_gone_ahead():
             return
@@ -232,7 +232,7 @@ class Projection:
             )
 
     async def read(self, names: Sequence[str], /) -> BaselinePage:
-        """Read as workers do, over a network of its own."""
+        """Answer a worker's request for baselines, with network delays."""
         random = self._world.random
         await asyncio.sleep(random.uniform(0.001, 0.01))
         if self.is_down:
@@ -245,8 +245,8 @@ class Projection:
         return page
 
 
-def _policy(plot: Plot) -> Policy:
-    caps = {name: usd_from_nanousd(cap) for name, cap in plot.caps.items()}
+def _policy(scenario: Scenario) -> Policy:
+    caps = {name: usd_from_nanousd(cap) for name, cap in scenario.caps.items()}
     return default_policy(
         {
             "plans": {plan: {"cap_usd": caps["user"]} for plan in default_policy().plans},
@@ -262,14 +262,14 @@ def _policy(plot: Plot) -> Policy:
 
 
 class World:
-    """Everything of one run; `changes` replace what the plot draws."""
+    """Everything of one run; `changes` replace parts of the drawn scenario."""
 
     def __init__(self, seed: int, variant: Variant | None = None, **changes: Any) -> None:
         self.seed = seed
         self.random = Random(seed)
-        self.plot = replace(Plot.draw(self.random), **changes)
+        self.scenario = replace(Scenario.draw(self.random), **changes)
         self.variant = variant or Variant()
-        self.loop = VirtualLoop(self.random, start_s=self.plot.start_s)
+        self.loop = VirtualLoop(self.random, start_s=self.scenario.start_s)
         self.keys = Keys("tollbook", 0)
         self.server = RedisServer(self.loop.time, self.variant.lua)
         self.checker = Checker(
@@ -277,21 +277,23 @@ class World:
             self.loop.time,
             ledger=self.keys.ledger,
             prefix=self.keys.prefix,
-            caps=self.plot.caps,
-            claim_after_s=self.plot.claim_after_s,
-            max_attempts=self.plot.max_attempts,
+            caps=self.scenario.caps,
+            claim_after_s=self.scenario.claim_after_s,
+            max_attempts=self.scenario.max_attempts,
         )
-        self.network = Network(self.loop, self.server, self.random, self.plot.network)
+        self.network = Network(self.loop, self.server, self.random, self.scenario.network)
         self.network.watch = self.checker.on_command
         self.network.on_trouble = self.note_trouble
-        self.provider = Provider(self.loop, self.random, self.plot.provider, timeout_s=self.plot.attempt_timeout_s)
+        self.provider = Provider(
+            self.loop, self.random, self.scenario.provider, timeout_s=self.scenario.attempt_timeout_s
+        )
         self.provider.on_request = self._on_request
         self.projection = Projection(self)
         self.workers: list[Process] = []
         self.stops: dict[Process, asyncio.Event] = {}
         self.task_ids: list[str] = []
         self.gates: dict[Process, Gate] = {}
-        self._newest: tuple[Backup, Moment] | None = None
+        self._newest: tuple[Backup, Snapshot] | None = None
         self._observer = Process("observer")
         self._is_troubled = True
 
@@ -301,7 +303,7 @@ class World:
         """Run to the end. Errors: Broken; Stuck."""
         _crashes.clear()
         try:
-            self.loop.run(self._story(), until_s=self.plot.start_s + _LONGEST_S)
+            self.loop.run(self._run_phases(), until_s=self.scenario.start_s + _LONGEST_S)
             self._raise_crashes()
             self.checker.check_end(task_ids=self.task_ids, book=self.provider.book)
         except Broken:
@@ -316,10 +318,10 @@ class World:
         if _crashes:
             raise Broken(f"a worker's code crashed: {_crashes[0]}")
 
-    async def _story(self) -> None:
-        plot, loop = self.plot, self.loop
+    async def _run_phases(self) -> None:
+        scenario, loop = self.scenario, self.loop
         self.command("FCALL", function("create"), 2, self.keys.meta, self.keys.ledger, LEDGER_ID, 1)
-        for _ in range(plot.workers):
+        for _ in range(scenario.workers):
             self.start_worker()
         publishing = loop.spawn(self._observer, self._publish())
         folding = loop.spawn(self._observer, self._project())
@@ -327,18 +329,18 @@ class World:
         await publishing
         self._heal()
         await self._rest()
-        # What was sent long ago may still be executed; that too must come to an end.
+        # A command that was sent long ago may still be executed, and may make new work.
         await asyncio.sleep(_REST_S)
         await self._rest()
         folding.cancel()
 
     async def _rest(self) -> None:
-        while not self._is_at_rest() and not _crashes:  # noqa: ASYNC110 - nothing tells; and this time is virtual.
+        while not self._is_at_rest() and not _crashes:  # noqa: ASYNC110 - there is no signal; and time is virtual.
             await asyncio.sleep(5.0)
 
     def command(self, *command: Any) -> Any:
-        """Run a command of nobody's."""
-        return self.network.execute(self._observer, command, is_told=False)
+        """Run a command that belongs to no worker."""
+        return self.network.execute(self._observer, command, is_answered=False)
 
     def note_trouble(self, process: Process, lasts_s: float = 0.0) -> None:
         until_s = self.loop.time() + lasts_s
@@ -362,24 +364,24 @@ class World:
     # --- Publishing and folding ---
 
     async def _publish(self) -> None:
-        random, plot = self.random, self.plot
-        for number in range(plot.tasks):
+        random, scenario = self.random, self.scenario
+        for number in range(scenario.tasks):
             if random.random() < 0.5:
                 await asyncio.sleep(random.uniform(0.0, 10.0))
-            while self._newest is not None:  # noqa: ASYNC110 - and what is published now would be lost with the ledger.
+            while self._newest is not None:  # noqa: ASYNC110 - a task published now would be lost with the ledger.
                 await asyncio.sleep(1.0)
             task_id = f"t{number}"
             self.task_ids.append(task_id)
             fields = {
                 "task": "generate_draft",
                 "task_id": task_id,
-                "user_id": f"u{random.randrange(plot.users)}",
+                "user_id": f"u{random.randrange(scenario.users)}",
                 "prompt": f"[{task_id}] {'x' * random.randrange(20)}",
                 "reply_to": "replies",
                 "campaign_id": f"c{random.randrange(2)}",
             }
             self._add(fields)
-            while random.random() < plot.duplicates:
+            while random.random() < scenario.duplicates:
                 await asyncio.sleep(random.choice((0.0, 1.0, 20.0)))
                 while self._newest is not None:  # noqa: ASYNC110
                     await asyncio.sleep(1.0)
@@ -389,35 +391,35 @@ class World:
         self.command("XADD", STREAM, "*", *(part for pair in fields.items() for part in pair))
 
     async def _project(self) -> None:
-        random, plot = self.random, self.plot
+        random, scenario = self.random, self.scenario
         while True:
             await asyncio.sleep(random.uniform(0.05, 1.0))
             if self.projection.is_down:
                 continue
-            if not self._is_troubled or random.random() >= plot.projection_trouble:
+            if not self._is_troubled or random.random() >= scenario.projection_trouble:
                 self.projection.fold(10_000)
             elif random.random() < 0.1:
                 self.projection.rebuild()
             else:
                 self.projection.fold(random.randint(0, 3))
             if random.random() < 0.3:
-                self.projection.trim(plot.tail_keep_s)
+                self.projection.trim(scenario.tail_keep_s)
 
     # --- Trouble ---
 
     async def _make_trouble(self) -> None:
-        random, plot, loop = self.random, self.plot, self.loop
-        end_s = loop.time() + plot.chaos_s
+        random, scenario, loop = self.random, self.scenario, self.loop
+        end_s = loop.time() + scenario.chaos_s
         kinds = {
-            self._kill_one: plot.deaths,
-            self._pause_one: plot.pauses,
-            self._cut_one: plot.outages,
-            self._stop_one: plot.stops,
-            self._take_projection_down: plot.projection_trouble,
-            self._grant_credit: plot.credits,
+            self._kill_one: scenario.deaths,
+            self._pause_one: scenario.pauses,
+            self._cut_one: scenario.outages,
+            self._stop_one: scenario.stops,
+            self._take_projection_down: scenario.projection_trouble,
+            self._grant_credit: scenario.credits,
         }
-        if plot.losses:  # Not among the others, whose draws every seed depends on.
-            kinds[self._lose_suffix] = plot.losses
+        if scenario.losses:  # Only if asked for: one more kind would change the random draws of every seed.
+            kinds[self._lose_suffix] = scenario.losses
         while loop.time() < end_s:
             await asyncio.sleep(random.uniform(0.0, 1.0))
             for act, share in kinds.items():
@@ -470,7 +472,7 @@ class World:
     def _grant_credit(self) -> None:
         if self._newest is not None:
             return
-        user_id, now = f"u{self.random.randrange(self.plot.users)}", datetime.fromtimestamp(self.loop.time(), UTC)
+        user_id, now = f"u{self.random.randrange(self.scenario.users)}", datetime.fromtimestamp(self.loop.time(), UTC)
         period, keys = f"{now:%Y-%m}", self.keys
         command_id = f"credit-{len(self.checker.log)}"
         touched = (keys.meta, keys.ledger, keys.account(user_id), keys.call(command_id))
@@ -482,26 +484,26 @@ class World:
         )
 
     def _lose_suffix(self) -> None:
-        """Make a backup, which is put back a little later: what is written meanwhile is lost."""
+        """Make a backup and restore it a little later: writes in between are lost."""
         if self._newest is None:
-            backup, moment = self.server.backup(), self.checker.moment()
-            self.loop.world_later(self.random.choice((0.01, 0.5, 5.0)), self._go_back, backup, moment)
+            backup, snapshot = self.server.backup(), self.checker.snapshot()
+            self.loop.world_later(self.random.choice((0.01, 0.5, 5.0)), self._go_back, backup, snapshot)
 
-    def _go_back(self, backup: Backup, moment: Moment) -> None:
-        if self._newest is not None or not self._is_troubled or moment.fold.position == self.checker.fold.position:
+    def _go_back(self, backup: Backup, snapshot: Snapshot) -> None:
+        if self._newest is not None or not self._is_troubled or snapshot.fold.position == self.checker.fold.position:
             return
-        self._newest = self.server.backup(), self.checker.moment()
-        self.checker.say(f"the server goes back to {moment.fold.position}")
-        self._put_back(backup, moment, newest=self._newest[1].fold)
+        self._newest = self.server.backup(), self.checker.snapshot()
+        self.checker.say(f"the server goes back to {snapshot.fold.position}")
+        self._put_back(backup, snapshot, newest=self._newest[1].fold)
         self.loop.world_later(self.random.uniform(1.0, 40.0), self._bring_back)
 
     def _bring_back(self) -> None:
-        """Let a person put the newer data back, and end those who have written on the older."""
+        """Restore the newer data, as a person would, and end the processes that have written on the older."""
         if self._newest is None:
             return
-        (backup, moment), self._newest = self._newest, None
+        (backup, snapshot), self._newest = self._newest, None
         self.checker.say("the newer data is back")
-        self._put_back(backup, moment, newest=None)
+        self._put_back(backup, snapshot, newest=None)
         if self.projection.has_gone_ahead():
             self.projection.rebuild()
         entries = self.server.stream(self.keys.ledger.encode()).entries
@@ -514,14 +516,14 @@ class World:
                 self.loop.kill(process)
                 self.loop.world_later(1.0, self.start_worker)
 
-    def _put_back(self, backup: Backup, moment: Moment, *, newest: Fold | None) -> None:
+    def _put_back(self, backup: Backup, snapshot: Snapshot, *, newest: Fold | None) -> None:
         known = {process: (gate.seen.ms, gate.seen.seq) for process, gate in self.gates.items()}
         self.server.put_back(backup, is_another_server=self.random.random() < 0.5)
-        self.checker.go_to(moment, newest=newest, known=known)
+        self.checker.restore(snapshot, newest=newest, known=known)
         self.network.replace_server(self.workers, self.random.uniform(0.01, 2.0))
 
     def _heal(self) -> None:
-        """End all trouble; what was paused goes on or is dead for ever, and somebody is there to work."""
+        """End all faults. Paused processes resume or are killed for good, and one new worker is started."""
         self.checker.say("heal")
         self._is_troubled = False
         self._bring_back()
@@ -553,7 +555,7 @@ class World:
             self.loop.problems.append(problem)
 
     async def _work(self, process: Process, stop: asyncio.Event) -> None:
-        """Do what `serve_worker` does, with a reader of the simulation's in FastStream's place."""
+        """Do what `serve_worker` does, with the simulation's reader instead of FastStream."""
         async with self._open_worker(process) as (worker, sweeper):
             claims = worker.claims
             await _persist(claims.heartbeat)
@@ -578,15 +580,15 @@ class World:
 
     @asynccontextmanager
     async def _open_worker(self, process: Process) -> AsyncIterator[tuple[Worker, Sweeper]]:
-        plot, random, redis = self.plot, self.random, self.network.client().typed()
-        skew_ms = round(1000 * random.uniform(-plot.clock_skew_s, plot.clock_skew_s))
+        scenario, random, redis = self.scenario, self.random, self.network.client().typed()
+        skew_ms = round(1000 * random.uniform(-scenario.clock_skew_s, scenario.clock_skew_s))
 
         def now_ms() -> int:
             return int(self.loop.time() * 1000) + skew_ms
 
-        pipeline = CommandPipeline(redis, timeout_s=plot.claim_after_s / 3)
-        # As one that opens a ledger is told where it ends; without losses, nothing depends on it.
-        seen = EntryId(*self.server.stream(self.keys.ledger.encode()).last) if plot.losses else ZERO_ENTRY
+        pipeline = CommandPipeline(redis, timeout_s=scenario.claim_after_s / 3)
+        # A process that opens a ledger learns its newest event. Without losses, nothing depends on it.
+        seen = EntryId(*self.server.stream(self.keys.ledger.encode()).last) if scenario.losses else ZERO_ENTRY
         gate = self.variant.gate(
             pipeline,
             self.keys,
@@ -597,30 +599,30 @@ class World:
             process=process.name,
         )
         self.gates[process] = gate
-        baselines = Baselines(self.projection.read, 0, monotonic=self.loop.time, max_age_s=plot.baseline_age_s)
+        baselines = Baselines(self.projection.read, 0, monotonic=self.loop.time, max_age_s=scenario.baseline_age_s)
         ledger = self.variant.ledger(
             redis, (gate,), (baselines,), patience=Patience(settle_s=math.inf), jitter=random.random
         )
         queue = BudgetWaitQueue(redis, [self.keys.waiters], retry_every_s=3.0)
         queue.start()
         provider = ProviderClient(
-            attempt_timeout_s=plot.attempt_timeout_s,
+            attempt_timeout_s=scenario.attempt_timeout_s,
             connect_timeout_s=1.0,
             transport=self.provider.transport(),
             monotonic=self.loop.time,
             now_s=self.loop.time,
         )
         retry = RetryPolicy(
-            retries=plot.retries, backoff_base_s=0.5, backoff_max_s=2.0, retry_after_max_s=3.0, random=random.random
+            retries=scenario.retries, backoff_base_s=0.5, backoff_max_s=2.0, retry_after_max_s=3.0, random=random.random
         )
         results = Results(redis, pipeline, namespace="tollbook", partitions=1, ttl_s=90_000, id_ttl_s=90_000)
-        policies = CurrentPolicy.fixed(PolicyInForce(policy=_policy(plot)))
+        policies = CurrentPolicy.fixed(PolicyInForce(policy=_policy(scenario)))
         reservations = self.variant.reservations(
             ledger=ledger,
             results=results,
             policies=policies,
             queue=queue,
-            max_call_s=retry.max_call_s(plot.attempt_timeout_s),
+            max_call_s=retry.max_call_s(scenario.attempt_timeout_s),
             now_ms=now_ms,
         )
         runner = self.variant.runner(
@@ -636,9 +638,9 @@ class World:
             namespace="tollbook",
             consumer=process.name,
             streams=[STREAM],
-            claim_after_s=plot.claim_after_s,
+            claim_after_s=scenario.claim_after_s,
         )
-        waiting = WaitLimits(hold_wait_s=plot.hold_wait_s, max_attempts=plot.max_attempts, max_parked=20_000)
+        waiting = WaitLimits(hold_wait_s=scenario.hold_wait_s, max_attempts=scenario.max_attempts, max_parked=20_000)
         worker = self.variant.worker(
             name=process.name,
             reservations=reservations,
@@ -651,7 +653,7 @@ class World:
             claims=claims,
             dead_letters=DeadLetters(pipeline, "tollbook", now_ms=now_ms),
             limits=WorkerLimits(
-                concurrency={STREAM: plot.concurrency}, waiting=waiting, max_deliveries=plot.max_deliveries
+                concurrency={STREAM: scenario.concurrency}, waiting=waiting, max_deliveries=scenario.max_deliveries
             ),
             now_ms=now_ms,
         )
@@ -696,7 +698,7 @@ async def _persist(step: Any) -> None:
 
 
 def simulate(seed: int, variant: Variant | None = None, **changes: Any) -> World:
-    """Run one seed, with `changes` to what its plot draws. Errors: what is broken, with the seed."""
+    """Run one seed, with `changes` to its scenario. Errors: what the checks found, with the seed as a note."""
     world = World(seed, variant, **changes)
     try:
         world.run()

@@ -1,9 +1,9 @@
-"""A state machine that drives the gate at random and holds every answer against the model.
+"""A state machine that drives the gate at random and compares every answer with the model's.
 
 Three independent computations meet here: the gate (Lua, from baselines and tails), the model
 (from what was asked), and a fold of the stream (from what was appended). The fold also yields the
 baselines, at any position, as DuckDB would. G1, G2 and the stamps are checked on the stream alone,
-so that they hold even where the model is wrong or left out (`compares = False`).
+so they are checked even if the model is wrong or left out (`compares = False`).
 """
 
 import json
@@ -223,19 +223,19 @@ class GateMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.call_ids)
     @rule(
-        pick=picks, next_attempt=st.booleans(), told=st.sampled_from(TOLD),
+        pick=picks, next_attempt=st.booleans(), attempt_events=st.sampled_from(TOLD),
         extension=st.sampled_from((0, 1, 3, 5, 8, 8, 45)), spent=st.integers(0, 8), cap=caps, lags=lags,
         wrong_budgets=rarely, policy_lag=policy_lags,
     )  # fmt: skip
     def record(
-        self, pick: int, next_attempt: bool, told: Sequence[EventKind], extension: int, spent: int, cap: int,
+        self, pick: int, next_attempt: bool, attempt_events: Sequence[EventKind], extension: int, spent: int, cap: int,
         lags: tuple[int, int], wrong_budgets: bool, policy_lag: int,
     ) -> None:  # fmt: skip
         policy = max(0, self.model.policy - policy_lag)
         call_id, call = self._pick_open(pick)
         names = _budgets_of(call, wrong=wrong_budgets)
         begun = call.begun + next_attempt
-        events: Told = [(kind, begun) for kind in told]
+        events: Told = [(kind, begun) for kind in attempt_events]
         typed, modelled = self._baselines(names, lags)
         budgets = _with_caps(names, cap)
         predicted = self.model.record(
@@ -263,23 +263,23 @@ class GateMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.call_ids)
     @rule(
         pick=picks, cost=st.sampled_from(("nothing", "less", "all", "more", "odd")), final=st.booleans(),
-        told=st.sampled_from(TOLD), lags=st.none() | lags, earlier_hold=rarely, wrong_budgets=rarely,
+        attempt_events=st.sampled_from(TOLD), lags=st.none() | lags, earlier_hold=rarely, wrong_budgets=rarely,
     )  # fmt: skip
     def settle(
-        self, pick: int, cost: str, final: bool, told: Sequence[EventKind], lags: tuple[int, int] | None,
+        self, pick: int, cost: str, final: bool, attempt_events: Sequence[EventKind], lags: tuple[int, int] | None,
         earlier_hold: bool, wrong_budgets: bool,
     ) -> None:  # fmt: skip
         call_id, call = self._pick_open(pick)
         names = _budgets_of(call, wrong=wrong_budgets)
         hold = max(1, call.hold - earlier_hold)
         nanousd = {"nothing": 0, "less": call.amount // 2, "all": call.amount, "more": call.amount + 3, "odd": 1}[cost]
-        self._settle(call_id, call, hold, nanousd, names, told, lags, is_final=final)
+        self._settle(call_id, call, hold, nanousd, names, attempt_events, lags, is_final=final)
 
     def _settle(
         self, call_id: str, call: ModelCall, hold: int, cost: int, names: tuple[str, ...],
-        told: Sequence[EventKind] = (), lags: tuple[int, int] | None = None, *, is_final: bool = True,
+        attempt_events: Sequence[EventKind] = (), lags: tuple[int, int] | None = None, *, is_final: bool = True,
     ) -> None:  # fmt: skip
-        events: Told = [(kind, call.begun) for kind in told]
+        events: Told = [(kind, call.begun) for kind in attempt_events]
         typed, modelled = self._baselines(names, lags) if lags else ((), ())
         result = f'{{"cost":{cost}}}' if is_final else ""
         attempt, assumed = call.begun, cost // 2
@@ -296,11 +296,11 @@ class GateMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(call.settled for call in self.model.calls.values()))
     @rule(
-        pick=picks, cost=st.integers(0, 14), told=st.sampled_from(TOLD), has_result=st.booleans(),
+        pick=picks, cost=st.integers(0, 14), attempt_events=st.sampled_from(TOLD), has_result=st.booleans(),
         lags=st.none() | lags, earlier_hold=rarely, wrong_budgets=rarely, ends_call=rarely,
     )  # fmt: skip
     def adjust(
-        self, pick: int, cost: int, told: Sequence[EventKind], has_result: bool, lags: tuple[int, int] | None,
+        self, pick: int, cost: int, attempt_events: Sequence[EventKind], has_result: bool, lags: tuple[int, int] | None,
         earlier_hold: bool, wrong_budgets: bool, ends_call: bool,
     ) -> None:  # fmt: skip
         settled = [call_id for call_id, call in self.model.calls.items() if call.settled]
@@ -308,7 +308,7 @@ class GateMachine(RuleBasedStateMachine):
         call = self.model.calls[call_id]
         hold = min(call.settled) if earlier_hold else max(call.settled)
         names = _budgets_of(call, wrong=pick % 2 == 0) if wrong_budgets else call.places[hold][1]
-        events: Told = [(kind, call.begun) for kind in told]
+        events: Told = [(kind, call.begun) for kind in attempt_events]
         typed, modelled = self._baselines(names, lags) if lags else ((), ())
         result, attempt, assumed = '{"late":true}' if has_result else "", call.begun, cost // 3
         predicted = self.model.adjust(
@@ -377,7 +377,7 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(step=st.sampled_from((1, 1, 1, 0, -1)), lag=policy_lags, spent=st.integers(0, 12), behind=policy_lags)
     def apply_policy(self, step: int, lag: int, spent: int, behind: int) -> None:
-        """A new version, the one in force again, or an older one; by somebody who may not have heard of the last.
+        """A new version, the one in force again, or an older one; by a process that may not know the last one.
 
         It may open a budget with what was spent before, counted up to the newest event or not, and with the holds that
         are open, or some of them.

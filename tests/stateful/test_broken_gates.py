@@ -27,7 +27,7 @@ EVENTS = "the events differ from the model's"
 
 @dataclass(frozen=True)
 class Broken:
-    """`seen_as` is what the machine says; without the model where `by_stream` is set."""
+    """`seen_as` is the machine's message; with `by_stream`, the fault is found without the model."""
 
     name: str
     replacements: tuple[tuple[str, str], ...]
@@ -317,5 +317,5 @@ def test_a_broken_gate_is_caught(broken: Broken, server_url: str) -> None:
 
 
 def test_the_gate_itself_passes_the_same_run_without_the_model(server_url: str) -> None:
-    """G1, G2: what the stream alone shows; else the variants above would be caught for another reason."""
+    """G1, G2: what the stream alone shows; otherwise the variants above might be caught for another reason."""
     _run(server_url, library_code(), compares=False, examples=200)

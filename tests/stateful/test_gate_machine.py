@@ -41,13 +41,13 @@ def _run(url: str, *, examples: int, steps: int, is_repeatable: bool) -> Counter
     return machine.steps
 
 
-def test_the_answers_are_the_models_in_a_few_lives(every_server_url: str) -> None:
-    """What one runs while working; the long runs below see every answer."""
+def test_every_answer_equals_the_models_in_a_few_runs(every_server_url: str) -> None:
+    """The quick run; the long runs below see every answer."""
     assert _run(every_server_url, examples=8, steps=50, is_repeatable=True)
 
 
 @pytest.mark.slow
-def test_every_answer_is_the_models(every_server_url: str, request: pytest.FixtureRequest) -> None:
+def test_every_answer_equals_the_models(every_server_url: str, request: pytest.FixtureRequest) -> None:
     is_embedded = request.node.callspec.params["every_server_url"] == EMBEDDED
     seen = _run(every_server_url, examples=400 if is_embedded else 60, steps=50, is_repeatable=True)
     if is_embedded:
@@ -55,7 +55,7 @@ def test_every_answer_is_the_models(every_server_url: str, request: pytest.Fixtu
 
 
 @pytest.mark.slow
-def test_every_answer_is_the_models_in_long_lives(server_url: str) -> None:
-    """Other lives in each run; the repeatable run above sees to it that every answer is provoked."""
+def test_every_answer_equals_the_models_in_long_runs(server_url: str) -> None:
+    """Different in each run; the repeatable run above makes sure that every answer is provoked."""
     seen = _run(server_url, examples=100, steps=200, is_repeatable=False)
     assert sum(seen.values()) > 1_000

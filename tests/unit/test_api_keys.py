@@ -37,7 +37,7 @@ def issued(**changes: Any) -> IssuedKey:
     return IssuedKey(**{"key": key(), "created_ms": 1, "created_by": "ops", "reason": "shop"} | changes)
 
 
-def test_a_key_has_a_form_by_which_it_is_known() -> None:
+def test_a_key_is_recognised_by_its_form() -> None:
     assert re.fullmatch(r"tb-[A-Za-z0-9_-]{43}", SECRET)
     assert is_secret(SECRET)
     assert not any(is_secret(text) for text in (SECRET[:-1], SECRET + "=", SECRET + "\n", "sk-" + SECRET[3:], ""))
@@ -102,13 +102,13 @@ def test_keys_are_read_with_their_history_the_oldest_first() -> None:
         {"models": 5},
     ],
 )
-def test_what_is_not_as_the_gate_writes_it_is_no_key(changes: dict[str, Any]) -> None:
+def test_a_record_that_the_gate_would_not_write_is_not_a_key(changes: dict[str, Any]) -> None:
     assert issued_keys(fields(1, **changes)) == ()
     assert len(issued_keys(fields(1))) == 1
 
 
 @pytest.mark.parametrize("value", ["", "{", "[]", '{"at_ms":"soon"}', "null"])
-def test_a_key_whose_revocation_cannot_be_read_is_no_key(value: str) -> None:
+def test_a_key_with_an_unreadable_revocation_is_refused(value: str) -> None:
     assert issued_keys(fields(1) | {f"{1:064x} revoked": value}) == ()
 
 
@@ -148,7 +148,7 @@ def test_names_that_the_policy_does_not_have_are_refused(bounds: dict[str, Any],
         ({"user_id": "u1", "models": ("a/ b",)}, "'a/ b' is not a valid model id"),
     ],
 )
-def test_what_no_key_can_have_is_refused(bounds: dict[str, Any], problem: str) -> None:
+def test_impossible_bounds_of_a_key_are_refused(bounds: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         check_bounds(KeyBounds(**bounds), default_policy(), now_ms=NOW_MS)
 
@@ -158,7 +158,7 @@ def test_an_admin_or_a_key_whose_clients_name_users_needs_none(bounds: dict[str,
     assert check_bounds(KeyBounds(**bounds), default_policy(), now_ms=NOW_MS).user_id is None
 
 
-def test_json_that_is_written_otherwise_is_the_same() -> None:
+def test_json_in_another_spelling_is_the_same() -> None:
     given = [
         KeyValue("key-1", "a" * 64, '{"key_id":"key-1","hash":"x"}', 7, None),
         KeyValue("key-1", "key-1", None, None, "a" * 64),

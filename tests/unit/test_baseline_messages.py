@@ -1,4 +1,4 @@
-"""Requests for baselines and answers, as text and back: exact, bounded, and nothing else is taken for one."""
+"""Requests for baselines and answers, as text and back: exact, bounded, and anything else is refused."""
 
 import json
 from collections.abc import Mapping
@@ -65,10 +65,10 @@ def test_an_answer_has_what_was_asked_for_and_no_more() -> None:
 )
 def test_an_error_comes_as_that_error(problem: LedgerError, kind: type[LedgerError]) -> None:
     text = answer_text(REQUEST, ledger_id="l", partition=1, found=problem)
-    with pytest.raises(LedgerError) as told:
+    with pytest.raises(LedgerError) as refused:
         read_answer(text.encode()).page(REQUEST.names, partition=1)
-    assert type(told.value) is kind
-    assert str(told.value) == str(problem)[:1_000]
+    assert type(refused.value) is kind
+    assert str(refused.value) == str(problem)[:1_000]
 
 
 def test_the_largest_messages_are_within_their_limits() -> None:
@@ -94,12 +94,12 @@ GOOD = json.loads(answer_text(REQUEST, ledger_id="l", partition=1, found=PAGE))
         {"balances": [[1, 2], 0]},
     ],
 )  # fmt: skip
-def test_what_is_not_quite_an_answer_is_refused(change: Mapping[str, Any]) -> None:
+def test_a_malformed_answer_is_refused(change: Mapping[str, Any]) -> None:
     with pytest.raises(MessageMalformed):
         read_answer(json.dumps({**GOOD, **change}).encode()).page(REQUEST.names, partition=1)
 
 
 @pytest.mark.parametrize("change", [{"v": 2}, {"number": "3"}, {"number": None}, {"ledger": 7}, {"ledger": None}])
-def test_what_names_no_request_or_ledger_is_no_answer(change: Mapping[str, Any]) -> None:
+def test_an_answer_without_request_or_ledger_is_refused(change: Mapping[str, Any]) -> None:
     with pytest.raises(MessageMalformed):
         read_answer(json.dumps({**GOOD, **change}).encode())

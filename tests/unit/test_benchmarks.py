@@ -1,4 +1,4 @@
-"""The benchmarks run, and judge as they say. What they measure is no business of the suite."""
+"""The benchmarks run, and judge as documented. The suite does not check what they measure."""
 
 import json
 import subprocess

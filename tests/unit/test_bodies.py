@@ -42,7 +42,7 @@ def body(dialect: Dialect = "compatible", **changes: Any) -> dict[str, Any]:
     return json.loads(ADAPTERS[dialect].completion_body(request))
 
 
-def test_openrouter_gets_back_what_it_gave() -> None:
+def test_openrouter_gets_its_own_reasoning_back() -> None:
     sent = body("openrouter")
     assert sent["messages"] == [ECHO]
     assert {name: sent[name] for name in PARAMETERS} == PARAMETERS
@@ -56,7 +56,7 @@ def test_another_server_gets_no_annotations() -> None:
     assert "provider" not in sent
 
 
-def test_openai_gets_its_own_form_alone() -> None:
+def test_openai_gets_only_its_own_fields() -> None:
     """It refuses what it does not know."""
     sent = body("openai", limit_name="max_completion_tokens")
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -118,7 +118,7 @@ def test_call_without_arguments_is_sent_with_an_empty_object(dialect: Dialect, g
     assert second["custom"] == {"name": "g", "input": ""}
 
 
-def test_nothing_is_sent_that_nobody_set() -> None:
+def test_only_parameters_that_were_set_are_sent() -> None:
     assert body(parameters={}).keys() == {"model", "messages", "max_tokens"}
 
 
@@ -208,7 +208,7 @@ def test_anthropic_gets_its_own_form() -> None:
     }  # fmt: skip
 
 
-def test_anthropic_gets_back_what_its_model_thought_if_it_is_signed() -> None:
+def test_anthropic_gets_signed_thinking_back() -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
     details = [
         {"type": "reasoning.text", "text": "hm", "signature": "c2ln", "format": "anthropic-claude-v1"},
@@ -240,7 +240,7 @@ def test_anthropic_gets_back_what_its_model_thought_if_it_is_signed() -> None:
         ({"function_call": {"name": "f"}}, {"type": "tool", "name": "f"}),
     ],
 )
-def test_which_tool_anthropic_is_to_call(choice: dict[str, Any], sent: dict[str, Any] | None) -> None:
+def test_a_tool_choice_becomes_anthropics(choice: dict[str, Any], sent: dict[str, Any] | None) -> None:
     tool = {"type": "function", "function": {"name": "f", "description": "d", "strict": True}, "cache_control": MARK}
     body = claude(tools=[tool], **choice)
     schema = {"type": "object", "properties": {}}
@@ -251,7 +251,7 @@ def test_which_tool_anthropic_is_to_call(choice: dict[str, Any], sent: dict[str,
 
 
 @pytest.mark.parametrize("choice", ["auto", "none"])
-def test_anthropic_is_told_no_choice_without_tools(choice: str) -> None:
+def test_anthropic_gets_no_tool_choice_without_tools(choice: str) -> None:
     assert "tool_choice" not in claude(tool_choice=choice)
 
 
@@ -277,7 +277,7 @@ def test_anthropic_is_told_no_choice_without_tools(choice: str) -> None:
         ("claude-fable-5-2", {"reasoning_effort": "max"}, {"type": "adaptive"}, "max"),
     ],
 )
-def test_how_much_anthropics_models_think(
+def test_reasoning_effort_becomes_anthropics_thinking(
     model: str, parameters: dict[str, Any], thinking: dict[str, Any] | None, effort: str | None
 ) -> None:
     sent = claude(model=model, temperature=0.5, top_k=7, **parameters)
@@ -293,7 +293,7 @@ def test_there_is_no_room_for_thought_within_a_small_limit() -> None:
     assert claude(max_tokens=1_025, reasoning={"effort": "low"})["thinking"]["budget_tokens"] == 1_024
 
 
-def test_the_form_of_an_answer_of_anthropics() -> None:
+def test_response_format_and_stop_become_anthropics() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     assert claude(response_format=wanted)["output_config"] == {"format": {"type": "json_schema", "schema": schema}}
@@ -338,7 +338,7 @@ OURS, GEMINIS, GROKS = "anthropic-claude-v1", "google-gemini-v1", "xai-responses
     ],
 )
 @pytest.mark.parametrize("dialect", ["compatible", "openrouter"])
-def test_what_another_maker_has_signed_is_not_sent(dialect: Dialect, model: str, kept: list[str]) -> None:
+def test_reasoning_signed_by_another_maker_is_not_sent(dialect: Dialect, model: str, kept: list[str]) -> None:
     said = {**ECHO, "reasoning_details": details(OURS, GEMINIS, GROKS, "azure-openai-responses-v1", "unknown")}
     request = ChatRequest(model=model, messages=(Message.model_validate(said),), max_tokens=7)
     (sent,) = json.loads(ADAPTERS[dialect].completion_body(request))["messages"]

@@ -82,7 +82,7 @@ def test_composing_never_adds_a_byte() -> None:
 
 
 @pytest.mark.timeout(20)
-def test_combining_marks_in_bad_order_do_not_stop_the_world() -> None:
+def test_combining_marks_in_bad_order_do_not_take_long() -> None:
     text = "a" + "\u0301\u0323" * 250_000
     assert text_tokens_at_most(text) == len(text.encode())
 
@@ -151,7 +151,7 @@ def test_no_message_is_refused() -> None:
         bound([], 10, PRICE)
 
 
-def test_bound_past_what_the_ledger_can_hold_is_refused() -> None:
+def test_bound_above_the_ledgers_limit_is_refused() -> None:
     price = price_from_usd("m", prompt=Decimal(1_000_000), completion=Decimal(1_000_000))
     with pytest.raises(PriceUnknown, match="more than 1,000,000 USD"):
         bound([user("x" * 1000)], 1_000_000, price)
@@ -173,9 +173,16 @@ def prompt_tokens(*messages: Message, **parameters: Any) -> int:
     return prompt_tokens_at_most(messages, parameters)
 
 
-def test_numbers_and_what_is_for_the_cache_add_no_tokens() -> None:
-    told = {"temperature": 0.2, "top_p": 1.0, "seed": 7, "logprobs": True, "logit_bias": {"1": 5}, "top_k": 40}
-    assert prompt_tokens(*HI, **told, prompt_cache_key="k") == prompt_tokens(*HI)
+def test_numbers_and_cache_marks_add_no_tokens() -> None:
+    free_parameters = {
+        "temperature": 0.2,
+        "top_p": 1.0,
+        "seed": 7,
+        "logprobs": True,
+        "logit_bias": {"1": 5},
+        "top_k": 40,
+    }
+    assert prompt_tokens(*HI, **free_parameters, prompt_cache_key="k") == prompt_tokens(*HI)
 
 
 json_values = st.recursive(
@@ -234,7 +241,7 @@ def test_an_image_counts_with_the_most_that_the_model_makes_of_one() -> None:
 
 
 def test_a_prediction_counts_as_completion_too() -> None:
-    """G1: what of it the answer does not use is billed so."""
+    """G1: the part that the answer does not use is billed as completion."""
     parameters = {"prediction": {"type": "content", "content": "x" * 500}}
     found = bound(HI, 100, PRICE, parameters=parameters)
     assert found.completion_tokens > 600
@@ -251,7 +258,7 @@ FLAT = price_from_usd("m", prompt=Decimal(3), completion=Decimal(15))
 
 
 @pytest.mark.parametrize(("mark", "percent"), [({"type": "ephemeral"}, 125), ({"type": "ephemeral", "ttl": "1h"}, 200)])
-def test_what_is_to_be_cached_costs_more(mark: dict[str, str], percent: int) -> None:
+def test_parts_to_be_cached_cost_more(mark: dict[str, str], percent: int) -> None:
     """G1: tokens written into a cache cost up to twice as much, also where the price list does not say so."""
     part = {"type": "text", "text": "hi", "cache_control": mark}
     marked: list[tuple[Message, dict[str, Any]]] = [

@@ -91,7 +91,7 @@ def test_a_budget_that_was_redefined_begins_at_zero() -> None:
 
 
 def test_caps_of_budgets_are_known_by_their_names() -> None:
-    """A hold stands against the budgets that it was made against, whatever the policy says since."""
+    """A hold counts in the budgets that it was made against, whatever a later policy says."""
     policy = _policy({"name": "b", "by": ["team"], "window": "week", "caps": {"red": 3}}, definitions={"b": 4})
     keys = ["user:u42:2026-10", "b~4:red:2026-W40", "b:red:2026-W40", "gone:x:total"]
     caps = [each.cap_nanousd for each in policy.caps_of(keys, plan="starter")]

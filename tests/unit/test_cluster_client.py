@@ -1,4 +1,4 @@
-"""A client on a cluster: it follows what a node refuses unread, and sends nothing a second time."""
+"""A client on a cluster: it follows redirects, and sends no executed command a second time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -64,7 +64,7 @@ async def test_a_moved_key_is_followed_and_remembered(servers: Servers, pipeline
     assert (old.received, new.received) == ([], [RECEIVED, RECEIVED]), "after a new look at the slots"
 
 
-async def test_a_key_that_moved_since_is_followed(servers: Servers, pipeline: CommandPipeline) -> None:
+async def test_a_key_that_moved_again_is_followed(servers: Servers, pipeline: CommandPipeline) -> None:
     old, new = servers
     assert await pipeline.execute("GET", KEY) == b"OK"
     old.answer = replies(moved(new))
@@ -72,7 +72,7 @@ async def test_a_key_that_moved_since_is_followed(servers: Servers, pipeline: Co
     assert (old.received[1:], new.received) == ([RECEIVED], [RECEIVED])
 
 
-async def test_a_command_goes_with_asking_where_its_key_is_on_its_way(
+async def test_a_command_goes_with_asking_while_its_key_is_migrating(
     servers: Servers, pipeline: CommandPipeline
 ) -> None:
     old, new = servers
@@ -83,7 +83,7 @@ async def test_a_command_goes_with_asking_where_its_key_is_on_its_way(
     assert (old.received, new.received) == ([RECEIVED, RECEIVED], [[b"ASKING"], RECEIVED])
 
 
-async def test_try_again_is_tried_again(servers: Servers, pipeline: CommandPipeline) -> None:
+async def test_tryagain_is_retried(servers: Servers, pipeline: CommandPipeline) -> None:
     servers[0].answer = replies(b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n", OK)
     assert await pipeline.execute(*ADD) == b"OK"
     assert servers[0].received == [RECEIVED, RECEIVED]
@@ -121,7 +121,7 @@ async def test_a_cluster_that_is_down_has_done_nothing(servers: Servers, pipelin
     assert servers[0].received == [RECEIVED]
 
 
-async def test_nodes_that_name_each_other_are_not_asked_for_ever(
+async def test_nodes_that_redirect_to_each_other_are_not_asked_for_ever(
     servers: Servers, pipeline: CommandPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_module, "_FOLLOW_S", 0.1)
@@ -131,7 +131,7 @@ async def test_nodes_that_name_each_other_are_not_asked_for_ever(
         await pipeline.execute(*ADD)
 
 
-async def test_another_node_tells_of_the_slots_where_one_is_gone(servers: Servers) -> None:
+async def test_another_node_is_asked_for_the_slots_if_one_is_down(servers: Servers) -> None:
     gone, left = servers
     left.slots = slots_of((0, SLOTS - 1, left.port))
     gone.slots = gone.answer = replies(None)
@@ -155,7 +155,7 @@ async def test_a_node_that_is_found_while_the_client_is_closed_is_closed_too(ser
         assert cluster.client(cluster_module.Address(host, int(port))) is not late
 
 
-async def test_a_node_that_does_not_answer_holds_nobody_up(servers: Servers) -> None:
+async def test_a_node_that_does_not_answer_delays_no_other_command(servers: Servers) -> None:
     silent, left = servers
     left.slots = slots_of((0, SLOTS - 1, left.port))
     silent.slots = replies(b"")  # Nothing comes, and the connection stays.
@@ -165,7 +165,7 @@ async def test_a_node_that_does_not_answer_holds_nobody_up(servers: Servers) -> 
             await (await redis.cluster()).refresh()  # pyright: ignore[reportOptionalMemberAccess]
 
 
-async def test_commands_of_one_moment_go_in_one_batch_a_node(servers: Servers, pipeline: CommandPipeline) -> None:
+async def test_concurrent_commands_go_in_one_batch_per_node(servers: Servers, pipeline: CommandPipeline) -> None:
     low, high = servers
     low.slots = high.slots = slots_of((0, 8191, low.port), (8192, SLOTS - 1, high.port))
     keys = [f"key-{number}" for number in range(100)]
@@ -178,7 +178,7 @@ async def test_commands_of_one_moment_go_in_one_batch_a_node(servers: Servers, p
         assert asked == [key for key in keys if has(slot_of(key))]
 
 
-async def test_every_primary_gets_what_is_for_all(servers: Servers, pipeline: CommandPipeline) -> None:
+async def test_every_primary_gets_commands_for_all(servers: Servers, pipeline: CommandPipeline) -> None:
     servers[0].slots = servers[1].slots = slots_of((0, 8191, servers[0].port), (8192, SLOTS - 1, servers[1].port))
     assert await pipeline.execute_on_primaries("FUNCTION", "LOAD", "code") == [b"OK", b"OK"]
     assert [server.received for server in servers] == [[[b"FUNCTION", b"LOAD", b"code"]]] * 2
@@ -214,7 +214,9 @@ async def test_several_servers_that_are_no_cluster_are_refused() -> None:
         assert alone[0].received == alone[1].received == []
 
 
-async def test_a_user_who_may_not_ask_where_keys_are_is_told_so(servers: Servers, pipeline: CommandPipeline) -> None:
+async def test_a_user_without_cluster_slots_is_refused_with_the_reason(
+    servers: Servers, pipeline: CommandPipeline
+) -> None:
     first, second = servers
     first.slots = replies(b"-NOPERM User tollbook has no permissions to run the 'cluster|slots' command\r\n")
     first.answer = replies(moved(second))
@@ -235,7 +237,7 @@ async def test_a_password_counts_for_every_node(servers: Servers) -> None:
         assert all(greeting[2:5] == [b"AUTH", b"user", b"p,w@"] for greeting in server.greetings)
 
 
-async def test_a_user_who_may_not_ask_several_nodes_is_told_so(servers: Servers) -> None:
+async def test_a_user_without_cluster_slots_on_several_nodes_is_refused_with_the_reason(servers: Servers) -> None:
     for server in servers:
         server.slots = replies(b"-NOPERM User tollbook has no permissions to run the 'cluster|slots' command\r\n")
     async with connect(f"redis://{servers[0].address},{servers[1].address}/0") as redis:

@@ -84,7 +84,7 @@ def test_our_services_run_known_commands_of_one_image(compose: dict[str, Any]) -
     assert {services[name]["image"] for name in OURS} == {f"tollbook:{project()['version']}"}
 
 
-def test_parts_meet_in_redis_alone(compose: dict[str, Any]) -> None:
+def test_services_share_only_redis(compose: dict[str, Any]) -> None:
     services = compose["services"]
 
     for name in OURS:

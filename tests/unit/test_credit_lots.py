@@ -16,13 +16,13 @@ def changed(
 GRANTS = [changed("granted", "never", 100), changed("granted", "soon", 50, expires_ms=9)]
 
 
-def test_what_expires_first_is_used_first_and_its_rest_is_taken_back() -> None:
+def test_the_credit_that_expires_first_is_used_first_and_its_rest_is_taken_back() -> None:
     events = [*GRANTS, changed("expired", "soon", -20, expires_ms=9, settled=30)]
     assert changed_lots({BUDGET: "30\nsoon 30 0 9\nnever 100 100 0"}, events) != []
     assert changed_lots({BUDGET: "30\nnever 100 100 0"}, events) == []
 
 
-def test_what_open_holds_may_need_stays_when_a_credit_expires() -> None:
+def test_an_expiry_leaves_what_open_holds_may_need() -> None:
     events = [*GRANTS, changed("expired", "soon", -5, expires_ms=9, settled=30, held=15)]
     assert changed_lots({BUDGET: "30\nsoon 45 15 9\nnever 100 100 0"}, events) == []
 

@@ -70,7 +70,7 @@ def test_what_a_shell_exports_for_compose_is_refused_by_no_command(path: Path) -
     assert [name for name in names if name.startswith("TOLLBOOK_")] == []
 
 
-def test_those_who_write_or_read_the_archive_find_the_store_and_nobody_else_has_its_secret(
+def test_only_services_that_use_the_archive_have_the_stores_secret(
     services: dict[str, Any],
 ) -> None:
     names = {name for name in OURS if "AWS_SECRET_ACCESS_KEY" in services[name]["environment"]}
@@ -90,7 +90,7 @@ def test_a_unit_runs_as_a_user_of_its_own_with_time_to_stop(unit: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [DEPLOY / "compose.yaml", DEPLOY.parent / "compose.yaml"], ids=["deploy", "small"])
-def test_who_makes_calls_has_time_to_settle_them_and_keeps_what_could_not_be_booked(path: Path) -> None:
+def test_workers_and_gateways_have_time_to_settle_and_a_volume_for_unbooked_charges(path: Path) -> None:
     """Without the setting a process ends within 15 s, however long its container may take."""
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     callers = [each for each in document["services"].values() if each.get("command") in (["worker"], ["gateway"])]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Stands in for uv: tells its version and writes down how it was called.
+# Stands in for uv: prints its version and records how it was called.
 UV = """#!/bin/sh
 [ "$1" = --version ] && exec echo "uv {version}"
 echo "$@" >> "{calls}"
@@ -124,7 +124,7 @@ def test_another_lock_or_project_is_installed(checkout: Checkout, name: str) -> 
 
 
 @pytest.mark.slow
-def test_a_failed_setup_is_told_and_done_again_from_nothing(checkout: Checkout) -> None:
+def test_a_failed_setup_is_reported_and_repeated_from_scratch(checkout: Checkout) -> None:
     checkout.let_uv_exit_with(2)
 
     failed = checkout.run("setup")
@@ -156,7 +156,7 @@ def test_setup_refuses_a_kind_that_it_does_not_know(checkout: Checkout) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [("demo", "--", "--tasks", "5"), ("run", "--", "tollbook", "demo", "--tasks", "5")])
-def test_two_dashes_before_the_arguments_of_a_command_are_not_handed_on(
+def test_two_dashes_before_the_arguments_of_a_command_are_not_passed_on(
     checkout: Checkout, command: tuple[str, ...]
 ) -> None:
     program = checkout.venv / "bin" / "tollbook"

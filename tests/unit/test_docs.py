@@ -68,7 +68,7 @@ def test_what_is_generated_is_current() -> None:
         assert text_of(path) == text, f"{path.relative_to(ROOT)}: run python -m docs.generate"
 
 
-def test_check_tells_current_documents_from_old_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_check_finds_outdated_documents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     monkeypatch.setattr(generate, "documents", lambda: {page: "new"})
     assert generate.main(["--check"]) == 1

@@ -70,7 +70,7 @@ def test_a_damaged_file_is_an_error_that_tells_no_secret(tmp_path: Path, content
     assert "secret" not in str(caught.value)
 
 
-def test_a_field_of_a_later_version_is_passed_over(tmp_path: Path) -> None:
+def test_a_field_of_a_later_version_is_ignored(tmp_path: Path) -> None:
     written = endpoint()
     document = written.model_dump_json().replace("{", '{"colour": "green", ', 1)
     (tmp_path / "endpoint.json").write_text(document)
@@ -83,7 +83,7 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         write_endpoint(tmp_path / "a-file", endpoint())
 
 
-def test_cleared_is_absent(tmp_path: Path) -> None:
+def test_a_cleared_endpoint_is_absent(tmp_path: Path) -> None:
     write_endpoint(tmp_path, endpoint())
     clear_endpoint(tmp_path)
     assert read_endpoint(tmp_path) is None

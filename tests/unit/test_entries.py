@@ -1,4 +1,4 @@
-"""Task entries: what is made is what a worker reads, and what a worker refuses is not made."""
+"""Task entries: a worker reads each one as it was made, and an entry that a worker would refuse is not made."""
 
 import json
 from typing import Any
@@ -52,7 +52,7 @@ given_fields = st.fixed_dictionaries(
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(values=given_fields)
-def test_an_entry_is_read_as_it_was_meant_or_is_not_made(values: dict[str, Any]) -> None:
+def test_an_entry_is_read_as_it_was_written_or_is_refused(values: dict[str, Any]) -> None:
     try:
         entry = task_entry("generation", values, new_id="new", policy=POLICY)
     except InvalidTask:
@@ -135,6 +135,6 @@ def test_an_entry_has_its_ids_in_the_spelling_in_which_they_are_kept() -> None:
     assert entry.fields["task_id"] == entry.task_id
 
 
-def test_metadata_whose_keys_are_the_same_as_json_makes_no_entry() -> None:
+def test_metadata_with_keys_that_are_equal_in_json_is_refused() -> None:
     with pytest.raises(InvalidTask, match="'metadata' has the key '1' twice"):
         task_entry("generation", {**POST, "metadata": {1: "a", "1": "b"}}, new_id="new", policy=POLICY)

@@ -162,7 +162,7 @@ FRAGMENTS = [
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map(b"".join), st.data())
-def test_however_bytes_are_cut_they_read_the_same(stream: bytes, data: st.DataObject) -> None:
+def test_a_stream_reads_the_same_however_it_is_split(stream: bytes, data: st.DataObject) -> None:
     whole, whole_deltas = received([stream])
     body, deltas = received(pieces(stream, data, 20))
     assert deltas == whole_deltas

@@ -1,4 +1,4 @@
-"""A new type of event is known wherever an event must be: what would stop the projector is found here first."""
+"""A new type of event is handled wherever it must be: a gap that would stop the projector is found here first."""
 
 from typing import Final, get_args
 
@@ -18,25 +18,25 @@ COMMANDS: Final = tuple(
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_fold_says_what_an_event_cannot_do_without(kind: str) -> None:
+def test_the_fold_lists_the_required_fields_of_every_event(kind: str) -> None:
     assert f"WHEN '{kind}' THEN" in packaged_text("tollbook.ledger.projection.sql", "fold_read.sql")
 
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_an_event_has_a_call_or_is_left_out_of_the_calls(kind: str) -> None:
-    # What is not listed in SQL would become a call of its own in the view, or a life without a hold.
+    # A type that is not listed in SQL would appear as a call of its own, or as a call without a hold.
     lines = packaged_text("tollbook.ledger.projection.sql", "schema.sql").splitlines()
     (left_out,) = (line for line in lines if line.startswith("WHERE type NOT IN"))
     assert (f"'{kind}'" in left_out) == (kind in WITHOUT_CALL), "name it in WITHOUT_CALL too, if it has no call"
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_what_if_decides_by_an_event_or_passes_it_over(kind: str) -> None:
+def test_what_if_handles_or_skips_every_event(kind: str) -> None:
     assert f'"{kind}"' in packaged_text("tollbook.audit.what_if", "walk.py")
 
 
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_a_command_is_known_to_all_who_look_for_its_record(kind: str) -> None:
+def test_every_reader_of_command_records_knows_every_command(kind: str) -> None:
     assert f"'{kind}'" in packaged_text("tollbook.ledger.projection.sql", "trace_others.sql"), "the projector's check"
     assert f"'{kind}'" in packaged_text("tollbook.audit.sql", "verify_calls.sql"), "`verify`"
     assert f"APPLY['{kind}']" in library_code(), "`recover`, where the event is restored"

@@ -121,7 +121,7 @@ def test_cause_that_is_not_of_aiohttp_does_not_decide() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError(), KeyError(), ZeroDivisionError(), AssertionError()])
-def test_bugs_of_ours_are_not_among_what_is_caught(error: Exception) -> None:
+def test_errors_of_our_own_code_are_not_caught(error: Exception) -> None:
     assert not isinstance(error, REQUEST_ERRORS)
 
 

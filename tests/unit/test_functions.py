@@ -1,4 +1,4 @@
-"""The gate's source: a change of it is a deliberate act, and it says what it is."""
+"""The gate's source: every change of it is deliberate (its digest), and its header lists its functions and codes."""
 
 import hashlib
 import re

@@ -34,7 +34,7 @@ SINCE: Final = {
     "key-created": 2,
     "key-revoked": 2,
 }
-# What the gate puts in front of a payload; the rest of it is written by Python.
+# The fields that the gate puts in front of a payload; Python writes the rest.
 STAMPS: Final[dict[str, tuple[str, ...]]] = {
     "budget-reserved": ("hold", "cap_nanousd", "deadline_ms", "assigned_plan", "content_hash", "budgets"),
     "budget-denied": (
@@ -87,7 +87,7 @@ def test_every_type_and_version_has_a_golden_file(version: int) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_stored_event_is_read_as_it_was_meant(path: Path) -> None:
+def test_a_stored_event_is_read_as_the_golden_file_says(path: Path) -> None:
     stored = _read(path)
     event = _event(path)
     assert event.model_dump(mode="json", exclude_defaults=True) == stored["event"]
@@ -100,7 +100,7 @@ def test_a_stored_event_of_this_version_is_written_back_to_the_same_bytes(path: 
     fields, event = _read(path)["fields"], _event(path)
     assert list(fields) == list(ENVELOPE_FIELDS)
     if event.v < EVENT_VERSION:
-        return  # It was lifted on reading; nothing writes the old version any more.
+        return  # It was upcast on reading; nothing writes the old version any more.
     assert json.loads(payload_json(event.payload)) == json.loads(fields["payload"])
     stamps = STAMPS.get(event.type, ())
     written = event.payload.model_dump_json(exclude={"type", *stamps}, exclude_none=True, exclude_defaults=True)
@@ -157,7 +157,7 @@ def test_an_event_of_a_newer_program_says_so() -> None:
         event_from_entry("7-0", _good() | {"v": str(EVENT_VERSION + 1)})
 
 
-def test_members_that_this_program_does_not_know_are_passed_over() -> None:
+def test_unknown_members_of_an_event_are_ignored() -> None:
     fields = _good()
     fields["payload"] = '{"invented":1,' + fields["payload"][1:]
     assert event_from_entry("7-0", fields).payload == event_from_entry("7-0", _good()).payload

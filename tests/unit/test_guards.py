@@ -1,4 +1,4 @@
-"""Marks of guarantees in the code, and the table of guarantees that names the files in which they stand."""
+"""Marks of guarantees in the code, and the table of guarantees that names their files."""
 
 import re
 from typing import Final

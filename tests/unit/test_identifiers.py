@@ -63,7 +63,7 @@ def test_an_id_is_any_printable_word(value: str) -> None:
     [
         "", "a" * (MAX_ID_CHARACTERS + 1), " ", " a", "a ", "a\n", "a\tb", 'a"b', "a\\b", "a\x00", "a\x7f", "a\x85",
         "a\u00a0b", "a\u2028b", "a\u200bb", "a\ud800", "a\ufeff", "a\u200db", "a\u202eb", "a\u00adb",
-        # Python calls these printable, and nobody sees them.
+        # Python calls these printable, but they are invisible.
         "a\u034f", "\u3164", "\uffa0", "a\u115f", "a\ufe0f", "a\U000e0101", "a\u180b", "a\u17b4", "\u2800",
         # Composed, they are what is refused: U+2000 is a space of another name.
         "a\u2000b",
@@ -88,7 +88,7 @@ def test_two_spellings_of_an_id_are_one(one: str, other: str) -> None:
 
 
 @given(st.text(min_size=1, max_size=5))
-def test_an_id_that_is_kept_is_spelled_as_it_is_kept(value: str) -> None:
+def test_a_stored_id_is_in_normal_form(value: str) -> None:
     try:
         kept = check_id(value)
     except ValueError:
@@ -96,7 +96,7 @@ def test_an_id_that_is_kept_is_spelled_as_it_is_kept(value: str) -> None:
     assert check_id(kept) == normalise_id(kept) == kept
 
 
-def test_characters_are_counted_in_the_spelling_that_is_kept() -> None:
+def test_characters_are_counted_in_the_normal_form() -> None:
     assert check_id("e\u0301" * MAX_ID_CHARACTERS) == "\u00e9" * MAX_ID_CHARACTERS
     # U+0958 is two characters when it is composed.
     with pytest.raises(ValueError, match=f"characters, not {MAX_ID_CHARACTERS + 1}$"):
@@ -109,7 +109,7 @@ def test_a_long_run_of_accents_is_not_composed() -> None:
         check_id("e" + "\u0301\u0323" * 500_000)
 
 
-def test_what_looks_alike_stays_apart() -> None:
+def test_ids_that_look_alike_stay_different() -> None:
     """Only what Unicode calls the same text is: compatibility forms and other alphabets are other ids."""
     assert len({check_id(each) for each in ("fi", "\ufb01", "FI", "\uff46\uff49", "f\u0456")}) == 5
 
@@ -166,7 +166,7 @@ def test_values_of_several_attributes_are_one_value() -> None:
 
 @given(st.lists(st.text(), min_size=2, max_size=3), st.lists(st.text(), min_size=2, max_size=3))
 def test_other_values_are_another_value(one: list[str], other: list[str]) -> None:
-    """G1: two balances that became one would refuse, one that became two would be spent twice."""
+    """G1: two balances joined into one would refuse calls; one split into two could be spent twice."""
     assert (budget_value(one) == budget_value(other)) == (one == other)
 
 
@@ -187,7 +187,7 @@ def test_values_are_read_as_they_were_joined_and_sql_joins_them_alike(values: li
     assert with_macros().execute("SELECT budget_value(?::VARCHAR[])", [values]).fetchone() == (joined,)
 
 
-def test_a_person_need_not_encode_a_percent_sign() -> None:
+def test_a_percent_sign_may_be_typed_unencoded() -> None:
     assert budget_value(read_values("50%,red", 2)) == "50%25,red"
     assert read_values("50%,red", 1) == ["50%,red"]
     for value, attributes in (("red", 2), ("a,b,c", 2), ("red", 0)):
@@ -236,7 +236,7 @@ def test_an_entry_id_without_sequence_is_the_first_of_its_millisecond() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-", "-5", "x-1", "1-x", "1-2-3", "$", ">"])
-def test_what_is_no_entry_id_is_refused(text: str) -> None:
+def test_a_malformed_entry_id_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         EntryId.parse(text)
 

@@ -101,7 +101,7 @@ def test_no_file_imports_itself_through_others() -> None:
         ("import b", False),
     ],
 )
-def test_a_circle_would_be_found(tmp_path: Path, text: str, is_circle: bool) -> None:
+def test_an_import_circle_is_found(tmp_path: Path, text: str, is_circle: bool) -> None:
     """A check that cannot fail checks nothing."""
     for name, content in {
         "tollbook/__init__.py": "",

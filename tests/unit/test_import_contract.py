@@ -1,4 +1,4 @@
-"""The import contract holds, and would be seen to be broken: a check that cannot fail checks nothing."""
+"""The import contract holds, and a violation is found: a check that cannot fail checks nothing."""
 
 import shutil
 import subprocess

@@ -64,13 +64,13 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
         ({"revoked_ms": NOON_MS - DAY_MS}, "revoked 2026-11-23T12:00:00Z"),
     ],
 )
-def test_the_state_says_what_comes_first(history: dict[str, Any], state: str) -> None:
+def test_the_state_of_a_key_names_its_first_end(history: dict[str, Any], state: str) -> None:
     lines = shown(issued(BARE, **history)).splitlines()
     (line,) = (line for line in lines if line.startswith(" key-"))
     assert line.endswith(f"  {state}")
 
 
-def test_text_that_a_person_gave_cannot_drive_a_terminal() -> None:
+def test_text_of_people_cannot_control_the_terminal() -> None:
     assert "\x1b" not in shown(issued(BARE, reason="\x1b[2J", created_by="\x1b[31mann"))
 
 
@@ -81,7 +81,7 @@ def event(payload: KeyCreated | KeyRevoked) -> Event:
     )  # fmt: skip
 
 
-def test_the_events_of_a_key_are_told_without_its_hash() -> None:
+def test_the_events_of_a_key_are_described_without_its_hash() -> None:
     signed: dict[str, Any] = {"key_id": "key-0123456789ab", "author": "ann", "reason": "the shop"}
     created = event(
         KeyCreated(

@@ -1,4 +1,4 @@
-"""Prices in a provider's list: what is read, what is not trusted, and how they stand beside policy and catalogue."""
+"""Prices in a provider's list: what is read, what is not trusted, and how they combine with policy and catalogue."""
 
 import json
 from decimal import Decimal
@@ -90,7 +90,7 @@ def test_a_listed_price_is_read_exactly(pricing: dict[str, Any], usage: dict[str
         {"prompt": "0x1", "completion": "0"},
         {"prompt": "\u0660", "completion": "0"},  # Digits of another script.
         CHEAP | {"request": "99999999"},
-        CHEAP | {"output_storage": "0.001"},  # Billed by something that nobody here knows.
+        CHEAP | {"output_storage": "0.001"},  # Billed by an unknown kind.
         CHEAP | {"image_token": "0.00001"},
         CHEAP | {"overrides": "many"},
         CHEAP | {"overrides": [7]},
@@ -243,7 +243,7 @@ def test_a_price_per_image_is_part_of_the_bound() -> None:
         ("later \x1b[2J", "later \\x1b[2J"),
     ],
 )
-def test_people_read_where_a_price_comes_from(source: str, text: str) -> None:
+def test_the_source_of_a_price_is_readable(source: str, text: str) -> None:
     price = BoundPrice(
         model="m", prompt_tokens=1, completion_tokens=1, prompt_nanousd_per_mtok=1, completion_nanousd_per_mtok=1
     )

@@ -1,4 +1,4 @@
-"""Streams of very many parts: each takes the time that it is long, since the event loop serves all calls at once."""
+"""Streams of very many parts: the time is linear in their length, since the event loop serves all calls."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from tollbook.gateway.segments import Segments
 from tollbook.inference.providers.bodies import Body
 
 PARTS: Final = 10_000
-# It takes less than a second; where each part looked through those before it, more than half a minute.
+# It takes less than a second. If each part scanned all parts before it, it would take more than half a minute.
 MOST_S: Final = 8.0
 
 
@@ -55,7 +55,7 @@ KINDS: Final[dict[str, Callable[[int], dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("kind", first_quick(2, KINDS))
-def test_many_parts_take_the_time_that_they_are_long(kind: str) -> None:
+def test_the_time_for_many_parts_grows_in_proportion_to_their_length(kind: str) -> None:
     events = [b"data: %s\n\n" % json.dumps(KINDS[kind](number)).encode() for number in range(PARTS)]
     began, body, segments = time.process_time(), Body(), Segments("s")
     for event in events:

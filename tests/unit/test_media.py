@@ -123,7 +123,7 @@ def test_a_wav_has_at_most_the_seconds_that_its_bytes_can_have(
     assert seconds * 10 - 1 <= found <= seconds * 10 + 20
 
 
-def test_a_sound_by_the_second_needs_a_format_that_tells() -> None:
+def test_a_sound_priced_by_the_second_needs_a_known_format() -> None:
     """G8."""
     frame = b"\xff\xfb"
     for start in (frame, b"ID3"):
@@ -215,10 +215,10 @@ SEARCHING = {"web_search_options": {"search_context_size": "low"}}
 def test_web_searches_are_priced_by_the_request_where_the_policy_allows_it() -> None:
     """G1 G3 G8."""
     priced = replace(FLAT, search_nanousd=10**7)
-    told = bound(message(), 100, FLAT, parameters={"stop": ["low", "search_context_size"]}).prompt_tokens
+    bounded = bound(message(), 100, FLAT, parameters={"stop": ["low", "search_context_size"]}).prompt_tokens
     found = bound(message(), 100, priced, parameters=SEARCHING, limits=ModelRule(web_search_tokens=8_000))
     assert found.fee_nanousd == 10**7
-    assert found.amount_nanousd >= told * 2_000 + 8_000 * 2_000 + 100 * 10_000 + 10**7 - 2_000 * 64
+    assert found.amount_nanousd >= bounded * 2_000 + 8_000 * 2_000 + 100 * 10_000 + 10**7 - 2_000 * 64
     readable = bound(message(), 100, priced, parameters=SEARCHING, facts=ModelFacts(context_length=5_000))
     assert (readable.prompt_basis == "context_length", readable.prompt_tokens) == (True, 5_000 + 10**7 // 2_000)
     with pytest.raises(PriceUnknown, match="set its web_search_tokens"):

@@ -56,7 +56,7 @@ ALL: Final = {"prompt_image_tokens": 500, "prompt_audio_tokens": 400, "prompt_vi
 
 
 @pytest.mark.parametrize(
-    ("report", "told"),
+    ("report", "media_usage"),
     [
         (openai(1_000, 90, prompt_image=500, prompt_audio=400, prompt_video=10, completion_image=80),
          {**ALL, "completion_image_tokens": 80}),
@@ -71,9 +71,9 @@ ALL: Final = {"prompt_image_tokens": 500, "prompt_audio_tokens": 400, "prompt_vi
          {"prompt_image_tokens": 500, "completion_image_tokens": 80}),
     ],
 )  # fmt: skip
-def test_tokens_of_media_are_read_in_every_providers_words(report: dict[str, Any], told: dict[str, int]) -> None:
+def test_tokens_of_media_are_read_in_every_providers_words(report: dict[str, Any], media_usage: dict[str, int]) -> None:
     found = read_usage(report)
-    assert found.readings == (MediaUsage(prompt_tokens=1_000, completion_tokens=90, **told),)
+    assert found.readings == (MediaUsage(prompt_tokens=1_000, completion_tokens=90, **media_usage),)
     assert found.doubt is None
 
 
@@ -85,7 +85,7 @@ def test_tokens_of_media_are_read_in_every_providers_words(report: dict[str, Any
         {**openai(1_000, 90), "prompt_tokens_details": [{"modality": 7}, "AUDIO"]},
     ],
 )  # fmt: skip
-def test_a_usage_that_tells_of_no_media_is_a_plain_one(report: dict[str, Any]) -> None:
+def test_a_usage_without_media_is_a_plain_one(report: dict[str, Any]) -> None:
     assert read_usage(report).readings == (Usage(prompt_tokens=1_000, completion_tokens=90),)
 
 
@@ -98,7 +98,7 @@ def test_each_kind_is_charged_at_its_price_and_not_at_the_most_that_it_could_hav
     assert cost < limit.amount_nanousd
 
 
-def test_what_a_usage_does_not_tell_stays_at_the_most() -> None:
+def test_a_kind_that_the_usage_leaves_out_is_charged_at_its_bound() -> None:
     """G3: servers report zero for what they do not count."""
     limit = bound(message(IMAGE, AUDIO), 100, DEAR, limits=LIMITS)
     surcharges = {"image": 700 * (PICTURE - TEXT), "audio": 900 * (SOUND - TEXT)}
@@ -109,7 +109,7 @@ def test_what_a_usage_does_not_tell_stays_at_the_most() -> None:
     assert charged(told_sound, limit, DEAR).nanousd == text + 400 * (SOUND - TEXT) + surcharges["image"]
 
 
-def test_a_price_of_each_image_and_a_search_are_charged_all_the_same() -> None:
+def test_the_price_of_each_image_and_of_a_search_is_charged_too() -> None:
     price = replace(DEAR, image_nanousd=7_000, search_nanousd=9_000)
     limit = bound(
         message(IMAGE, IMAGE), 100, price, limits=LIMITS.model_copy(update={"web_search_tokens": 10}),
@@ -132,8 +132,8 @@ PAINTER: Final = dated_prices("m", [PriceRule.model_validate({"prompt": 2, "comp
 def test_images_that_a_model_made_are_charged_at_their_price_and_its_words_at_theirs() -> None:
     price = PAINTER[0].price
     limit = bound(message(), 2_000, price, parameters={"modalities": ["text", "image"]})
-    told = read_usage(openai(100, 1_000, completion_image=900))
-    assert charged(told, limit, price) == Charge(100 * TEXT + 100 * ANSWER + 900 * 30_000, "priced", "policy")
+    media_usage = read_usage(openai(100, 1_000, completion_image=900))
+    assert charged(media_usage, limit, price) == Charge(100 * TEXT + 100 * ANSWER + 900 * 30_000, "priced", "policy")
     untold = read_usage(openai(100, 1_000))
     assert charged(untold, limit, price) == Charge(100 * TEXT + 1_000 * 30_000, "priced", "policy")
 
@@ -142,8 +142,8 @@ def test_images_that_a_model_made_are_charged_at_their_price_and_its_words_at_th
 def test_what_a_model_made_without_a_price_is_assumed_at_the_bound(kind: str) -> None:
     """G3: it may cost more than text does."""
     limit = bound(message(), 2_000, FLAT)
-    told = read_usage(openai(100, 1_000, **{kind: 900}))
-    assert charged(told, limit, FLAT) == Charge(limit.amount_nanousd, "assumed")
+    media_usage = read_usage(openai(100, 1_000, **{kind: 900}))
+    assert charged(media_usage, limit, FLAT) == Charge(limit.amount_nanousd, "assumed")
     reported = read_usage({**openai(100, 1_000, **{kind: 900}), "cost": Decimal("0.5")})
     assert charged(reported, limit, FLAT) == Charge(500_000_000, "reported")
 
@@ -156,10 +156,10 @@ def test_more_tokens_of_media_than_the_prompt_has_were_counted_beside_it() -> No
 
 
 def test_two_places_of_which_one_tells_more_do_not_differ() -> None:
-    plain, told = openai(1_000, 90), openai(1_000, 90, prompt_audio=400)
-    for first, second in ((plain, told), (told, plain)):
+    plain, media_usage = openai(1_000, 90), openai(1_000, 90, prompt_audio=400)
+    for first, second in ((plain, media_usage), (media_usage, plain)):
         found = joined_reports([read_usage(first), read_usage(second)])
-        assert (found.readings, found.doubt) == (read_usage(told).readings, None)
+        assert (found.readings, found.doubt) == (read_usage(media_usage).readings, None)
 
 
 counts = st.integers(0, 3_000)
@@ -187,19 +187,19 @@ def test_no_usage_is_charged_less_than_its_true_cost(
         fresh, cached, written = kinds[kind]
         off = discount if own >= text else 0
         true += own * (fresh + cached * Decimal(10 - off) / 10 + written * Decimal(10 + premium) / 10)
-    told = {f"prompt_{kind}_tokens": sum(kinds[kind]) for kind in ("image", "audio")}
+    media_usage = {f"prompt_{kind}_tokens": sum(kinds[kind]) for kind in ("image", "audio")}
     usage = MediaUsage(
         prompt_tokens=sum(map(sum, kinds.values())), cached_tokens=sum(each[1] for each in kinds.values()),
-        cache_write_tokens=sum(each[2] for each in kinds.values()), **told,
+        cache_write_tokens=sum(each[2] for each in kinds.values()), **media_usage,
     )  # fmt: skip
     assert price.cost(usage) >= true * 1_000 - 1
     if not usage.cached_tokens and not usage.cache_write_tokens:
         assert price.cost(usage) == true * 1_000
 
 
-def test_the_result_tells_them_and_the_ledger_has_the_counts_that_it_had() -> None:
-    told = MediaUsage(prompt_tokens=1_000, completion_tokens=90, prompt_audio_tokens=400)
-    result = InferenceResult(task_id="t", status=TaskStatus.DONE, usage=told)
+def test_the_result_has_media_tokens_and_the_ledger_only_plain_counts() -> None:
+    media_usage = MediaUsage(prompt_tokens=1_000, completion_tokens=90, prompt_audio_tokens=400)
+    result = InferenceResult(task_id="t", status=TaskStatus.DONE, usage=media_usage)
     assert InferenceResult.model_validate_json(result.model_dump_json()) == result
     assert '"prompt_audio_tokens":400' in result.model_dump_json()
     plain = InferenceResult(task_id="t", status=TaskStatus.DONE, usage=Usage(prompt_tokens=1))
@@ -208,13 +208,13 @@ def test_the_result_tells_them_and_the_ledger_has_the_counts_that_it_had() -> No
     called: dict[str, Any] = {
         "hold": 1, "model": "m", "outcome": "ok", "latency_ms": 1, "charge_nanousd": 1, "charge_basis": "priced"
     }  # fmt: skip
-    assert payload_json(ModelCalled(**called, usage=told)) == payload_json(
-        ModelCalled(**called, usage=told.without_media())
+    assert payload_json(ModelCalled(**called, usage=media_usage)) == payload_json(
+        ModelCalled(**called, usage=media_usage.without_media())
     )
 
 
-def test_the_gateway_tells_them_in_openais_words() -> None:
-    told = MediaUsage(prompt_tokens=9, completion_tokens=9, prompt_audio_tokens=4, completion_image_tokens=5)
-    usage = usage_document(InferenceResult(task_id="t", status=TaskStatus.DONE, usage=told))
+def test_the_gateway_reports_media_tokens_in_openais_form() -> None:
+    media_usage = MediaUsage(prompt_tokens=9, completion_tokens=9, prompt_audio_tokens=4, completion_image_tokens=5)
+    usage = usage_document(InferenceResult(task_id="t", status=TaskStatus.DONE, usage=media_usage))
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0, "audio_tokens": 4}
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 0, "image_tokens": 5}

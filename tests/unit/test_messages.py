@@ -64,7 +64,7 @@ def test_faststreams_reply_to_counts_where_the_task_names_none() -> None:
     assert read_task(delivery(envelope(TASK | {"reply_to": "own"}, reply_to="answers")))[1].reply_to == "own"
 
 
-def test_an_entry_may_have_so_many_bytes_and_not_one_more() -> None:
+def test_an_entry_has_a_limit_of_bytes() -> None:
     fields = plain(TASK | {"metadata": ""})
     room = MAX_ENTRY_BYTES - sum(len(name) + len(value) for name, value in fields.items())
     # The metadata are refused for another reason, which shows that they were looked at.

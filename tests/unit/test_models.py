@@ -143,7 +143,7 @@ def test_an_image_to_a_model_that_is_not_listed_has_no_bound(model: str) -> None
         ),
     ],
 )
-def test_what_anthropic_has_no_word_for(parameters: dict[str, Any], unsupported: list[str]) -> None:
+def test_parameters_that_anthropic_lacks_are_refused(parameters: dict[str, Any], unsupported: list[str]) -> None:
     models = ModelCatalogue(dialect="anthropic")
     assert models.unsupported("claude-haiku-4-5", parameters) == unsupported
     assert models.without_unsupported("claude-haiku-4-5", parameters) == {

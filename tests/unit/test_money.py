@@ -162,7 +162,7 @@ def test_people_never_see_a_spend_too_low(nanousd: int, places: int | None, text
     assert format_usd(nanousd, places=places) == text
 
 
-def test_a_cap_is_told_exactly_in_a_refusal() -> None:
+def test_a_refusal_shows_the_exact_cap() -> None:
     text = describe_shortage(
         "user:u1:2026-11", requested_nanousd=30_604_000, settled_nanousd=0, held_nanousd=0, cap_nanousd=1_000_000
     )

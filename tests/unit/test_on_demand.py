@@ -42,7 +42,7 @@ async def test_nothing_is_opened_before_it_is_asked_for(server: Server) -> None:
     assert (server.opened, server.closed) == (0, 0)
 
 
-async def test_all_who_ask_get_the_same_one_until_it_is_closed(server: Server) -> None:
+async def test_every_caller_gets_the_same_one_until_it_is_closed(server: Server) -> None:
     resource = OnDemand(server.open)
     asking = [asyncio.create_task(resource.get()) for _ in range(3)]
     await server.was_asked.wait()
@@ -54,7 +54,7 @@ async def test_all_who_ask_get_the_same_one_until_it_is_closed(server: Server) -
     assert (server.opened, server.closed) == (1, 1)
 
 
-async def test_a_failure_is_told_to_all_who_asked_and_the_next_tries_again(server: Server) -> None:
+async def test_a_failure_reaches_all_callers_and_the_next_call_tries_again(server: Server) -> None:
     server.is_away = True
     server.may_answer.set()
     resource = OnDemand(server.open)
@@ -67,7 +67,7 @@ async def test_a_failure_is_told_to_all_who_asked_and_the_next_tries_again(serve
     assert server.closed == 2
 
 
-async def test_who_is_cancelled_takes_it_from_nobody_else(server: Server) -> None:
+async def test_a_cancelled_caller_does_not_cancel_others(server: Server) -> None:
     resource = OnDemand(server.open)
     first, second = asyncio.create_task(resource.get()), asyncio.create_task(resource.get())
     await server.was_asked.wait()

@@ -1,6 +1,6 @@
 """The table of outcomes: each of its rows is a scenario that is played against the whole system.
 
-`tests/integration/test_outcomes.py` plays every scenario; here the table is held to them.
+`tests/integration/test_outcomes.py` plays every scenario; here the table is compared with them.
 """
 
 import re
@@ -28,7 +28,7 @@ def test_every_scenario_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_row_says_what_the_reader_makes_of_it(name: str) -> None:
+def test_row_agrees_with_the_reader(name: str) -> None:
     scenario, attempt = SCENARIOS[name], attempt_of(name)
     assert scenario.is_asked_again == attempt.is_retryable or name == "proxy_page"
     assert attempt.reason is None or attempt.reason in FAILURES
@@ -80,7 +80,7 @@ def test_audit_shows_reason_words_and_doubt() -> None:
     assert event_text(paid)[0] == "attempt 1 was paid for, but has no answer"
 
 
-def test_new_fields_of_an_event_are_left_out_where_they_say_nothing() -> None:
+def test_empty_new_fields_of_an_event_are_left_out() -> None:
     plain = ModelCalled(model="m", outcome="ok", latency_ms=7, charge_nanousd=1, charge_basis="reported")
     assert payload_json(plain) == (
         '{"model":"m","outcome":"ok","latency_ms":7,"charge_nanousd":1,"charge_basis":"reported"}'

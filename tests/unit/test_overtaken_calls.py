@@ -1,4 +1,4 @@
-"""Which calls are cut off whose claims were lost, by what the ledger keeps of them."""
+"""Which calls with a lost claim are cancelled, depending on their state on the ledger."""
 
 import asyncio
 from collections.abc import Callable
@@ -57,7 +57,7 @@ async def made(calls: OvertakenCalls, *, can_be_cut_off: Callable[[], bool] = la
 
 
 @pytest.mark.parametrize("found", [record("open", OWN + 1), record("settled", OWN), record("settled", OWN + 1)])
-async def test_a_call_of_which_another_run_has_the_money_or_the_result_is_cut_off(found: CallRecord) -> None:
+async def test_a_call_whose_hold_or_result_another_run_has_is_cancelled(found: CallRecord) -> None:
     calls = OvertakenCalls(Ledger(found).record_of)
     task = await made(calls)
     calls.watch(DELIVERY)
@@ -96,7 +96,7 @@ async def test_nothing_is_known_while_the_ledger_is_away(loop_clock: LoopClock) 
     assert task.cancelled()
 
 
-async def test_a_call_whose_cost_only_its_answer_tells_goes_on(loop_clock: LoopClock) -> None:
+async def test_a_call_whose_cost_only_its_answer_has_goes_on(loop_clock: LoopClock) -> None:
     """G3."""
     ledger, asked, can_be_cut_off = Ledger(record("settled", OWN)), 0, False
 
@@ -142,7 +142,7 @@ async def test_a_call_that_ended_while_the_ledger_was_asked_is_left_alone() -> N
     await task  # Cancelled, it would raise.
 
 
-async def test_a_claim_without_a_call_is_no_matter() -> None:
+async def test_a_lost_claim_without_a_call_is_ignored() -> None:
     ledger = Ledger(OPEN)
     OvertakenCalls(ledger.record_of).watch(DELIVERY)
     assert ledger.looks == 0

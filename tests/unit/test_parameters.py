@@ -18,7 +18,7 @@ def asked(**parameters: Any) -> Task:
     return task_from_fields({**POST, **parameters})
 
 
-def told(content: Any, **fields: Any) -> Task:
+def task_with(content: Any, **fields: Any) -> Task:
     message = {"role": "user", "content": content, **fields}
     return task_from_fields({"task": "score_post", "user_id": "u1", "messages": [message]})
 
@@ -151,7 +151,7 @@ def test_tags_are_text() -> None:
 def test_a_message_of_another_form_is_refused_without_quoting_it(content: Any, problem: str) -> None:
     """G10."""
     with pytest.raises(InvalidTask) as refused:
-        told(content)
+        task_with(content)
     assert problem in str(refused.value)
     assert SECRET not in str(refused.value)
 
@@ -212,7 +212,7 @@ def test_a_limit_that_is_given_twice_may_be_written_in_two_ways(limits: tuple[An
 
 def test_audio_of_an_earlier_reply_is_refused() -> None:
     with pytest.raises(InvalidTask, match=r"'messages\[0\]\.audio' is audio, whose cost has no upper bound"):
-        told("hi", audio={"id": "audio_1"})
+        task_with("hi", audio={"id": "audio_1"})
 
 
 def test_data_that_is_nested_too_deep_is_refused_in_every_field() -> None:

@@ -334,7 +334,7 @@ def test_prices_stand_in_the_order_of_their_days_however_these_are_written() -> 
         default_policy({"prices": {"m": same}})
 
 
-def test_all_mistakes_are_told_in_the_order_of_their_lines(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_in_the_order_of_their_lines(tmp_path: Path) -> None:
     lines = problems(tmp_path, "[streams.x]\nconcurrency = 0\n[plans.x]\n[tasks.a]\nmodel = 3\nmax_tokens = 0\n")
     assert [re.match(r"tollbook.toml:(\d+)", line)[1] for line in lines] == ["2", "3", "5", "6"]  # pyright: ignore[reportOptionalSubscript]
 
@@ -362,7 +362,7 @@ def test_a_secret_is_refused_with_its_line_and_never_shown(tmp_path: Path, text:
     assert SECRET not in line
 
 
-def test_what_only_has_the_name_of_a_secret_is_none(tmp_path: Path) -> None:
+def test_a_harmless_value_with_the_name_of_a_secret_is_accepted(tmp_path: Path) -> None:
     policy = policy_of(stated(tmp_path, f"{SUMMARIZE}[plans.token]\ncap_usd = 1\n[users]\nsecret = 5\n"))
     assert "token" in policy.plans
 
@@ -542,7 +542,7 @@ def test_a_task_is_checked_against_the_policy_with_its_names(tmp_path: Path) -> 
         check_stream("email", policy)
 
 
-def test_what_would_be_refused_is_told_when_a_policy_is_applied(tmp_path: Path) -> None:
+def test_models_whose_calls_would_be_refused_are_named_when_a_policy_is_applied(tmp_path: Path) -> None:
     text = (
         '[tasks.a]\nmodel = "no/price"\nmax_tokens = 3\n'
         '[tasks.b]\nmodel = "openai/gpt-4o-mini"\ncheaper = "anthropic/claude-sonnet-4"\nmax_tokens = 3\n'
@@ -571,12 +571,12 @@ words = st.sampled_from(
 def test_any_text_is_a_policy_or_refused_in_lines(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
-    told: tuple[str, ...] = ()
+    mistakes: tuple[str, ...] = ()
     try:
         read_policy_file(path)
     except SettingsError as exc:
-        told = exc.problems
-    for problem in told:
+        mistakes = exc.problems
+    for problem in mistakes:
         number = re.match(re.escape(str(path)) + r":(\d+): ", problem)
         assert number is not None, problem
         assert 1 <= int(number[1]) <= max(1, len(lines))

@@ -104,11 +104,11 @@ def test_a_policy_written_as_a_file_is_the_same_policy(policy: Policy, tmp_path:
         ),
     ],
 )
-def test_what_a_policy_changes_is_told_in_words(changes: dict[str, Any], lines: list[str]) -> None:
+def test_changes_of_a_policy_are_described_in_words(changes: dict[str, Any], lines: list[str]) -> None:
     assert [each.text for each in policy_changes(default_policy(), default_policy(changes))] == lines
 
 
-def test_changes_about_providers_are_told_in_words() -> None:
+def test_changes_of_providers_are_described_in_words() -> None:
     before = default_policy(EVERYTHING)
     openai = EVERYTHING["providers"]["openai"]
     changed = {
@@ -129,7 +129,7 @@ def test_changes_about_providers_are_told_in_words() -> None:
     ]
 
 
-def test_a_changed_budget_is_told_by_what_changes() -> None:
+def test_a_changed_budget_is_described_by_its_changes() -> None:
     before, after = (
         default_policy({"budgets": [TEAM]}),
         default_policy({"budgets": [TEAM | {"window": "month", "cap_usd": 30, "caps": {"red": 40}}]}),
@@ -144,7 +144,7 @@ def test_a_changed_budget_is_told_by_what_changes() -> None:
     ]
 
 
-def test_parameters_with_names_of_amounts_are_told_as_they_are() -> None:
+def test_parameters_with_names_of_amounts_are_shown_unchanged() -> None:
     def policy(word: str) -> Policy:
         params = {"response_format": {"prompt": word, "caps": {"x": word}}}
         return default_policy({"tasks": {"t": {"model": "a/b", "max_tokens": 1, "params": params}}})

@@ -101,7 +101,7 @@ def _parts(annotation: Any) -> Iterator[list[Any]]:
     ("model", "name"),
     first_quick(60, [(model, name) for model in MODELS for name in model.model_fields]),
 )
-def test_wrong_values_are_told_in_plain_words_with_their_field(model: type[BaseModel], name: str) -> None:
+def test_wrong_values_are_reported_in_plain_words_with_their_field(model: type[BaseModel], name: str) -> None:
     for value in wrong_values(model.model_fields[name]):
         check_refusal_of(value, model, name)
 
@@ -109,7 +109,7 @@ def test_wrong_values_are_told_in_plain_words_with_their_field(model: type[BaseM
 def check_refusal_of(value: Any, model: type[BaseModel], name: str) -> None:
     error = refusal(model, {**VALID.get(model, {}), name: value})
     if error is None:
-        # Nothing refuses what is ignored or has no limit.
+        # Fields that are ignored or have no limit refuse nothing.
         assert name in {"traceparent", "tracestate", "metadata", "usage", "stop", "content"} or not isinstance(
             value, bytes | type(object())
         )
@@ -142,7 +142,7 @@ def test_missing_fields_are_named(model: type[BaseModel]) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("value", [5, "x", None, [1]])
-def test_what_is_no_object_is_told_so(model: type[BaseModel], value: Any) -> None:
+def test_a_value_that_is_not_an_object_is_reported(model: type[BaseModel], value: Any) -> None:
     error = refusal(model, value)
     assert error is not None
     (sentence,) = checked(error, model)
@@ -159,7 +159,7 @@ def test_a_name_in_another_spelling_gets_the_right_one(model: type[BaseModel]) -
                 assert f"unknown field {spelling!r}; did you mean {name!r}?" in checked(error, model)
 
 
-def test_a_wrong_field_of_one_model_of_several_is_told_without_the_name_of_its_type() -> None:
+def test_a_wrong_field_of_one_of_several_models_is_reported_without_a_type_name() -> None:
     error = refusal(Event, {"payload": {"type": "segment-sealed", "events": "x"}})
     assert error is not None
     sentences = checked(error, Event)
@@ -179,7 +179,7 @@ names = st.one_of(st.sampled_from([*Task.model_fields, *Message.model_fields]), 
 
 
 @given(st.sampled_from(MODELS), st.data())
-def test_any_input_is_taken_or_refused_in_plain_words(model: type[BaseModel], data: st.DataObject) -> None:
+def test_any_input_is_accepted_or_refused_in_plain_words(model: type[BaseModel], data: st.DataObject) -> None:
     known = st.sampled_from([str(field.validation_alias or name) for name, field in model.model_fields.items()])
     fields = data.draw(st.dictionaries(known | names, values, max_size=5))
     error = refusal(model, {**VALID.get(model, {}), **fields})
@@ -199,7 +199,7 @@ def test_any_fields_are_a_task_or_refused_in_plain_words(fields: dict[str, Any])
 
 
 @given(st.dictionaries(st.sampled_from([*Route.model_fields, "modle", "x"]), values, max_size=4))
-def test_any_route_is_taken_or_refused_in_plain_words(fields: dict[str, Any]) -> None:
+def test_any_route_is_accepted_or_refused_in_plain_words(fields: dict[str, Any]) -> None:
     problems: tuple[str, ...] = ()
     try:
         routing_with({"score_post": fields})
@@ -226,7 +226,7 @@ def test_the_closest_name_is_suggested(name: str, known: list[str], closest: str
     assert closest_name(name, known) == closest
 
 
-def test_an_unknown_name_is_told_with_all_that_are_known() -> None:
+def test_an_unknown_name_is_reported_with_all_known_names() -> None:
     assert unknown_name("plan", "Grwth", ["trial", "growth"]) == (
         "unknown plan 'Grwth'; did you mean 'growth'? Known: trial, growth"
     )

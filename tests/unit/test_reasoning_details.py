@@ -1,4 +1,4 @@
-"""What a provider wants back of reasoning: which pieces are one detail, and what a result and a log have of it."""
+"""Reasoning that a provider wants back: which pieces are one detail, and what results and logs have of it."""
 
 import json
 from typing import Any
@@ -57,13 +57,13 @@ def test_parts_of_one_index_with_data_of_their_own_are_different(ids: tuple[str 
     assert read(pieces) == (expected, expected)
 
 
-def test_pieces_without_an_index_go_on_the_last() -> None:
+def test_pieces_without_an_index_continue_the_last_one() -> None:
     text, encrypted = {"type": "reasoning.text"}, {"type": "reasoning.encrypted", "data": "x"}
     _, details = read([{**text, "text": "a"}, {**text, "text": "b"}, encrypted, {**text, "text": "c"}])
     assert details == [{**text, "text": "ab"}, encrypted, {**text, "text": "c"}]
 
 
-def test_summaries_go_on_and_say_what_was_reasoned() -> None:
+def test_summaries_are_continued_and_count_as_reasoning() -> None:
     summary = {"type": "reasoning.summary", "index": 0}
     passed, details = read([{**summary, "summary": "I "}, {**summary, "summary": "think."}])
     assert details == [{**summary, "summary": "I think."}]
@@ -76,7 +76,7 @@ def test_a_character_that_was_cut_in_two_is_one() -> None:
 
 
 @pytest.mark.parametrize("piece", [{**TEXT, "text": ""}, {**TEXT, "signature": None}, {"format": "f"}, {}, "x", None])
-def test_what_says_nothing_is_left_out(piece: Any) -> None:
+def test_empty_parts_are_left_out(piece: Any) -> None:
     assert read([piece]) == ([], [])
     message = {"content": "Yes.", "reasoning_details": [piece]}
     assert whole(json.dumps({"choices": [{"message": message}]}).encode()).reasoning_details == ()
@@ -92,7 +92,7 @@ def test_encrypted_reasoning_alone_was_generated() -> None:
     assert attempt.reasoning_details == ({**ENCRYPTED, "data": "x"},)
 
 
-def test_it_stands_in_no_text_for_logs() -> None:
+def test_reasoning_details_are_in_no_repr() -> None:
     """G10."""
     attempt = whole(json.dumps({"choices": [{"message": {"content": "Yes.", "reasoning_details": [
         {**TEXT, "text": "secret thought", "signature": "secret signature"}]}}]}).encode())  # fmt: skip

@@ -1,4 +1,4 @@
-"""What Redis and its client refuse, as people are told of it."""
+"""Errors of Redis and its client, as people read them."""
 
 import pytest
 from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError, RedisError, ResponseError
@@ -46,14 +46,14 @@ def test_a_refusal_is_one_line_with_what_to_do(case: str) -> None:
         f"Redis at redis://h:1 does not answer: Redis did not answer ({type(error).__name__}: {error})"
     )
     ours.__cause__ = error
-    for told in (explain(error), explain(ours)):
-        assert words in told
-        assert len(told.splitlines()) == 1
-        assert len(told) < 400
+    for line in (explain(error), explain(ours)):
+        assert words in line
+        assert len(line.splitlines()) == 1
+        assert len(line) < 400
     assert explain(ours).startswith("Redis at redis://h:1 ")
 
 
-def test_what_our_own_errors_say_stays() -> None:
+def test_messages_of_our_own_errors_are_unchanged() -> None:
     lost = TaskUnconfirmed("t1", "Redis did not answer (ConnectionError: Connection refused.)")
     lost.__cause__ = RedisConnectionError("Connection refused.")
     assert explain(lost).startswith("task t1 may or may not have been published (nothing listens there")

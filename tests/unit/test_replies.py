@@ -106,7 +106,7 @@ def test_details_of_the_usage_are_read() -> None:
         ('{"prompt_tokens": 0, "completion_tokens": 0, "cost": 0}', "known", 0, True, False),
     ],
 )
-def test_what_a_reply_tells_of_its_cost(
+def test_the_cost_of_a_reply_is_read(
     usage: str, charge: str, cost: int | None, has_usage: bool, is_doubted: bool
 ) -> None:
     body = json.dumps(document(usage="USAGE")).replace('"USAGE"', usage).encode()
@@ -141,7 +141,7 @@ ANSWERED = {"message": {"content": "a"}, "finish_reason": "stop"}
         ({"usage": {"cost": "?"}, "x_groq": {"usage": COUNTED}}, {15}, None, True),
     ],
 )  # fmt: skip
-def test_usage_is_read_wherever_it_stands(
+def test_usage_is_read_in_every_place(
     changes: dict[str, Any], tokens: set[int], cost: int | None, is_doubted: bool
 ) -> None:
     attempt = read(document(**changes))
@@ -152,9 +152,9 @@ def test_usage_is_read_wherever_it_stands(
 
 
 @pytest.mark.parametrize("status", [200, 502])
-@pytest.mark.parametrize("told", [{"usage": {"cost": 0.5}}, {"metadata": {"usage": {"cost": 0.5}}}, {"cost": 0.5}])
-def test_error_that_says_what_it_cost_was_charged(status: int, told: dict[str, Any]) -> None:
-    attempt = read({"error": {"code": 502, "message": "x", **told}}, status, is_insured=True)
+@pytest.mark.parametrize("reported", [{"usage": {"cost": 0.5}}, {"metadata": {"usage": {"cost": 0.5}}}, {"cost": 0.5}])
+def test_error_that_reports_a_cost_was_charged(status: int, reported: dict[str, Any]) -> None:
+    attempt = read({"error": {"code": 502, "message": "x", **reported}}, status, is_insured=True)
     assert (attempt.charge, attempt.reported_cost_nanousd) == ("known", 500_000_000)
 
 
@@ -205,7 +205,7 @@ def error(code: object, message: str = PROMPT, **metadata: object) -> dict[str, 
         (504, error(504), "unknown", True, True),
         (524, error(524), "unknown", True, True),
         (529, error(529), "none", True, True),
-        # An intermediary's own page says nothing of what became of the request.
+        # The error page of a proxy does not say how the request ended.
         (502, b"<html>bad gateway</html>", "unknown", True, True),
         (500, b"", "unknown", True, True),
         (520, b"", "unknown", True, True),
@@ -265,7 +265,7 @@ def test_error_inside_a_200(body: Any, is_insured: bool, charge: str, is_retryab
         (b"{}", "unknown"),
         (document(choices=None, usage=None), "unknown"),
         (document(choices=[{"message": {"content": ""}, "finish_reason": None}], usage=None), "unknown"),
-        # An empty reply that is free is asked for again: nothing is bought twice.
+        # After a free empty reply the model is asked again: nothing is paid twice.
         (document(choices=[{"message": {"content": ""}, "finish_reason": "stop"}], usage={"cost": 0}), "known"),
     ],
 )
@@ -521,7 +521,7 @@ def test_parts_without_a_type_are_read(body: Any) -> None:
      {"code": "200", "message": "OK"}, [], [{}]],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["document", "choice", "events"])
-def test_error_that_says_nothing_is_none(error: object, form: str) -> None:
+def test_error_without_content_is_no_error(error: object, form: str) -> None:
     """G4: gateways have a member for errors in each reply, and the answer beside it was paid for."""
     if form == "events":
         body: Any = event(choices=delta(content="a"), error=error) + event(choices=delta("stop"), error=error)
@@ -533,7 +533,7 @@ def test_error_that_says_nothing_is_none(error: object, form: str) -> None:
     assert (attempt.outcome, attempt.content) == ("ok", "a")
 
 
-def test_error_is_not_forgotten_for_one_that_says_nothing() -> None:
+def test_error_is_kept_beside_one_without_content() -> None:
     failed = event(choices=delta(content="a"), error={"code": 502, "message": "x"})
     attempt = read(failed + event(choices=delta("stop"), error={}))
     assert (attempt.outcome, attempt.http_status) == ("provider_error", 200)
@@ -607,7 +607,7 @@ WHOLE = json.dumps(document()).encode()
         WHOLE.replace(b'"object"', b'"object\xff"'),
     ],
 )
-def test_body_is_read_whatever_stands_around_it(body: bytes) -> None:
+def test_body_is_read_with_text_around_it(body: bytes) -> None:
     attempt = read(body)
     assert (attempt.content, attempt.reported_cost_nanousd) == (COMPLETION, 4_500)
 
@@ -631,7 +631,7 @@ def test_body_that_is_no_reply_may_have_been_charged(status: int, body: bytes) -
 
 
 @pytest.mark.parametrize("rest", ['\\"' * 500_000, ",]" * 500_000, "{" * 500_000, "{} " * 200_000, '"' * 500_001])
-def test_body_that_is_no_json_is_looked_at_once(rest: str) -> None:
+def test_body_that_is_not_json_is_parsed_once(rest: str) -> None:
     """Where each quote or brace would be tried, these would take hours."""
     started = time.process_time()
     assert read(f'{{"a": 1}} {{"b": "{rest}'.encode()).outcome == "invalid_response"
@@ -675,8 +675,8 @@ def test_objects_of_which_the_last_was_cut_off_are_a_lost_connection(lines: tupl
 
 @pytest.mark.parametrize("sign", [b" ", b":\n", b": alive\n\n", b":"], ids=["space", "empty", "comment", "no end"])
 @pytest.mark.parametrize("pieces", first_quick(1, [200_000, 1]))
-def test_much_that_keeps_a_connection_alive_is_looked_at_once(sign: bytes, pieces: int) -> None:
-    """It would take minutes, were all of it looked at again with each piece."""
+def test_many_keep_alive_lines_are_parsed_once(sign: bytes, pieces: int) -> None:
+    """It would take minutes if all of it were parsed again with each piece."""
     body, size = Body(), 200_000 // pieces
     for _ in range(pieces):
         body.feed(sign * size)
@@ -784,7 +784,7 @@ def test_usages_of_an_event_stream_are_joined(
     assert (attempt.reported_cost_nanousd, attempt.usage_doubt is not None) == (cost, is_doubted)
 
 
-def test_event_stream_has_ended_where_its_usage_stands_alone() -> None:
+def test_event_stream_has_ended_with_a_usage_of_its_own() -> None:
     """As the last chunk before `[DONE]`, also where the server gives no reason and does not say that it is over."""
     begun = event(choices=delta(content="Hel"))
     attempt = read(begun + event(choices=[], usage=USAGE))
@@ -812,7 +812,7 @@ def test_event_stream_has_ended_where_its_usage_stands_alone() -> None:
         [{"message": "Hel"}, {"content": "lo", "finish_reason": "stop"}],
     ],
 )  # fmt: skip
-def test_what_chunks_say_twice_is_said_once(chunks: list[dict[str, Any]]) -> None:
+def test_repeated_parts_of_chunks_count_once(chunks: list[dict[str, Any]]) -> None:
     body = b"".join(event(choices=[{"index": 0, **each}], usage=USAGE) for each in chunks)
     assert read(body).content == "Hello"
 
@@ -948,7 +948,7 @@ def test_machine_words_of_an_error_have_fields_of_their_own() -> None:
     assert read({"error": {**secret, "metadata": metadata}}, 400).error_details is None
 
 
-def test_generation_id_of_the_headers_outlives_the_body() -> None:
+def test_generation_id_of_the_headers_is_kept_if_the_body_breaks() -> None:
     reply = reply_of(b"{", headers={"x-generation-id": "gen-9"})
     assert ADAPTERS["openrouter"].read_reply(reply, chat_request()).generation_id == "gen-9"
 
@@ -1021,7 +1021,7 @@ def test_retry_after_is_seconds_or_a_date(headers: dict[str, str], expected: flo
 
 
 @pytest.mark.parametrize("status", [402, 429, 503])
-def test_pause_that_is_asked_for_is_told(status: int) -> None:
+def test_requested_pause_is_returned(status: int) -> None:
     assert read(error(status), status, {"retry-after": "9"}).retry_after_s == 9.0
 
 
@@ -1131,7 +1131,7 @@ def test_a_message_of_anthropics() -> None:
         ({"stop_reason": "pause_turn"}, "pause_turn", None),
     ],
 )
-def test_why_a_message_of_anthropics_ended(
+def test_the_stop_reason_of_an_anthropic_message_is_read(
     changes: dict[str, Any], finish_reason: str, error_code: ErrorCode | None
 ) -> None:
     attempt = of_anthropic(message(**changes))
@@ -1166,7 +1166,7 @@ def test_an_error_of_anthropics(
     assert (attempt.error_details.type, attempt.provider_error, attempt.generation_id) == (kind, text, "req_1")
 
 
-def test_what_anthropic_charges_more_for_is_marked() -> None:
+def test_us_inference_of_anthropic_is_marked() -> None:
     usage = {"input_tokens": 10, "output_tokens": 5, "inference_geo": "us"}
     assert of_anthropic(message(usage=usage)).service_tier == "us"
     assert of_anthropic(message(usage={**usage, "inference_geo": "global"})).service_tier == ""
@@ -1194,7 +1194,7 @@ NESTED = [
         "%s",
     ],
 )
-def test_what_is_nested_without_end_is_no_failure_of_ours(around: str, depth: int) -> None:
+def test_deep_nesting_is_no_internal_error(around: str, depth: int) -> None:
     for opening, closing in NESTED:
         nested = opening * depth + "1" + closing * depth
         attempt = read(around.replace("%s", nested).encode())

@@ -49,7 +49,7 @@ UNREACHABLE = failed("not_sent", is_retryable=True)
         (failed(is_retryable=True, retry_after_s=20.1), 1, False, GiveUp("HTTP 503")),
     ],
 )
-def test_what_follows_a_failed_attempt(
+def test_the_next_step_after_a_failed_attempt_is_that_of_the_table(
     attempt: Attempt, attempts_of_model: int, has_fallback: bool, expected: Step
 ) -> None:
     assert POLICY.decide(attempt, attempts_of_model=attempts_of_model, has_fallback=has_fallback) == expected
@@ -113,7 +113,7 @@ def test_a_refusal_that_may_be_of_reasoning_is_asked_again_without_it(
     assert step == (Retry(0.0, is_without_reasoning=True) if is_asked_again else FallBack("http_error"))
 
 
-def test_what_may_have_been_charged_is_no_refusal() -> None:
+def test_a_failure_that_may_have_been_charged_is_not_a_refusal() -> None:
     charged = failed(charge="known", may_fall_back=True, http_status=400, reason="bad_request")
     step = POLICY.decide(charged, attempts_of_model=1, has_fallback=True, has_reasoning=True)
     assert step == FallBack("http_error")

@@ -49,7 +49,7 @@ def test_rows_that_are_too_wide_are_written_column_by_column_and_not_cut(
     ]
 
 
-def test_no_value_steers_the_terminal(tmp_path: Path) -> None:
+def test_no_value_can_control_the_terminal(tmp_path: Path) -> None:
     shown = table_of([{"a": "\x1b[2J\nred"}], tmp_path)
     assert "\x1b" not in shown
     assert "\\x1b[2J\\x0ared" in shown

@@ -1,4 +1,4 @@
-"""Settings: read once, refused whole where anything is wrong, and silent about secrets."""
+"""Settings: read once, refused if any value is wrong, and never showing secrets."""
 
 import os
 import re
@@ -61,7 +61,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (settings.task_keep_s, settings.reply_stream_max, settings.confirm_usd) == (86_400, 100_000, 100)
 
 
-def test_finished_tasks_stay_if_that_is_wished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_tasks_are_kept_by_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, TOLLBOOK_TASK_KEEP_S="off").task_keep_s is None
     assert load(monkeypatch, TOLLBOOK_TASK_KEEP_S="7200").task_keep_s == 7_200
 
@@ -238,7 +238,7 @@ ODD_VALUES = [
 @pytest.mark.parametrize(
     "name", first_quick(15, [str(field.validation_alias) for field in Settings.model_fields.values()])
 )
-def test_any_value_is_taken_or_refused_in_one_plain_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_value_is_accepted_or_refused_in_one_plain_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ODD_VALUES:
         lines: tuple[str, ...] = ()
         try:
@@ -253,7 +253,7 @@ def test_any_value_is_taken_or_refused_in_one_plain_line(name: str, monkeypatch:
             assert len(line) < 400, value
 
 
-def test_a_stream_that_the_policy_does_not_have_is_told_where_the_policy_is_known(
+def test_an_unknown_stream_is_reported_once_the_policy_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = load(monkeypatch, TOLLBOOK_CONCURRENCY='{"generations": 3}')
@@ -265,7 +265,7 @@ def test_a_stream_that_the_policy_does_not_have_is_told_where_the_policy_is_know
     )
 
 
-def test_all_problems_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = problems(monkeypatch, TOLLBOOK_RETRIES="x", TOLLBOOK_TYPO="1", REDIS_URL="ftp://x")
     assert len(lines) == 3
 
@@ -393,7 +393,7 @@ def test_settings_can_be_made_by_field_name() -> None:
 
 @pytest.mark.parametrize("claim_after_s", [1.0, 2.0, 30.0, 86_400.0])
 def test_a_silent_connection_is_given_up_while_claims_can_still_be_renewed(claim_after_s: float) -> None:
-    """With time for three looks: others take a worker for dead at 0.8 of the claim time."""
+    """With time for three checks: others take a worker for dead at 0.8 of the claim time."""
     timeout_s = answer_timeout_s(Settings(claim_after_s=claim_after_s))
     assert 0.5 <= timeout_s <= 30
     assert timeout_s + 0.3 * claim_after_s <= 0.8 * claim_after_s

@@ -73,7 +73,7 @@ def test_values_are_of_their_types(kind: Any) -> None:
         ([PLAIN], {"type": "function", "function": {"name": "finish"}}, "finish"),
     ],
 )
-def test_tools_are_called_where_that_is_demanded_or_marked(
+def test_tools_are_called_if_demanded_or_marked(
     messages: list[dict[str, Any]], choice: Any, called: str | None
 ) -> None:
     choice = message(messages=messages, tools=TOOLS, tool_choice=choice)
@@ -87,6 +87,6 @@ def test_tools_are_called_where_that_is_demanded_or_marked(
 
 
 @pytest.mark.parametrize("schema", [{"type": "array", "minItems": "3"}, {"allOf": [{"$ref": 3}]}, {"enum": 3}])
-def test_a_schema_that_is_none_is_refused(schema: dict[str, Any]) -> None:
+def test_a_malformed_schema_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(BadRequest, match="schema"):
         message(response_format={"type": "json_schema", "json_schema": {"schema": schema}})

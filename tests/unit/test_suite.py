@@ -1,4 +1,4 @@
-"""The tests that one runs while working touch every guarantee; the long ones are marked, and CI runs them too."""
+"""The quick tests cover every guarantee; the long ones are marked, and CI runs them too."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUARANTEES: Final = {
     "G1": (
         "tests/contract/test_gate.py::test_a_burst_from_many_workers_stays_within_the_cap",
-        "tests/stateful/test_gate_machine.py::test_the_answers_are_the_models_in_a_few_lives",
+        "tests/stateful/test_gate_machine.py::test_every_answer_equals_the_models_in_a_few_runs",
     ),
     "G2": (
         "tests/integration/test_ledger.py::test_a_settlement_whose_answer_was_lost_is_not_made_twice",
@@ -42,7 +42,7 @@ GUARANTEES: Final = {
     ),
     "G9": (
         "tests/integration/test_client.py::test_call_waits_for_the_money_that_other_calls_give_back",
-        "tests/integration/test_wait_queue.py::test_a_settlement_wakes_the_first_who_waits",
+        "tests/integration/test_wait_queue.py::test_a_settlement_wakes_the_first_waiting_call",
     ),
     "G10": (
         "tests/unit/test_golden_events.py::test_events_have_no_field_for_what_is_private",
@@ -50,7 +50,7 @@ GUARANTEES: Final = {
     ),
     "G11": (
         "tests/integration/test_policies.py::test_two_processes_of_different_policies_never_hold_by_two_caps",
-        "tests/integration/test_policies.py::test_a_process_hears_of_a_change_with_its_next_reservation",
+        "tests/integration/test_policies.py::test_a_process_learns_of_a_change_with_its_next_reservation",
     ),
 }
 
@@ -71,7 +71,7 @@ def is_long(mark: ast.expr) -> bool:
     return ast.unparse(mark).startswith(("pytest.mark.slow", "pytest.mark.soak"))
 
 
-def test_every_guarantee_is_touched_by_the_tests_that_one_runs_while_working() -> None:
+def test_every_guarantee_has_a_quick_test() -> None:
     files = {test.partition("::")[0] for tests in GUARANTEES.values() for test in tests}
     found = set().union(*map(run_while_working, files))
 
@@ -79,7 +79,7 @@ def test_every_guarantee_is_touched_by_the_tests_that_one_runs_while_working() -
     assert {name: set(tests) - found for name, tests in GUARANTEES.items()} == {name: set() for name in GUARANTEES}
 
 
-def test_ci_runs_the_readmes_tests_and_then_those_that_they_leave_out() -> None:
+def test_ci_runs_the_quick_tests_and_then_the_others() -> None:
     recipes = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     line = next(line for line in recipes.splitlines() if line.startswith("for recipe in "))
 

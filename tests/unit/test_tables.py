@@ -39,7 +39,7 @@ def test_ids_have_a_line_of_their_own_where_the_rest_does_not_fit_beside_them() 
     assert lines[-2:] == [f" {IDS[0]}", "   growth  $1,234.5678  $5,000.00  12,345          7"]
 
 
-def test_columns_that_may_be_left_out_are_and_that_is_said() -> None:
+def test_optional_columns_are_left_out_with_a_note() -> None:
     lines = shown(COLUMNS, ROWS, 40)
     assert f" {IDS[0]}" in lines
     assert "   growth  $1,234.5678  $5,000.00" in lines
@@ -52,7 +52,7 @@ def test_at_every_width_no_line_is_too_wide_and_nothing_is_cut(width: int) -> No
     details = [f"{IDS[0]}: timed out after 30 seconds, the provider was asked again"]
     rows = [Row(row, details, "bold", has_rule=True) for row in ROWS]
     lines = shown(COLUMNS, rows, width)
-    # Names of columns stand beside each value where there is room for nothing else.
+    # In a very narrow table, the column's name is beside each value.
     assert max(map(cell_len, lines)) <= max(width, 14)
     assert [line for line in lines if line != line.rstrip()] == []
     text = "".join("".join(lines).split())
@@ -83,7 +83,7 @@ def test_wide_characters_count_as_they_are_shown() -> None:
     assert wrap("abcdefghij k", 4) == ["abcd", "efgh", "ij k"]
 
 
-def test_what_others_wrote_steers_no_terminal() -> None:
+def test_text_of_others_cannot_control_the_terminal() -> None:
     assert printable("\x1b[2Jred\n") == "\\x1b[2Jred\\x0a"
     assert printable("東京 ok") == "東京 ok"
 

@@ -139,7 +139,7 @@ def test_ping_needs_nothing_else() -> None:
         ({"Top-P": "1", "Max-Tokens": "5"}, "unknown field 'Max-Tokens'; did you mean 'max_tokens'?"),
     ],
 )
-def test_what_is_no_task_says_which_field_and_quotes_no_prompt(change: dict[str, Any], problem: str) -> None:
+def test_a_malformed_task_names_the_field_and_quotes_no_prompt(change: dict[str, Any], problem: str) -> None:
     """G10."""
     fields = {**SCORE, "prompt": SECRET} | change
     given = {name: value for name, value in fields.items() if value is not None}
@@ -150,7 +150,7 @@ def test_what_is_no_task_says_which_field_and_quotes_no_prompt(change: dict[str,
 
 
 @pytest.mark.parametrize("data", ["", "x", "[1]", "null", "1", b"\xff"])
-def test_data_that_is_no_object_is_no_task(data: Any) -> None:
+def test_data_that_is_not_an_object_is_not_a_task(data: Any) -> None:
     with pytest.raises(InvalidTask):
         task_from_fields({"data": data})
 
@@ -219,7 +219,7 @@ TALK = {
         (SCORE, "deaf017ccbd8f8d48de3a50ef6496338"),
         (FULL, "a403772097cd2ad2c6216ecd1b977317"),
         (TALK, "ffda1cc790fc4b6ab697db18202a2418"),
-        # A null, and what an SDK says that is so anyway, make no other task.
+        # A null, and values of an SDK that only state the default, do not make another task.
         ({**SCORE, "stop": None, "n": 1, "tags": {}, "tools": []}, "deaf017ccbd8f8d48de3a50ef6496338"),
     ],
 )
@@ -235,16 +235,16 @@ def test_half_of_a_surrogate_pair_is_replaced() -> None:
     task = task_from_fields({"data": f'{{{fields}, "metadata": {{{broken}: {broken}}}}}'})
     assert (task.prompt, task.system, task.stop) == ("a\ufffdb", "\U0001f600", ("a\ufffdb",))
     assert task.metadata == {"a\ufffdb": "a\ufffdb"}
-    told = task_from_fields(
+    parsed = task_from_fields(
         {"task": "score_post", "user_id": "u42", "messages": f'[{{"role": "user", "content": {broken}}}]'}
     )
-    assert [message.text for message in told.chat()] == ["a\ufffdb"]
+    assert [message.text for message in parsed.chat()] == ["a\ufffdb"]
     with pytest.raises(InvalidTask, match="'user_id' must"):
         task_from_fields({"data": '{"task": "score_post", "user_id": "a\\ud800", "prompt": "x"}'})
 
 
 @given(st.dictionaries(st.sampled_from([*Task.model_fields, "data", "x"]), st.text(max_size=30), max_size=6))
-def test_any_fields_are_a_task_or_an_invalid_one(fields: dict[str, str]) -> None:
+def test_any_fields_are_a_task_or_are_invalid(fields: dict[str, str]) -> None:
     try:
         task = task_from_fields(fields)
     except InvalidTask:
@@ -318,12 +318,12 @@ def test_any_other_stream_is_one_for_replies(name: str) -> None:
     ],
 )
 def test_numbers_that_differ_are_tags_that_differ(value: float, text: str) -> None:
-    """Else two cost centers would share a balance."""
+    """Otherwise two cost centers would share a balance."""
     assert Task.model_validate({**SCORE, "tags": {"cost_center": value}}).tags == {"cost_center": text}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_no_number_is_no_tag(value: float) -> None:
+def test_a_tag_that_is_not_a_finite_number_is_refused(value: float) -> None:
     with pytest.raises(ValidationError, match="must have a text or a number under 'team', not"):
         Task.model_validate({**SCORE, "tags": {"team": value}})
 

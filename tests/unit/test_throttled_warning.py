@@ -1,4 +1,4 @@
-"""What lasts is warned of once a minute, however many tasks it holds back."""
+"""A lasting problem is logged once a minute, however many tasks it holds back."""
 
 from structlog.testing import capture_logs
 
@@ -26,7 +26,7 @@ def test_each_kind_of_problem_is_warned_of_at_once_and_then_once_a_minute() -> N
     ]
 
 
-def test_kinds_without_end_are_forgotten() -> None:
+def test_the_number_of_remembered_kinds_is_bounded() -> None:
     held_back = ThrottledWarning("tasks.held_back", lambda: 0)
     with capture_logs() as logs:
         for number in range(250):

@@ -55,7 +55,7 @@ def reference(encoding: str) -> Any:
 @example(text="<|endoftext|>")
 @example(text="\r\n \t  x'LL 123456 \u00a0\u2003")
 @example(text="\u1cfa")  # A mark for some tables, a letter for others.
-def test_count_is_the_true_one_or_none(model: str, text: str) -> None:
+def test_count_is_exact_or_absent(model: str, text: str) -> None:
     """G1: by another implementation."""
     count = counter_of(model)
     assert count is not None

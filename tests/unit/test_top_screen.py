@@ -88,7 +88,7 @@ def text(figures: Figures, width: int, height: int | None, **more: str) -> str:
     return "\n".join(line.plain.rstrip() for line in draw(figures, width=width, height=height, **more))  # pyright: ignore[reportArgumentType]
 
 
-def test_all_is_there_at_80_by_24() -> None:
+def test_all_parts_are_shown_at_80_by_24() -> None:
     shown = text(FIGURES, 80, 24, keys="q quit").splitlines()
     assert len(shown) == 24
     assert shown[0].startswith(" tollbook top  tollbook in /srv/data")
@@ -134,11 +134,11 @@ def test_the_other_order_is_by_the_part_of_the_cap() -> None:
 
 
 @pytest.mark.parametrize("figures", [FIGURES, replace(FIGURES, redis=None, rates=None, spend=None)])
-def test_no_size_is_too_small_and_no_line_too_wide(figures: Figures) -> None:
-    told = replace(figures, problems=(Problem("person", "x " * 300), Problem("notice", "y" * 500)) * 5)
+def test_at_every_size_no_line_is_too_wide(figures: Figures) -> None:
+    crowded = replace(figures, problems=(Problem("person", "x " * 300), Problem("notice", "y" * 500)) * 5)
     for width in (1, 2, 7, 20, 40, 79, 80, 99, 100, 120, 300):
         for height in (1, 2, 5, 12, 24, 40, 100):
-            lines = draw(told, width=width, height=height, keys="q quit  s order")
+            lines = draw(crowded, width=width, height=height, keys="q quit  s order")
             assert len(lines) == height
             assert max(cell_len(line.plain) for line in lines) <= width
 
@@ -167,7 +167,7 @@ def test_ids_that_would_look_the_same_without_their_middle_are_shown_whole() -> 
         assert f" {user_id[:79]}\n {user_id[79:]}\n" in shown
 
 
-def test_red_is_for_a_person_and_yellow_for_a_look() -> None:
+def test_red_needs_a_person_and_yellow_is_a_warning() -> None:
     redis = replace(REDIS, dead_letters=2, projector=None, workers=0)
     figures = replace(FIGURES, redis=redis, spend=replace(SPEND, discrepancies=1, lag_s=30.0))
     figures = replace(figures, problems=find_problems(figures, is_answered=True))
@@ -184,7 +184,7 @@ def test_red_is_for_a_person_and_yellow_for_a_look() -> None:
     assert not any("red" in str(line.style) + str(line.spans) for line in draw(FIGURES, width=120, height=40))
 
 
-def test_a_part_that_is_away_is_told_and_is_dim() -> None:
+def test_a_missing_part_is_named_and_dim() -> None:
     assert find_problems(replace(FIGURES, redis=replace(REDIS, projector=None)), is_answered=False) == ()
 
 
@@ -198,7 +198,7 @@ def test_a_server_that_may_lose_writes_is_worth_a_look_and_one_that_is_full_need
     assert problem == Problem("person", "the Redis server is nearly full")
 
 
-def test_where_calls_are_stopped_the_reason_is_told_and_no_other() -> None:
+def test_only_the_reason_of_stopped_calls_is_shown() -> None:
     redis = replace(REDIS, projector=None, stopped="the projector has stopped: the ledger has only 9")
     (problem,) = find_problems(replace(FIGURES, redis=redis), is_answered=True)
     assert problem == Problem("person", "calls are stopped: the projector has stopped: the ledger has only 9")
@@ -218,13 +218,13 @@ def test_where_calls_are_stopped_the_reason_is_told_and_no_other() -> None:
     assert "the projection was not read yet" in never
 
 
-def test_another_ledger_in_redis_than_in_duckdb_is_told() -> None:
+def test_different_ledgers_in_redis_and_duckdb_are_reported() -> None:
     figures = replace(FIGURES, redis=replace(REDIS, ledger_id="ledger-2"))
     (problem,) = find_problems(figures, is_answered=True)
     assert problem.text.startswith("Redis has another ledger than the one folded in /srv/data")
 
 
-def test_what_others_wrote_does_not_steer_the_terminal() -> None:
+def test_text_of_others_cannot_control_the_live_view() -> None:
     nasty = "a\x1b[2Jb\x9b31mc"
     users = (UserFigures(nasty, nasty, 1, 0, 1, 0, 0, 0),)
     spend = replace(SPEND, by_spend=users)
@@ -233,7 +233,7 @@ def test_what_others_wrote_does_not_steer_the_terminal() -> None:
     assert "a\\x1b[2Jb\\x9b31mc" in shown
 
 
-def test_the_middle_of_a_long_id_goes() -> None:
+def test_a_long_id_is_shortened_in_the_middle() -> None:
     assert shorten(LONG, 20) == "customer-x…erlin-042"
     assert shorten("u42", 20) == "u42"
     for width in range(12):

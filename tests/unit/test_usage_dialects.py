@@ -1,7 +1,7 @@
 """Usage in every provider's dialect: a drawn usage, reported their way, is priced at least at its true cost.
 
-Where the report is consistent it is priced at exactly that. Prices are drawn too: no reading is the dearer one by
-itself.
+Where the report is consistent it is priced at exactly that. Prices are drawn too, so that no
+reading is always the dearer one.
 """
 
 from collections.abc import Callable
@@ -356,7 +356,7 @@ def test_report_that_disagrees_is_doubted(dialect: Callable[[Used], dict[str, An
 
 
 @given(used=useds, price=model_prices(), total=st.integers(0, 2_000_000))
-def test_wrong_total_never_makes_a_call_cheaper(used: Used, price: ModelPrice, total: int) -> None:
+def test_a_wrong_total_never_makes_a_call_cheaper(used: Used, price: ModelPrice, total: int) -> None:
     report = read_usage(openai(used) | {"total_tokens": total})
     assert booked(report, price)[0] >= price.cost(used.usage)
     # Where the total counts reasoning beside the completion, as some servers do, all numbers agree.
@@ -408,6 +408,6 @@ def test_writes_that_cannot_be_read_are_all_that_was_not_cached() -> None:
     assert report.doubt == "a number of tokens cannot be read"
 
 
-def test_sum_that_is_no_count_is_not_read() -> None:
+def test_sum_that_is_not_a_count_is_not_read() -> None:
     report = read_usage({"input_tokens": MAX_TOKEN_COUNT, "output_tokens": 1, "cache_read_input_tokens": 1})
     assert all(usage.prompt_tokens <= MAX_TOKEN_COUNT for usage in report.readings)

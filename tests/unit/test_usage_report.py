@@ -1,4 +1,4 @@
-"""What a reply says of tokens and money: counts and amounts, or nothing; never a guess."""
+"""What a reply says about tokens and money: counts and amounts, or nothing; never a guess."""
 
 from decimal import Decimal
 from typing import Any
@@ -25,7 +25,7 @@ def test_fee_of_ones_own_key_is_known_where_the_rest_is_not() -> None:
 
 
 @pytest.mark.parametrize("reported", [None, [], "usage", 7, True, Decimal(1)])
-def test_usage_that_is_no_object_says_nothing(reported: object) -> None:
+def test_usage_that_is_not_an_object_is_ignored(reported: object) -> None:
     report = read_usage(reported)
     assert (report.usage, report.cost_nanousd, report.doubt) == (None, None, None)
 
@@ -58,7 +58,7 @@ def test_cost_is_read_exactly(cost: object, nanousd: int | None) -> None:
         Decimal("1e999999"), "a lot", "", [], {}, b"1",
     ],
 )  # fmt: skip
-def test_absurd_cost_is_not_taken_and_the_usage_is(cost: object) -> None:
+def test_absurd_cost_is_ignored_and_the_usage_counts(cost: object) -> None:
     with pytest.raises(MoneyError):
         read_cost(cost)
     assert read(cost=cost) == (Usage(**TOKENS), None, True)
@@ -76,7 +76,7 @@ def test_cost_of_another_currency_is_not_taken_for_dollars(fields: dict[str, Any
 
 @pytest.mark.parametrize("count", [None, True, "ten", "1.5", Decimal("1.5"), Decimal("NaN"), -1, 1_000_000_001, [], {}])
 @pytest.mark.parametrize("name", TOKENS)
-def test_usage_with_a_count_that_is_none_says_only_its_cost(name: str, count: object) -> None:
+def test_usage_with_a_malformed_count_has_only_its_cost(name: str, count: object) -> None:
     assert read(**{name: count}, cost=Decimal("0.5")) == (None, 500_000_000, False)
 
 

@@ -1,4 +1,4 @@
-"""What is drawn from the seed before anything runs: caps, tasks, faults, and what is done to whom and when."""
+"""The scenario of a run, which a seed decides before anything runs: caps, tasks, and the faults that will happen."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,47 +13,47 @@ from tollbook.standin.faults import STREAM_FAULTS
 
 REPLIES: Final = "replies"
 CLAIM_AFTER_S: Final = 2.0
-# In long runs also more than workers are stopped for: only then does one that wakes up still hear what it asked for.
+# In long runs, timeouts may be longer than workers are paused: only then can a resumed one still read its answer.
 ATTEMPT_TIMEOUTS_S: Final = (2.0, 8.0)
 _LONG_S: Final = 30.0
 WORKERS: Final = tuple(f"worker {number}" for number in range(1, 5))
 GATEWAYS: Final = ("gateway 1", "gateway 2")
-VISITOR: Final = "visitor-"
+CLIENT: Final = "client-"
 STREAMS: Final = ("scraping", "analysis", "generation", "monitoring")
 TRIM_AFTER_S: Final = 5
 CAMPAIGN_CAP_NANOUSD: Final = 40_000_000
 
-Deed = Literal["kill", "stop", "end", "lose", "move"]
-# What is done to the servers of a kind, and how often. A killed primary's replica is promoted, a replica is stopped, a
-# partition is moved; one server is itself killed or stopped.
-SERVER_DEEDS: Final[dict[str, dict[Deed, int]]] = {
+FaultKind = Literal["kill", "stop", "end", "lose", "move"]
+# The faults of each kind of servers, with their weights. If a primary is killed, its replica is promoted; of servers
+# with replicas, "stop" pauses a replica, and "move" moves a partition. A single server is itself killed or paused.
+SERVER_FAULTS: Final[dict[str, dict[FaultKind, int]]] = {
     ONE: {"kill": 2, "stop": 1},
     CLUSTER: {"kill": 3, "stop": 2, "move": 3},
     SENTINEL: {"kill": 3, "stop": 2},
 }
-# How long servers with replicas are left alone between two blows. After each, calls wait until its replica is in step
-# again; blows without a pause would leave no time for any call.
+# Seconds between two faults of servers with replicas. After each fault, calls wait until the replica is up to date
+# again; without a pause between faults, no call would be made.
 SERVER_PAUSES_S: Final = {CLUSTER: (2.0, 6.0), SENTINEL: (6.0, 12.0)}
 
 
 @dataclass(frozen=True, slots=True)
-class Blow:
-    """Something that is done to a process: killed (SIGKILL), stopped and continued, ended (SIGTERM).
+class ProcessFault:
+    """A fault of a process: killed (SIGKILL), paused (SIGSTOP, SIGCONT) or ended (SIGTERM).
 
-    Or it is killed and loses its file, which for the projector is DuckDB. Of the servers, see SERVER_DEEDS.
+    "lose" kills it and removes its file, which for the projector is DuckDB. For servers see SERVER_FAULTS.
 
-    Units: seconds. After `for_s` it is started again, or goes on.
+    Units: seconds. After `for_s` the process is started again or resumed.
     """
 
     at_s: float
     target: str
-    deed: Deed
+    kind: FaultKind
     for_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One entry for a task stream. `kind` says what should come of it."""
+    """One entry for a task stream. `kind` says how it should end."""
 
     at_s: float
     stream: str
@@ -62,11 +62,11 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class ClientRequest:
     """One request of a client of a gateway, with its retries. `length` is the prompt's, in words.
 
-    `leaves_after_s`: when the client closes its first connection, in the middle of whatever is under way; whether it
-    `comes_back` as SDKs do. `has_key`: it names its call by an Idempotency-Key; else it counts its retries.
+    `leaves_after_s`: when the client closes its first connection, whatever is under way. `comes_back`: it retries then,
+    as SDKs do. `has_key`: it sends an Idempotency-Key; otherwise a count of its retries.
     """
 
     at_s: float
@@ -81,35 +81,35 @@ class Visit:
 
     @property
     def user(self) -> str:
-        return f"{VISITOR}{self.number}"
+        return f"{CLIENT}{self.number}"
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
+class Scenario:
     """A whole run. Units: nano-dollars, seconds."""
 
     seed: int
     chaos_s: float
     caps_nanousd: dict[str, int]
     publications: tuple[Publication, ...]
-    blows: tuple[Blow, ...]
+    process_faults: tuple[ProcessFault, ...]
     fault_rates: dict[str, float]
     latency_ms: int
     attempt_timeout_s: float
     is_trimmed: bool
     max_task_attempts: int
-    visits: tuple[Visit, ...] = ()
+    client_requests: tuple[ClientRequest, ...] = ()
     chunk_ms: int | None = None
 
     @property
     def drain_s(self) -> float:
-        """How long the system may take to come to rest: for the longest lease of a hold, and to work off the rest."""
+        """How long the system may take to finish all work: the longest lease of a hold, and time for the rest."""
         return 82.0 + 4 * self.attempt_timeout_s
 
     def settings(self, partitions: int = 1) -> dict[str, str]:
         """Return the variables that every process gets."""
         caps = {user: _usd(cap) for user, cap in self.caps_nanousd.items()}
-        # A campaign's users lie in several partitions, where there are any.
+        # With several partitions, a campaign's users are in more than one, which a campaign's cap does not allow.
         campaigns = {"TOLLBOOK_CAMPAIGN_CAP_USD": _usd(CAMPAIGN_CAP_NANOUSD)} if partitions == 1 else {}
         return {
             "TOLLBOOK_DIALECT": "openrouter",
@@ -125,7 +125,7 @@ class Plot:
             "TOLLBOOK_TAIL_KEEP_S": "1",
             "TOLLBOOK_STOP_GRACE_S": "1",
             "TOLLBOOK_GATEWAY_WAIT_S": "3",
-            # Nearly the lease of their holds, which are swept when a gateway was killed.
+            # About the lease of their holds, which the sweeper settles after a gateway was killed.
             "TOLLBOOK_GATEWAY_TIMEOUT_S": "6",
             "TOLLBOOK_CONCURRENCY": "8",
             "TOLLBOOK_MAX_TASK_ATTEMPTS": str(self.max_task_attempts),
@@ -136,40 +136,40 @@ class Plot:
         }
 
 
-def draw(seed: int, *, chaos_s: float, tasks: int, store: str = ONE) -> Plot:
-    """Draw a run from its seed. `store`: the kind of servers, which says what can be done to them."""
+def draw(seed: int, *, chaos_s: float, tasks: int, store: str = ONE) -> Scenario:
+    """Draw the scenario of a seed. `store` is the kind of servers, which decides the faults that they can have."""
     dice = Random(seed)
     users = [f"user-{number}" for number in range(max(4, tasks // 50))]
     caps = {user: dice.randrange(1_000_000, 60_000_000) for user in users}
-    # The last fifth of the time is for blows on a system that has everything it is to work off.
+    # In the last fifth of the time, faults happen while the system works off what was published.
     publish_s = 0.8 * chaos_s
     publications = [
         publication
         for number in range(tasks)
         for publication in _publications(dice, seed, number, users, at_s=dice.uniform(0, publish_s))
     ]
-    # Of dice of their own, so that a seed publishes what it always did.
-    visits = _visits(Random(seed + 1), number=tasks // 8, until_s=publish_s)
-    caps |= {visit.user: 60_000_000 for visit in visits}
-    return Plot(
+    # With a random generator of their own, so that they do not change what a seed publishes.
+    client_requests = _client_requests(Random(seed + 1), number=tasks // 8, until_s=publish_s)
+    caps |= {client_request.user: 60_000_000 for client_request in client_requests}
+    return Scenario(
         seed=seed,
         chaos_s=chaos_s,
         caps_nanousd=caps,
         publications=tuple(sorted(publications, key=lambda publication: publication.at_s)),
-        blows=tuple(_blows(dice, chaos_s, store)),
+        process_faults=tuple(_process_faults(dice, chaos_s, store)),
         fault_rates=_fault_rates(dice),
         latency_ms=dice.choice((5, 60, 250)),
         attempt_timeout_s=dice.choice(ATTEMPT_TIMEOUTS_S) if chaos_s > _LONG_S else ATTEMPT_TIMEOUTS_S[0],
         is_trimmed=dice.random() < 0.5,
         max_task_attempts=dice.choice((1, 2, 3)),
-        visits=visits,
+        client_requests=client_requests,
         chunk_ms=dice.choice((None, 0, 2)),
     )
 
 
-def _visits(dice: Random, *, number: int, until_s: float) -> tuple[Visit, ...]:
+def _client_requests(dice: Random, *, number: int, until_s: float) -> tuple[ClientRequest, ...]:
     return tuple(
-        Visit(
+        ClientRequest(
             at_s=dice.uniform(0, until_s),
             number=each,
             model=dice.choice(("score_post", "generate_draft", "openai/gpt-4o-mini")),
@@ -204,7 +204,7 @@ def _publications(dice: Random, seed: int, number: int, users: Sequence[str], *,
     if dice.random() < 0.3:
         fields["max_tokens"] = str(dice.randrange(20, 400))
     made = [Publication(at_s, stream, fields, "task")]
-    # Now and then the publisher is not sure and publishes again, at once or later; or reuses an id by mistake.
+    # Sometimes the publisher repeats a task, at once or later, or reuses an id by mistake.
     if dice.random() < 0.08:
         made.append(Publication(at_s + dice.choice((0.0, 0.1, 3.0)), dice.choice(STREAMS), fields, "repeat"))
     if dice.random() < 0.01 and task != "ping":
@@ -227,33 +227,33 @@ def _malformed(dice: Random, task_id: str) -> dict[str, str]:
     )
 
 
-def _blows(dice: Random, chaos_s: float, store: str) -> list[Blow]:
+def _process_faults(dice: Random, chaos_s: float, store: str) -> list[ProcessFault]:
     has_replicas = store in SERVER_PAUSES_S
-    server_deeds = {} if has_replicas else SERVER_DEEDS[store]
-    blows = _blows_on_servers(dice, chaos_s, store) if has_replicas else []
+    server_faults = {} if has_replicas else SERVER_FAULTS[store]
+    process_faults = _faults_of_servers(dice, chaos_s, store) if has_replicas else []
     at_s = 1.0
     while at_s < chaos_s:
         if dice.random() < 0.1:
-            # Nobody is left to take over but those who come back.
-            blows += [Blow(at_s, worker, "kill", dice.uniform(0.0, 1.0)) for worker in WORKERS]
+            # All workers die at once: only restarted ones can take over.
+            process_faults += [ProcessFault(at_s, worker, "kill", dice.uniform(0.0, 1.0)) for worker in WORKERS]
         else:
-            blows.append(_blow(dice, at_s, server_deeds))
+            process_faults.append(_process_fault(dice, at_s, server_faults))
         at_s += dice.uniform(0.3, 1.7)
-    return blows
+    return process_faults
 
 
-def _blows_on_servers(dice: Random, chaos_s: float, store: str) -> list[Blow]:
-    deeds, blows, at_s = SERVER_DEEDS[store], list[Blow](), dice.uniform(1.0, 4.0)
+def _faults_of_servers(dice: Random, chaos_s: float, store: str) -> list[ProcessFault]:
+    kinds, faults, at_s = SERVER_FAULTS[store], list[ProcessFault](), dice.uniform(1.0, 4.0)
     while at_s < chaos_s:
-        deed = dice.choices(list(deeds), list(deeds.values()))[0]
-        blows.append(Blow(at_s, "server", deed, dice.uniform(0.0, 2.0)))
-        at_s += blows[-1].for_s + dice.uniform(*SERVER_PAUSES_S[store])
-    return blows
+        kind = dice.choices(list(kinds), list(kinds.values()))[0]
+        faults.append(ProcessFault(at_s, "server", kind, dice.uniform(0.0, 2.0)))
+        at_s += faults[-1].for_s + dice.uniform(*SERVER_PAUSES_S[store])
+    return faults
 
 
-def _blow(dice: Random, at_s: float, server_deeds: Mapping[Deed, int]) -> Blow:
+def _process_fault(dice: Random, at_s: float, server_faults: Mapping[FaultKind, int]) -> ProcessFault:
     worker, gateway = dice.choice(WORKERS), dice.choice(GATEWAYS)
-    choices: dict[tuple[str, Deed], int] = {
+    choices: dict[tuple[str, FaultKind], int] = {
         (worker, "kill"): 6,
         (worker, "stop"): 6,
         (worker, "end"): 1,
@@ -263,14 +263,14 @@ def _blow(dice: Random, at_s: float, server_deeds: Mapping[Deed, int]) -> Blow:
         ("projector", "kill"): 3,
         ("projector", "stop"): 1,
         ("projector", "lose"): 1,
-        **{("server", deed): weight for deed, weight in server_deeds.items()},
+        **{("server", kind): weight for kind, weight in server_faults.items()},
         ("provider", "kill"): 1,
     }
-    target, deed = dice.choices(list(choices), list(choices.values()))[0]
-    if deed == "stop" and target in WORKERS:
-        # Past the claim time, so that others take its tasks over and it wakes up as a zombie.
-        return Blow(at_s, target, deed, CLAIM_AFTER_S + dice.uniform(0.2, 4.0))
-    return Blow(at_s, target, deed, dice.uniform(0.0, 2.0))
+    target, kind = dice.choices(list(choices), list(choices.values()))[0]
+    if kind == "stop" and target in WORKERS:
+        # Longer than the claim time: others take over its tasks, and it resumes as a zombie.
+        return ProcessFault(at_s, target, kind, CLAIM_AFTER_S + dice.uniform(0.2, 4.0))
+    return ProcessFault(at_s, target, kind, dice.uniform(0.0, 2.0))
 
 
 def _fault_rates(dice: Random) -> dict[str, float]:

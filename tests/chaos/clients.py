@@ -1,6 +1,6 @@
-"""Clients of the gateways: they ask whole and streamed, leave in the middle, and come again as SDKs do.
+"""Clients of the gateways: their requests are whole or streamed; they disconnect in the middle, and retry as SDKs do.
 
-Each visit is of a user of its own, so that what it cost can be told apart however many calls were made of it.
+Each request has a user of its own, so that its cost is known however many calls were made for it.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import httpx
 
-from tests.chaos.plot import Visit
 from tests.chaos.provider import mark
+from tests.chaos.scenario import ClientRequest
 
-# Longer than killed gateways take to start again on a machine that has much else to do.
+# Longer than killed gateways take to start again on a busy machine.
 _COMES_BACK_FOR_S: Final = 40.0
 _MAX_PAUSE_S: Final = 2.0
 _PATIENCE_S: Final = 30.0
@@ -22,16 +22,16 @@ _FINAL: Final = frozenset({200, 400, 401, 402, 403, 409})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a visit was told in the end: the call's id, the status and the text, or the code of a refusal."""
+    """The last answer to a client: the call's id, the status and the text, or the code of a refusal."""
 
-    visit: Visit
+    client_request: ClientRequest
     call_id: str
     status: int
     text: str
 
 
 @dataclass
-class Visitors:
+class Clients:
     """The clients of one run. `urls` are the gateways'; `key` lets them name their users."""
 
     urls: list[str]
@@ -47,19 +47,21 @@ class Visitors:
             except httpx.TransportError:
                 return False
 
-    async def make(self, visit: Visit) -> None:
-        """Ask until there is an answer that no retry changes, or the client is gone for good."""
+    async def make(self, client_request: ClientRequest) -> None:
+        """Send the request until the answer is final or the client is gone for good."""
         async with httpx.AsyncClient(timeout=_PATIENCE_S, trust_env=False) as client:
             until, retries = time.monotonic() + _COMES_BACK_FOR_S, 0
             while time.monotonic() < until:
-                url = self.urls[(visit.number + retries) % len(self.urls)]
-                patience_s = visit.leaves_after_s if not retries and visit.leaves_after_s else _PATIENCE_S
+                url = self.urls[(client_request.number + retries) % len(self.urls)]
+                patience_s = (
+                    client_request.leaves_after_s if not retries and client_request.leaves_after_s else _PATIENCE_S
+                )
                 try:
                     async with asyncio.timeout(patience_s):
-                        answer = await self._ask(client, url, visit, retries)
+                        answer = await self._ask(client, url, client_request, retries)
                 except (httpx.TransportError, TimeoutError):
                     answer = None
-                    if not visit.comes_back:
+                    if not client_request.comes_back:
                         self.left += 1
                         return
                 if answer is not None:
@@ -70,20 +72,24 @@ class Visitors:
                 retries += 1
         self.left += 1
 
-    async def _ask(self, client: httpx.AsyncClient, url: str, visit: Visit, retries: int) -> Answer:
-        headers = {"authorization": f"Bearer {self.key}", "x-tollbook-user": visit.user}
-        if visit.campaign:
-            headers["x-tollbook-campaign"] = visit.campaign
-        # Those who name their call come with the same name again; SDKs only count.
-        headers |= {"idempotency-key": visit.user} if visit.has_key else {"x-stainless-retry-count": str(retries)}
+    async def _ask(self, client: httpx.AsyncClient, url: str, client_request: ClientRequest, retries: int) -> Answer:
+        headers = {"authorization": f"Bearer {self.key}", "x-tollbook-user": client_request.user}
+        if client_request.campaign:
+            headers["x-tollbook-campaign"] = client_request.campaign
+        # A client with an Idempotency-Key repeats it; SDKs only count their retries.
+        headers |= (
+            {"idempotency-key": client_request.user}
+            if client_request.has_key
+            else {"x-stainless-retry-count": str(retries)}
+        )
         body: dict[str, Any] = {
-            "model": visit.model,
-            "messages": [{"role": "user", "content": mark(visit.user) + " a post" * visit.length}],
-            "stream": visit.is_streamed,
+            "model": client_request.model,
+            "messages": [{"role": "user", "content": mark(client_request.user) + " a post" * client_request.length}],
+            "stream": client_request.is_streamed,
         }
         async with client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as reply:
             text = (await reply.aread()).decode()
         call_id = reply.headers.get("x-tollbook-call-id", "")
-        if reply.status_code == 200 and visit.is_streamed and not text.rstrip().endswith("data: [DONE]"):
+        if reply.status_code == 200 and client_request.is_streamed and not text.rstrip().endswith("data: [DONE]"):
             raise httpx.ReadError("a stream without an end")
-        return Answer(visit, call_id, reply.status_code, text)
+        return Answer(client_request, call_id, reply.status_code, text)
