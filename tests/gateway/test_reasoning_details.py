@@ -64,5 +64,5 @@ def test_texts_of_other_providers_are_unchanged(text: object) -> None:
     assert unpack(text) is None
 
 
-def test_packed_reasoning_can_be_unpack() -> None:
+def test_packed_reasoning_can_be_unpacked() -> None:
     assert unpack(pack([ENCRYPTED])) == [ENCRYPTED]
