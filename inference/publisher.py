@@ -9,22 +9,24 @@ sent, so that sending it again is harmless: the same id with the same content is
 """
 
 import asyncio
+import math
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self, Unpack, overload
+from typing import Final, Self, Unpack, cast, overload
 
 from pydantic import BaseModel
 
 from tollbook.inference.address import find_redis_url
+from tollbook.inference.arguments import read_arguments
 from tollbook.inference.delta_reader import read_along
 from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed, error_of
 from tollbook.inference.on_demand import OnDemand
-from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.settings import Settings, given_or_loaded
 from tollbook.inference.stated_policy import policy_of
-from tollbook.inference.structured_output import M, parse_output, with_response_format
+from tollbook.inference.structured_output import M, checked_model, parse_output, with_response_format
 from tollbook.inference.task_deltas import TaskUpdate
 from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.keys import Keys, is_reserved_key
@@ -60,7 +62,7 @@ class Publisher:
 
     async def __aenter__(self) -> Self:
         """Read the settings; nothing is connected yet. Errors: SettingsError."""
-        settings = self._settings or load_settings()
+        settings = given_or_loaded(self._settings)
         self._policy = policy_of(settings)
         self._connection = OnDemand(lambda stack: _Connection.open(settings, stack))
         return self
@@ -126,9 +128,11 @@ class Publisher:
 
         Errors: as `publish` and `wait`.
         """
+        read_arguments(timeout_s=timeout_s)  # Before anything is sent.
         if response_model is None:
             return await self.wait(await self.publish(stream, task, prompt, **fields), timeout_s=timeout_s)
-        task_id = await self.publish(stream, task, prompt, **{**fields, "response_format": response_model})
+        fields = {**fields, "response_format": checked_model(response_model)}
+        task_id = await self.publish(stream, task, prompt, **fields)
         return await self.wait(task_id, timeout_s=timeout_s, response_model=response_model)
 
     async def new_entry(
@@ -158,6 +162,8 @@ class Publisher:
         Errors: TaskUnconfirmed; StreamTaken where another Tollbook serves the stream; InvalidTask where `reply_to`
             is a key of a Tollbook in this database.
         """
+        if not isinstance(cast("object", entry), TaskEntry):
+            raise InvalidTask("give `send` what `new_entry` returns")
         async with self._connected() as connection:
             connection.check_owner(entry.stream)
             connection.check_reply(entry.fields.get("reply_to"))
@@ -179,6 +185,7 @@ class Publisher:
 
     async def result(self, task_id: str) -> InferenceResult | None:
         """Return a task's result, or None while there is none (or no longer: they are kept for some days)."""
+        task_id = read_arguments(task_id=task_id).task_id
         async with self._connected() as connection:
             return await (await connection.results()).get(normalise_id(task_id))
 
@@ -199,6 +206,10 @@ class Publisher:
         Errors: ResultTimeout after `timeout_s`; the task goes on, and can be waited for again. With a model: the error
             of the result, as `InferenceClient.call` raises it; OutputInvalid.
         """
+        given = read_arguments(task_id=task_id, timeout_s=timeout_s)
+        task_id, timeout_s = given.task_id, given.timeout_s
+        if response_model is not None:
+            checked_model(response_model)
         async with self._connected() as connection:
             found = await (await connection.results()).wait(normalise_id(task_id), timeout_s)
         if found is None:
@@ -217,8 +228,10 @@ class Publisher:
         the result has them.
         Errors: ResultTimeout where the result is not there after `timeout_s`; the task goes on.
         """
+        given = read_arguments(task_id=task_id, timeout_s=math.inf if timeout_s is None else timeout_s)
+        task_id, timeout_s = normalise_id(given.task_id), given.timeout_s
         async with self._connected() as connection:
-            async for update in connection.read_along(await connection.results(), normalise_id(task_id), timeout_s):
+            async for update in connection.read_along(await connection.results(), task_id, timeout_s):
                 yield update
 
     @asynccontextmanager
