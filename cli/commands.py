@@ -65,6 +65,8 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "cost": Entry("cost:app", "Correct what calls cost, or give back what is only assumed.", logs=False),
 }
 
+_LONGEST: Final = 1_000
+"""Characters of a first sentence, behind which Typer would cut it."""
 # At the end of a line, alone or after a sentence.
 _EXAMPLE: Final = re.compile(r"(?:^|(?<=\s))Example: (.+)$", re.MULTILINE)
 
@@ -102,6 +104,25 @@ class LazyGroup(TyperGroup):
         return [CompletionItem(name, help=COMMANDS[name].summary) for name in names] + options
 
 
+class CommandGroup(TyperGroup):
+    """A command with commands of its own, listed as those of the table are: no line is cut."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands, each with the first sentence of its help."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(_LONGEST)) for name, each in commands if each])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the names that begin like this, and the options that do, with the same words."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        found = [(name, each) for name, each in commands if each and name.startswith(incomplete)]
+        options = super(TyperGroup, self).shell_complete(ctx, incomplete)
+        return [CompletionItem(name, help=each.get_short_help_str(_LONGEST)) for name, each in found] + [
+            each for each in options if each.value not in dict(found)
+        ]
+
+
 def load_command(name: str) -> Any:
     """Import a command's module and return the command."""
     module, _, attribute = COMMANDS[name].place.partition(":")
@@ -109,7 +130,7 @@ def load_command(name: str) -> Any:
     # Without Rich, whose import takes as long as the rest of a `--help`.
     holder = typer.Typer(rich_markup_mode=None)
     if isinstance(found, typer.Typer):
-        holder.add_typer(found, name=name)
+        holder.add_typer(found, name=name, cls=CommandGroup)
     else:
         holder.command(name)(found)
     return get_group(holder).commands[name]
