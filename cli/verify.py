@@ -172,9 +172,7 @@ def _print(verdict: "Verdict", unbooked: list[dict[str, Any]]) -> None:
         unsealed = sum(part.unsealed_events for part in parts)
         typer.echo(f"  stream      {compared:,} archived events compared with their copy on the stream")
         typer.echo(f"              {unsealed:,} not sealed yet: checked for order and meaning")
-        typer.echo(
-            f"  gate        {verdict.gate_balances:,} balances compared, and plans, caps, credits, keys, holds, records"
-        )
+        typer.echo(f"  gate        {verdict.gate_balances:,} balances compared, and all else that it keeps")
     budgets = f"{len(verdict.highest):,} budget{'s' * (len(verdict.highest) != 1)}"
     typer.echo(f"  caps        {budgets} checked at every hold; {len(verdict.open_holds):,} holds open")
     rows = verdict.projection_rows

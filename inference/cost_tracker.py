@@ -11,10 +11,8 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
+from tollbook.inference.arguments import read_arguments
 from tollbook.inference.current_policy import PolicyInForce
 from tollbook.inference.current_runtime import using_runtime
 from tollbook.inference.errors import PlanLimitReached, describe_shortage
@@ -22,14 +20,11 @@ from tollbook.inference.runtime import InferenceRuntime, now_ms
 from tollbook.ledger.errors import IdempotencyConflict, LedgerRefused, LedgerWentBack
 from tollbook.ledger.gate.requests import Balance, ChargeRequest
 from tollbook.schemas.events import CostRecorded, payload_json
-from tollbook.schemas.identifiers import check_id, usage_call_id
+from tollbook.schemas.identifiers import usage_call_id
 from tollbook.schemas.money import MoneyError, nanousd_from_usd, usd_from_nanousd
 from tollbook.schemas.policy import check_plan
 from tollbook.schemas.results import UsdString
-from tollbook.schemas.tags import Tags
 from tollbook.schemas.tasks import InvalidTask
-
-_TAGS: Final = TypeAdapter(Tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +112,16 @@ class CostTracker:
         Errors: IdempotencyConflict for the same key with other content; UsageKept if the ledger cannot take it now.
         """
         cost = _money(cost_usd)
-        key = str(uuid.uuid4()) if idempotency_key is None else _id(idempotency_key, "idempotency_key")
-        user_id = _id(user_id, "user_id")
-        campaign_id = None if campaign_id is None else _id(campaign_id, "campaign_id")
-        tags = _tags(tags)
+        given = read_arguments(
+            user_id=user_id,
+            campaign_id=campaign_id,
+            idempotency_key=idempotency_key,
+            tags=tags or {},
+            model=model,
+            reason=reason,
+        )
+        user_id, campaign_id, model, reason = given.user_id, given.campaign_id, given.model, given.reason
+        key, tags = given.idempotency_key or str(uuid.uuid4()), given.tags
         async with using_runtime(self._runtime) as runtime:
             user_id = await runtime.user_ids.keep(user_id)  # G10
             content = f"{user_id}\n{cost}\n{model}\n{reason}"
@@ -171,7 +172,7 @@ class CostTracker:
 
     async def _read_balance(self, user_id: str, plan: str | None) -> tuple[UsageSummary, Balance, str]:
         """Return the user's period, its balance, and the name of its budget."""
-        user_id = _id(user_id, "user_id")
+        user_id = read_arguments(user_id=user_id).user_id
         async with using_runtime(self._runtime) as runtime:
             stored_id = runtime.user_ids.on_ledger(user_id)
 
@@ -205,17 +206,3 @@ def _money(usd: Decimal | str | int) -> int:
 
 def _plan(plan: str | None, policy: PolicyInForce) -> str:
     return policy.policy.default_plan if plan is None else check_plan(plan, policy.policy)
-
-
-def _tags(tags: Mapping[str, str] | None) -> dict[str, str]:
-    try:
-        return _TAGS.validate_python(tags or {})
-    except ValidationError as exc:
-        raise InvalidTask(f"'tags' {exc.errors()[0]['msg'].removeprefix('Value error, ')}") from None
-
-
-def _id(value: str, name: str) -> str:
-    try:
-        return check_id(value)
-    except ValueError as exc:
-        raise InvalidTask(f"'{name}' {exc}") from None

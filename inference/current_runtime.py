@@ -15,7 +15,7 @@ from typing import Final
 from tollbook.inference.address import find_redis_url
 from tollbook.inference.on_demand import OnDemand
 from tollbook.inference.runtime import InferenceRuntime, open_ledger, open_runtime
-from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.settings import Settings, given_or_loaded
 from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.server.refusals import translating_redis_errors
 
@@ -35,7 +35,7 @@ async def connect_runtime(settings: Settings | None = None) -> AsyncGenerator[On
 
     Errors: SettingsError.
     """
-    settings = settings or load_settings()
+    settings = given_or_loaded(settings)
 
     async def open_connected(stack: AsyncExitStack) -> InferenceRuntime:
         redis_url = find_redis_url(settings)

@@ -9,22 +9,24 @@ sent, so that a retry is safe: the same id with the same content is the same cal
 """
 
 import asyncio
+import math
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Final, Self, Unpack, overload
+from typing import Final, Self, Unpack, cast, overload
 
 from pydantic import BaseModel
 
 from tollbook.inference.address import find_redis_url
+from tollbook.inference.arguments import read_arguments
 from tollbook.inference.delta_reader import read_along
 from tollbook.inference.errors import ResultTimeout, TaskUnconfirmed, error_of
 from tollbook.inference.on_demand import OnDemand
-from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.settings import Settings, given_or_loaded
 from tollbook.inference.stated_policy import policy_of
-from tollbook.inference.structured_output import M, parse_output, with_response_format
+from tollbook.inference.structured_output import M, checked_model, parse_output, with_response_format
 from tollbook.inference.task_deltas import TaskUpdate
 from tollbook.ledger.errors import LedgerUnavailable, RedisCannotServe
 from tollbook.ledger.keys import Keys, is_reserved_key
@@ -60,7 +62,7 @@ class Publisher:
 
     async def __aenter__(self) -> Self:
         """Read the settings; do not connect yet. Errors: SettingsError."""
-        settings = self._settings or load_settings()
+        settings = given_or_loaded(self._settings)
         self._policy = policy_of(settings)
         self._connection = OnDemand(lambda stack: _Connection.open(settings, stack))
         return self
@@ -127,9 +129,11 @@ class Publisher:
 
         Errors: as `publish` and `wait`.
         """
+        read_arguments(timeout_s=timeout_s)  # Before anything is sent.
         if response_model is None:
             return await self.wait(await self.publish(stream, task, prompt, **fields), timeout_s=timeout_s)
-        task_id = await self.publish(stream, task, prompt, **{**fields, "response_format": response_model})
+        fields = {**fields, "response_format": checked_model(response_model)}
+        task_id = await self.publish(stream, task, prompt, **fields)
         return await self.wait(task_id, timeout_s=timeout_s, response_model=response_model)
 
     async def new_entry(
@@ -159,6 +163,8 @@ class Publisher:
         Errors: TaskUnconfirmed; StreamTaken if another Tollbook serves the stream; InvalidTask if `reply_to` is a key
             of a Tollbook in this database.
         """
+        if not isinstance(cast("object", entry), TaskEntry):
+            raise InvalidTask("give `send` what `new_entry` returns")
         async with self._connected() as connection:
             connection.check_owner(entry.stream)
             connection.check_reply(entry.fields.get("reply_to"))
@@ -180,6 +186,7 @@ class Publisher:
 
     async def result(self, task_id: str) -> InferenceResult | None:
         """Return a task's result; None if there is none yet, or no longer: results are kept for some days."""
+        task_id = read_arguments(task_id=task_id).task_id
         async with self._connected() as connection:
             return await (await connection.results()).get(normalise_id(task_id))
 
@@ -201,6 +208,10 @@ class Publisher:
         Errors: ResultTimeout after `timeout_s` seconds; the task goes on, and can be waited for again. With a model:
             the error of the result, as raised by `InferenceClient.call`; OutputInvalid.
         """
+        given = read_arguments(task_id=task_id, timeout_s=timeout_s)
+        task_id, timeout_s = given.task_id, given.timeout_s
+        if response_model is not None:
+            checked_model(response_model)
         async with self._connected() as connection:
             found = await (await connection.results()).wait(normalise_id(task_id), timeout_s)
         if found is None:
@@ -219,8 +230,10 @@ class Publisher:
         lost, but the result is complete.
         Errors: ResultTimeout if there is no result after `timeout_s` seconds; the task goes on.
         """
+        given = read_arguments(task_id=task_id, timeout_s=math.inf if timeout_s is None else timeout_s)
+        task_id, timeout_s = normalise_id(given.task_id), given.timeout_s
         async with self._connected() as connection:
-            async for update in connection.read_along(await connection.results(), normalise_id(task_id), timeout_s):
+            async for update in connection.read_along(await connection.results(), task_id, timeout_s):
                 yield update
 
     @asynccontextmanager

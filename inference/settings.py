@@ -473,6 +473,15 @@ def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> 
     return settings
 
 
+def given_or_loaded(settings: object) -> Settings:
+    """Return settings that an application gave; of None, those of the environment and `.env`. Errors: SettingsError."""
+    if settings is None:
+        return load_settings()
+    if not isinstance(settings, Settings):
+        raise SettingsError([f"settings must be what load_settings() returns, not of type {type(settings).__name__}"])
+    return settings
+
+
 def settings_table() -> list[tuple[str, str, str]]:
     """Return (variable, default, meaning) of every setting, for the documentation."""
     rows: list[tuple[str, str, str]] = []

@@ -3,11 +3,12 @@
 import re
 from typing import Any, Final, TypeVar, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PydanticUserError, ValidationError
 
 from tollbook.inference.errors import OutputInvalid
-from tollbook.schemas.problems import as_text, problems_of
+from tollbook.schemas.problems import as_text, problems_of, shown
 from tollbook.schemas.results import InferenceResult
+from tollbook.schemas.tasks import InvalidTask
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,8 +29,12 @@ def response_format_of(model: type[BaseModel]) -> dict[str, Any]:
     """Return the `response_format` that requests JSON in the form of a pydantic model.
 
     It is strict, so that answers always follow the schema, unless the model allows fields of any name.
+    Errors: InvalidTask for a model with a field that JSON cannot hold.
     """
-    schema = model.model_json_schema()
+    try:
+        schema = model.model_json_schema()
+    except PydanticUserError as exc:
+        raise InvalidTask(f"{model.__name__} has no JSON schema: {exc.message}") from exc
     strict = _closed(schema)
     name = _NOT_IN_A_NAME.sub("_", model.__name__)[:_MAX_NAME_CHARACTERS]
     form = {"name": name, "schema": schema if strict is None else strict, "strict": strict is not None}
@@ -37,11 +42,22 @@ def response_format_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def with_response_format(fields: dict[str, Any], response_model: type[BaseModel] | None = None) -> dict[str, Any]:
-    """Return a task's fields with the schema of a pydantic model, from `response_model` or from `response_format`."""
-    model = response_model or fields.get("response_format")
-    if isinstance(model, type) and issubclass(model, BaseModel):
-        return {**fields, "response_format": response_format_of(model)}
+    """Return a task's fields with the schema of a pydantic model, from `response_model` or from `response_format`.
+
+    Errors: InvalidTask.
+    """
+    model = cast("object", fields.get("response_format") if response_model is None else response_model)
+    if response_model is not None or (isinstance(model, type) and issubclass(model, BaseModel)):
+        return {**fields, "response_format": response_format_of(checked_model(model))}
     return fields
+
+
+def checked_model(model: object) -> type[BaseModel]:
+    """Return what is a pydantic model. Errors: InvalidTask."""
+    if isinstance(model, type) and issubclass(model, BaseModel) and model is not BaseModel:
+        return model
+    given = shown(cast("object", model))
+    raise InvalidTask(f"'response_model' must be a subclass of pydantic.BaseModel, not {given}")
 
 
 def parse_output(result: InferenceResult, model: type[M]) -> M:

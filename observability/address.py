@@ -35,7 +35,10 @@ def announced_address(data_dir: Path, name: str, address: str, *, part: str) -> 
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         file = os.fdopen(os.open(draft, flags, 0o666), "w", encoding="utf-8")
     except OSError as exc:
-        raise AddressError(f"{draft} cannot be written: {exc.strerror or exc}") from exc
+        problem = (
+            f"{folder} cannot be written ({exc.strerror or exc}): set TOLLBOOK_DATA_DIR to a directory that can be"
+        )
+        raise AddressError(problem) from exc
     with file:
         # Lock before the rename, so that nobody finds the file without its lock.
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from tollbook.schemas.identifiers import id_text
 from tollbook.schemas.json_text import replace_surrogates
 from tollbook.schemas.policy import Policy, check_stream, check_task
+from tollbook.schemas.problems import shown
 from tollbook.schemas.tasks import InvalidTask, check_entry_size, task_from_fields
 
 
@@ -122,8 +123,13 @@ def _text(name: str, value: object) -> str:
             return str(value).lower()
         case bytes():
             raise InvalidTask(f"'{name}' must be text, a number or a JSON value, not bytes")
-        case int() | float():
+        case float():
             return str(value)
+        case int():
+            try:
+                return str(value)
+            except ValueError:  # Python turns no number of more than 4300 digits into text.
+                raise InvalidTask(f"'{name}' must not be {shown(value)}") from None
         case _:
             named = id_text(value)
             return named if isinstance(named, str) else _json(name, value)

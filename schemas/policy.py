@@ -6,7 +6,7 @@ in it are in policy_rules.py.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import tzinfo
 from decimal import Decimal
 from functools import cached_property, lru_cache
@@ -282,23 +282,26 @@ def default_policy(changes: Mapping[str, Any] | None = None) -> Policy:
 
 def check_stream(stream: str, policy: Policy) -> str:
     """Return a stream that the policy has. Errors: InvalidTask, with the streams' names."""
-    if stream not in policy.streams:
-        raise InvalidTask(unknown_name("stream", stream, policy.streams))
-    return stream
+    return known_name("stream", stream, policy.streams)
 
 
 def check_plan(plan: str, policy: Policy) -> str:
     """Return a plan that the policy has. Errors: InvalidTask, with the plans' names."""
-    if plan not in policy.plans:
-        raise InvalidTask(unknown_name("plan", plan, policy.plans))
-    return plan
+    return known_name("plan", plan, policy.plans)
 
 
 def check_task_type(task_type: str, policy: Policy) -> str:
     """Return a task type that the policy has, or `ping`. Errors: InvalidTask, with the task types' names."""
-    if task_type not in policy.task_types:
-        raise InvalidTask(unknown_name("task type", task_type, policy.task_types))
-    return task_type
+    return known_name("task type", task_type, policy.task_types)
+
+
+def known_name(kind: str, name: object, known: Collection[str]) -> str:
+    """Return a name that is one of those known. Errors: InvalidTask, with these; also for what is no text."""
+    if not isinstance(name, str):
+        raise InvalidTask(f"the {kind} must be text, not {shown(name)}")
+    if name not in known:
+        raise InvalidTask(unknown_name(kind, name, known))
+    return name
 
 
 def _texts(task: Task) -> list[str]:

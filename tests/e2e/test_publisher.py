@@ -223,19 +223,21 @@ async def test_a_waiting_publisher_gets_its_result_after_its_subscription_broke(
 async def test_who_waits_outlasts_an_outage(running: RunningSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "_READ_AGAIN_S", 0.01)
     await running.provider.shut("patient")
-    async with faulty_proxy(running.system.redis_url) as proxy:
-        async with Publisher(settings_of(running, redis_url=proxy.url)) as publisher:
-            task_id = await publisher.publish("generation", "score_post", "a post", user_id="patient")
-            waiting = asyncio.create_task(publisher.wait(task_id, timeout_s=PATIENCE_S))
-            channel = running.keys.result(task_id)
-            await wait_until(lambda: has_listeners(running.redis, channel, 1), what="the subscription")
-            proxy.loses_replies = True
-            proxy.break_connections()
-            proxy.sent.clear()
-            await wait_until(lambda: waiting.done() or len(proxy.sent) > 20, what="the end of the wait, or many tries")
-            proxy.loses_replies = False
-            await running.provider.open()
-            assert (await waiting).status is TaskStatus.DONE
+    async with (
+        faulty_proxy(running.system.redis_url) as proxy,
+        Publisher(settings_of(running, redis_url=proxy.url)) as publisher,
+    ):
+        task_id = await publisher.publish("generation", "score_post", "a post", user_id="patient")
+        waiting = asyncio.create_task(publisher.wait(task_id, timeout_s=PATIENCE_S))
+        channel = running.keys.result(task_id)
+        await wait_until(lambda: has_listeners(running.redis, channel, 1), what="the subscription")
+        proxy.loses_replies = True
+        proxy.break_connections()
+        proxy.sent.clear()
+        await wait_until(lambda: waiting.done() or len(proxy.sent) > 20, what="the end of the wait, or many tries")
+        proxy.loses_replies = False
+        await running.provider.open()
+        assert (await waiting).status is TaskStatus.DONE
 
 
 async def has_listeners(redis: Redis, channel: str, number: int) -> bool:

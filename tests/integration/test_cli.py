@@ -422,6 +422,25 @@ REFUSED: Final[dict[str, str]] = {
 }
 
 
+async def test_no_line_of_a_list_of_commands_is_cut(tmp_path: Path) -> None:
+    finished = await run_cli("audit", "--help", cwd=tmp_path)
+    assert "every number at that position." in " ".join(finished.stdout.split())
+    assert "..." not in finished.stdout.split("Commands:")[1]
+    completion = {"_TOLLBOOK_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "tollbook audit f"}
+    finished = await run_cli(cwd=tmp_path, env=completion)
+    assert "with the columns of the table" in finished.stdout
+
+
+@pytest.mark.parametrize("folder", ["data", "data/metrics"])
+async def test_a_data_directory_that_cannot_be_written_is_told_with_what_to_do(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    (tmp_path / folder).write_text("a file")
+    finished = await run_cli("up", "--stand-in", cwd=tmp_path)
+    assert (finished.code, finished.stdout, len(finished.stderr.splitlines())) == (1, "", 1), finished
+    assert "data/metrics cannot be written (" in finished.stderr
+    assert "set TOLLBOOK_DATA_DIR to a directory that can be" in finished.stderr
+
+
 @pytest.mark.parametrize("line", REFUSED)
 async def test_a_wrong_command_line_is_refused_in_one_line_that_helps(line: str, tmp_path: Path) -> None:
     finished = await run_cli(*line.split(), cwd=tmp_path)

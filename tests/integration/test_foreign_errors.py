@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from tollbook import (
@@ -13,8 +15,10 @@ from tollbook import (
     BaselineUnavailable,
     CostTracker,
     InferenceClient,
+    InvalidTask,
     LedgerUnavailable,
     Publisher,
+    ResultTimeout,
     SettingsError,
     UsageService,
     connect_runtime,
@@ -141,6 +145,88 @@ async def test_a_system_that_does_not_run_or_left_a_damaged_file(tmp_path: Path)
     for name, error in (await refusals(settings)).items():
         assert type(error) is LedgerUnavailable, name
         assert "is damaged" in error.message, name
+
+
+# What no argument is, whatever it stands for.
+NOTHING = (5.5, float("nan"), True, 10**5_000, b"\xff", ["u1"], {"a": 1}, {1}, object(), int, "\ud800", "a\0b")
+
+
+async def sent(publisher: Publisher, entry: Any) -> object:
+    return await publisher.send(entry)
+
+
+async def streamed(publisher: Publisher, **arguments: Any) -> None:
+    async for _ in publisher.stream(**arguments):
+        pass
+
+
+def given(value: Any, publisher: Publisher) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Return public methods with this value as one of their arguments, each by the argument's name."""
+    tracker, usage, known = CostTracker(), UsageService(), {"task_id": "t1", "timeout_s": 0}
+    call = InferenceClient("score_post").call
+    return {
+        "response_model of call": lambda: call("a post", "u1", response_model=value),
+        "stream of publish": lambda: publisher.publish(value, "ping"),
+        "task of publish": lambda: publisher.publish("monitoring", value),
+        "metadata of publish": lambda: publisher.publish("monitoring", "pong", metadata=value),
+        "seed of publish": lambda: publisher.publish("monitoring", "pong", seed=value),
+        "entry of send": lambda: sent(publisher, value),
+        "task_id of wait": lambda: publisher.wait(value, timeout_s=0),
+        "response_model of wait": lambda: publisher.wait(**known, response_model=value),
+        "task_id of stream": lambda: streamed(publisher, task_id=value, timeout_s=0),
+        "user_id of summary": lambda: tracker.get_usage_summary(value),
+        "plan of summary": lambda: tracker.get_usage_summary("u1", value),
+        "estimate of check": lambda: tracker.check_budget("u1", estimated_cost_usd=value),
+        "user_id of record": lambda: tracker.record_usage(value, 1),
+        "cost of record": lambda: tracker.record_usage("u1", value),
+        "model of record": lambda: tracker.record_usage("u1", 1, model=value),
+        "campaign of record": lambda: tracker.record_usage("u1", 1, campaign_id=value),
+        "tags of record": lambda: tracker.record_usage("u1", 1, tags=value),
+        "reason of record": lambda: tracker.record_usage("u1", 1, reason=value),
+        "key of record": lambda: tracker.record_usage("u1", 1, idempotency_key=value),
+        "plan of record": lambda: tracker.record_usage("u1", 1, plan=value),
+        "user_id of limit": lambda: usage.check_action_limit(value, "score_post"),
+        "action of limit": lambda: usage.check_action_limit("u1", value),
+        "prompt of limit": lambda: usage.check_action_limit("u1", "score_post", prompt=value),
+    }
+
+
+async def test_arguments_of_any_type(tmp_path: Path, redis_client: Redis, server_url: str) -> None:
+    settings = settings_for(server_url, tmp_path)
+    async with open_ledger(settings, server_url), connect_runtime(settings), Publisher(settings) as publisher:
+        for value in NOTHING:
+            for name, method in given(value, publisher).items():
+                (raised,) = await asyncio.gather(method(), return_exceptions=True)
+                assert isinstance(raised, AppError), (name, type(value), raised)
+        for value in (b"", "soon", float("nan"), [1], None):
+            with pytest.raises(InvalidTask, match="'timeout_s' must be a number"):
+                await publisher.publish_and_wait("monitoring", "ping", timeout_s=cast("Any", value))
+        assert await redis_client.xlen("monitoring") == 0
+
+
+async def test_ids_may_be_whole_numbers_as_in_tasks(tmp_path: Path, redis_client: Redis, server_url: str) -> None:
+    settings = settings_for(server_url, tmp_path)
+    async with open_ledger(settings, server_url), Publisher(settings) as publisher:
+        task_id: Any = 42
+        assert await publisher.publish("monitoring", "ping", task_id=task_id) == "42"
+        assert await publisher.result(task_id) is None
+        with pytest.raises(ResultTimeout, match="no result for 42"):
+            await publisher.wait(task_id, timeout_s=0)
+
+
+async def test_a_model_that_json_cannot_hold(tmp_path: Path, server_url: str) -> None:
+    class Handler(BaseModel):
+        handle: Callable[[], None]
+
+    async with Publisher(settings_for(server_url, tmp_path)) as publisher:
+        with pytest.raises(InvalidTask, match="Handler has no JSON schema"):
+            await publisher.publish("scraping", "score_post", "a post", user_id="u1", response_format=Handler)
+
+
+async def test_settings_that_are_none() -> None:
+    for opening in (connect_runtime(cast("Any", 5)), Publisher(cast("Any", 5))):
+        with pytest.raises(SettingsError, match="must be what"):
+            await opening.__aenter__()
 
 
 async def test_wrong_settings_are_reported_before_anything_is_connected(

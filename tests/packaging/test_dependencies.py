@@ -10,8 +10,9 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from tests.packaging.conftest import ROOT
+from tests.packaging.conftest import ROOT, UV, run
 
 # Found by their files; DuckDB's extensions, by names that are put together; what uvicorn loads by name; a kernel that
 # Jupyter starts; a part of the namespace that the exporter stands for here.
@@ -77,6 +78,23 @@ def test_what_is_imported_is_declared() -> None:
 @pytest.mark.slow
 def test_what_is_declared_is_used() -> None:
     assert DECLARED - imported_distributions().keys() == NOT_IMPORTED
+
+
+def locked_packages(*options: str) -> int:
+    """Return how many packages of the lock are for a Linux with any Python but the first ones of 3.11."""
+    exported = run(UV, "export", "--quiet", "--frozen", "--no-dev", "--no-hashes", "--no-annotate", *options, cwd=ROOT)
+    lines = [line for line in exported.splitlines() if line and not line.startswith(("#", "-e"))]
+    place = {"python_full_version": "3.11.9", "python_version": "3.11", "sys_platform": "linux"}
+    requirements = [Requirement(line) for line in lines]
+    return 1 + sum(each.marker is None or each.marker.evaluate(place) for each in requirements)
+
+
+def test_the_readme_counts_what_an_install_brings() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `tollbook(?:\[([a-z0-9]+)\])?` \((\d+)", readme, re.MULTILINE)
+    assert {extra for extra, _ in told} == {"", *PROJECT["optional-dependencies"]}
+    for extra, number in told:
+        assert int(number) == locked_packages(*(("--extra", extra) if extra else ())), extra
 
 
 def test_an_upper_bound_says_why() -> None:

@@ -233,6 +233,16 @@ def test_text_of_others_cannot_control_the_live_view() -> None:
     assert "a\\x1b[2Jb\\x9b31mc" in shown
 
 
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_column_is_as_wide_as_its_widest_figure(width: int) -> None:
+    uuid = "01000000-0000-0000-0000-000000001eef"
+    user = UserFigures(uuid, "trial", 12_345_678_901_234, 0, 5 * USD, 1_234_567, 987_654, 1)
+    figures = replace(FIGURES, spend=replace(SPEND, by_spend=(user,), by_use=(user,)))
+    (line,) = (line for line in text(figures, width, 24).splitlines() if uuid in line)
+    assert "…" not in line
+    assert {uuid, "12,345.68", "5.00", "246,913.6"} <= {*line.split()}
+
+
 def test_a_long_id_is_shortened_in_the_middle() -> None:
     assert shorten(LONG, 20) == "customer-x…erlin-042"
     assert shorten("u42", 20) == "u42"

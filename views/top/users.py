@@ -1,7 +1,7 @@
 """The table of users on the live view."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from rich.cells import cell_len, chop_cells, set_cell_size
@@ -72,11 +72,12 @@ def users_table(spend: SpendFigures | None, order: Order, *, width: int, room: i
         return [_head(title, cell_len(title), []), Text(" no spend yet", "dim")][: room + 1]
     ids = [printable(user.user_id) for user in users]
     longest = max(_MIN_NAME, cell_len(title), *(size for size in map(cell_len, ids) if size < width))
-    columns = _fitting(width - 2 - longest)
+    table = _wide_enough(users)
+    columns = _fitting(table, width - 2 - longest)
     name_width = width - 2 - sum(column.width for column in columns)
     names = [shorten(each, name_width - 1) for each in ids]
     if len(columns) <= _NEEDED or len(set(names)) < len(set(ids)):
-        return _stacked(title, users, ids, width, room)[: room + 1]
+        return _stacked(title, users, ids, _fitting(table, width - 2), width, room)[: room + 1]
     rows = [
         Text(f" {set_cell_size(name, name_width)}") + _figures(user, columns)
         for name, user in zip(names, users, strict=True)
@@ -84,8 +85,14 @@ def users_table(spend: SpendFigures | None, order: Order, *, width: int, room: i
     return [_head(title, name_width, columns), *rows][: room + 1]
 
 
-def _stacked(title: str, users: Sequence[UserFigures], ids: Sequence[str], width: int, room: int) -> list[Text]:
-    columns = _fitting(width - 2)
+def _stacked(
+    title: str,
+    users: Sequence[UserFigures],
+    ids: Sequence[str],
+    columns: Sequence[_Column],
+    width: int,
+    room: int,
+) -> list[Text]:
     lines = [_head(title, width - 1, []), _head("", 0, columns)]
     for user, name in zip(users, ids, strict=True):
         parts = chop_cells(name, max(2, width - 1))
@@ -95,15 +102,23 @@ def _stacked(title: str, users: Sequence[UserFigures], ids: Sequence[str], width
     return lines
 
 
-def _fitting(room: int) -> list[_Column]:
+def _wide_enough(users: Sequence[UserFigures]) -> dict[str, _Column]:
+    """Return the columns, each as wide as its widest figure needs: with a space before it."""
+    return {
+        name: replace(column, width=max(column.width, 1 + max(cell_len(column.cell(user)) for user in users)))
+        for name, column in _COLUMNS.items()
+    }
+
+
+def _fitting(columns: Mapping[str, _Column], room: int) -> list[_Column]:
     """Return the columns that fit, in the order of the screen."""
     chosen: list[str] = []
     for name in _FIRST:
-        room -= _COLUMNS[name].width
+        room -= columns[name].width
         if room < 0:
             break
         chosen.append(name)
-    return [column for name, column in _COLUMNS.items() if name in chosen]
+    return [column for name, column in columns.items() if name in chosen]
 
 
 def _head(title: str, name_width: int, columns: Sequence[_Column]) -> Text:
