@@ -24,8 +24,8 @@ from tollbook.ledger.server.pipeline import CommandPipeline
 _WITHOUT: Final = (
     ("'removed_to', 'stopped', 'policy_version')", "'removed_to')"),
     ("stopped = m[5],", "stopped = nil,"),
-    ("known = known_events(ledger, seq), policy = m[6] or '0',", "known = nil, policy = who.version,"),
-    ("  if who.seen ~= '' and who.seen ~= '0-0' and not has_event(meta, ledger, who.seen) then", "  if false then"),
+    ("known = known_events(ledger, seq), policy = m[6] or '0',", "known = nil, policy = version,"),
+    ("  if seen ~= '' and seen ~= '0-0' and not has_event(meta, ledger, seen) then", "  if false then"),
     ("  meta.known.seq = meta.seq\n  add_known(meta.known, id)\n", ""),
     ("  if q.seq > meta.seq then -- G8", "  if false then"),
     ("  if s ~= q.s or h ~= q.h then -- G8", "  if false then"),

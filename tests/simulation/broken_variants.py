@@ -179,7 +179,7 @@ BROKEN = (
         "a settlement ignores the number of the hold",
         _gate(
             ("return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state }", ""),
-            ("if call.state ~= 'open' or text(call.hold) ~= hold then", "if call.state ~= 'open' then"),
+            ("if call.state ~= 'open' or call.hold ~= hold then", "if call.state ~= 'open' then"),
         ),
         "G2|G3",
         seeds=600,
@@ -219,7 +219,7 @@ BROKEN = (
         "a late answer replaces the result",
         _gate(
             (
-                "(is_over or args[7] ~= '') and call.state == 'closed' and text(call.hold) == args[3]",
+                "(is_over or args[7] ~= '') and call.state == 'closed' and call.hold == args[3]",
                 "is_over or args[7] ~= ''",
             )
         ),

@@ -80,7 +80,7 @@ BROKEN = (
     ),
     Broken(
         "tails are dropped past the watermark",
-        (("if is_after(first.ms, first.n, ms, n) or", "if"),),
+        (("if is_after(first_ms, first_n, ms, n) or", "if"),),
         FOLD,
         by_stream=True,
     ),
@@ -116,9 +116,9 @@ BROKEN = (
         (
             ("return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state }", ""),
             (
-                "if call.state ~= 'open' or text(call.hold) ~= hold then",
+                "if call.state ~= 'open' or call.hold ~= hold then",
                 # A charge without a hold has no budgets to settle against.
-                "if call.budgets == '' or text(call.hold) ~= hold then",
+                "if call.budgets == '' or call.hold ~= hold then",
             ),
         ),
         G2,
@@ -126,7 +126,7 @@ BROKEN = (
     ),
     Broken(
         "a settlement frees nothing",
-        (("push(tail, id, cost, -call.amount, balances[i])", "push(tail, id, cost, 0, balances[i])"),),
+        (("push(tail, id, cost, -amount, balances[i])", "push(tail, id, cost, 0, balances[i])"),),
         FOLD,
         by_stream=True,
     ),
@@ -138,7 +138,7 @@ BROKEN = (
     ),
     Broken(
         "the newest entry of a tail goes while its hold is open",
-        ((" or (length == 1 and first.h ~= 0) then", " then"),),
+        ((" or (length == 1 and held ~= 0) then", " then"),),
         MODEL,
     ),
     Broken(
@@ -273,8 +273,8 @@ BROKEN = (
     Broken(
         "the id of an earlier request is kept for the one in flight (G3)",
         (
-            ("mark(call, 'g' .. text(attempt) ..", "mark(call, 'g' .. text(call.begun) .."),
-            ("if attempt == call.begun then -- G3", "if true then"),
+            ("mark(call, 'g' .. text(attempt) ..", "mark(call, 'g' .. call.begun .."),
+            ("if attempt == exact(call.begun) then -- G3", "if true then"),
         ),
         MODEL,
     ),
@@ -285,7 +285,7 @@ BROKEN = (
     ),
     Broken(
         "the number of a hold starts anew",
-        (("local hold, deadline = call.hold + 1,", "local hold, deadline = 1,"),),
+        (("local hold, deadline, cap = text(exact(call.hold) + 1),", "local hold, deadline, cap = '1',"),),
         MODEL,
     ),
 )

@@ -1,11 +1,12 @@
 -- The record of a call.
 
--- One pattern and one format for the whole record: string work is most of what a step costs.
-local CALL_HEAD = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) ([^\n]+) (%S+) (%d+) (%d+) (%d+) (%d+)'
+-- One pattern for the whole record: string work is most of what a step costs. Of the parts of the first line, the user's
+-- id alone may have spaces. It is matched shortest first: longest first, it takes the rest of the line and gives that
+-- back by trials. Numbers stay text, which costs less to write again, until a step computes with one.
+local CALL_HEAD = '^(%S+) (%S+) (%d+) (%d+) (%S+) (%d+) ([^\n]-) (%S+) (%d+) (%d+) (%d+) (%d+)'
 local CALL_LINES = '\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$'
 local CALL_PATTERN = CALL_HEAD .. ' (%d+) (%S+)' .. CALL_LINES
 local OLD_CALL_PATTERN = CALL_HEAD .. CALL_LINES
-local CALL_FORMAT = '%s %s %d %d %s %s %s %s %d %d %d %d %d %s\n%s\n%s\n%s\n%s'
 
 local function read_call(key)
   local value = redis.call('GET', key)
@@ -19,19 +20,21 @@ local function read_call(key)
     state, hash, hold, amount, worker, deadline, user, period, recorded, begun, spent, assumed,
       settled, marks, denial, budgets = string.match(value, OLD_CALL_PATTERN)
   end
-  return { state = state, hash = hash, hold = tonumber(hold), amount = tonumber(amount), worker = worker,
-    deadline = deadline, user = user, period = period, recorded = tonumber(recorded), begun = tonumber(begun),
-    spent = tonumber(spent), assumed = tonumber(assumed), cap = tonumber(cap), plan = plan, settled = settled, marks = marks, denial = denial, budgets = budgets }
+  return { state = state, hash = hash, hold = hold, amount = amount, worker = worker, deadline = deadline, user = user,
+    period = period, recorded = recorded, begun = begun, spent = spent, assumed = assumed, cap = cap, plan = plan,
+    settled = settled, marks = marks, denial = denial, budgets = budgets }
 end
 
 local function new_call(hash, worker, user, period)
-  return { hash = hash, hold = 0, amount = 0, worker = worker, deadline = '0', user = user, period = period,
-    recorded = 0, begun = 0, spent = 0, assumed = 0, cap = 0, plan = '-', settled = '', marks = ' ', denial = '', budgets = '' }
+  return { hash = hash, hold = '0', amount = '0', worker = worker, deadline = '0', user = user, period = period,
+    recorded = '0', begun = '0', spent = '0', assumed = '0', cap = '0', plan = '-', settled = '', marks = ' ',
+    denial = '', budgets = '' }
 end
 
 local function write_call(key, c, ttl)
-  local value = string.format(CALL_FORMAT, c.state, c.hash, c.hold, c.amount, c.worker, c.deadline, c.user,
-    c.period, c.recorded, c.begun, c.spent, c.assumed, c.cap, c.plan, c.settled, c.marks, c.denial, c.budgets)
+  local value = c.state .. ' ' .. c.hash .. ' ' .. c.hold .. ' ' .. c.amount .. ' ' .. c.worker .. ' ' .. c.deadline ..
+    ' ' .. c.user .. ' ' .. c.period .. ' ' .. c.recorded .. ' ' .. c.begun .. ' ' .. c.spent .. ' ' .. c.assumed ..
+    ' ' .. c.cap .. ' ' .. c.plan .. '\n' .. c.settled .. '\n' .. c.marks .. '\n' .. c.denial .. '\n' .. c.budgets
   if ttl then
     redis.call('SET', key, value, 'EX', ttl)
   else
@@ -117,7 +120,7 @@ local function append_attempts(meta, ledger, call, call_id, period, events, comm
     if mark(call, MARKS[event.type] .. event.attempt) then
       append(meta, ledger, event.type, call.user, period, call_id, event.attempt, 0, committed, event.payload)
       if event.type == 'model-called' then
-        call.recorded = math.max(call.recorded, int(event.attempt))
+        call.recorded = text(math.max(exact(call.recorded), int(event.attempt)))
       end
     end
   end

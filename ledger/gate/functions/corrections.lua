@@ -39,13 +39,14 @@ local function adjust(keys, args)
     end
   end
   local difference, less_assumed, id = cost - int(was_cost), assumed - int(was_assumed), ''
-  local due = difference > 0 and due_alerts(meta, names, balances, difference, call.cap, period == call.period and call.plan)
+  local due = difference > 0 and due_alerts(meta, names, balances, difference, exact(call.cap),
+    period == call.period and call.plan)
   if difference < 0 then
     wake(keys[3], names)
   end
   append_attempts(meta, keys[2], call, args[2], period, events, text(balances[1].s + balances[1].h))
   is_over = is_over == '1'
-  local ends = (is_over or args[7] ~= '') and call.state == 'closed' and text(call.hold) == args[3]
+  local ends = (is_over or args[7] ~= '') and call.state == 'closed' and call.hold == args[3]
   if ends then -- G4
     call.state = 'settled'
   end
@@ -169,7 +170,7 @@ local function charge(keys, args)
   end
   append_alerts(meta, keys[2], due, args[2])
   call = new_call(args[5], '-', args[3], args[4])
-  call.state, call.budgets, call.cap, call.plan = 'settled', table.concat(names, '\n'), cap, plan
+  call.state, call.budgets, call.cap, call.plan = 'settled', table.concat(names, '\n'), text(cap), plan
   set_settled(call, '0', cost, assumed)
   write_call(keys[3], call, ttl)
   return { 'OK', id, committed }

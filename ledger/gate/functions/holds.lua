@@ -9,9 +9,9 @@ end
 
 local function exists(call, result_key, ledger)
   if call.state == 'open' then
-    return { 'EXISTS', 'open', text(call.hold), text(call.amount), call.worker, call.deadline,
-      text(call.recorded), text(call.begun), text(call.spent), text(call.assumed), call.budgets, call.period,
-      string.match(call.marks, ' g' .. text(call.begun) .. '=(%S+)') or '', newest(ledger) }
+    return { 'EXISTS', 'open', call.hold, call.amount, call.worker, call.deadline, call.recorded, call.begun,
+      call.spent, call.assumed, call.budgets, call.period,
+      string.match(call.marks, ' g' .. call.begun .. '=(%S+)') or '', newest(ledger) }
   end
   return { 'EXISTS', call.state, redis.call('GET', result_key) or '', call.denial, newest(ledger) }
 end
@@ -33,9 +33,13 @@ local function reserve(keys, args)
     return refusal
   end
   local call_key, call_id = keys[6], args[2]
+  -- As in a call's record, the user's id is matched shortest first.
   local user, period, hash, worker, amount, lease, from, til, final, ttl =
-    string.match(args[3], '^(.+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ([012]) (%S+)$')
-  amount, lease, from, til, ttl = amount_of(amount), int(lease), int(from), int(til), seconds_of(ttl)
+    string.match(args[3], '^(..-) (%S+) (%S+) (%S+) (%d+) (%d+) (%d+) (%d+) ([012]) ([1-9]%d*)$')
+  if not user then
+    bug('malformed reservation: ' .. args[3])
+  end
+  amount, lease, from, til, ttl = exact(amount, MAX_AMOUNT), exact(lease), exact(from), exact(til), exact(ttl)
   local now = now_ms()
   local call = read_call(call_key)
   if call then
@@ -72,7 +76,7 @@ local function reserve(keys, args)
   end
   call = call or new_call(hash, worker, user, period)
   -- After those that were begun and not recorded: a late report of an earlier hold's worker must not count as ours.
-  local attempt = math.max(call.recorded, call.begun) + 1
+  local attempt = text(math.max(exact(call.recorded), exact(call.begun)) + 1)
   if refused then
     local reply = verdict('DENIED', names, w, refused)
     reply[6] = w.denied and 'cap' or 'wait_timeout'
@@ -83,7 +87,7 @@ local function reserve(keys, args)
     stamp_hash(stamps, hash)
     local plan = plan_for_alerts(meta, w.plan, args[4])
     local due = w.denied and due_refusal_alerts(meta, names, w, refused, plan) or NONE
-    append(meta, keys[2], 'budget-denied', user, period, call_id, text(attempt), amount,
+    append(meta, keys[2], 'budget-denied', user, period, call_id, attempt, amount,
       text(w.balances[1].s + w.balances[1].h), splice(stamps, args[4]))
     call.state = 'denied'
     call.denial = table.concat({ names[refused], text(b.s), text(b.h), text(w.caps[refused]), text(amount), reply[6] }, ' ')
@@ -91,24 +95,24 @@ local function reserve(keys, args)
     append_alerts(meta, keys[2], due, call_id)
     return reply
   end
-  local hold, deadline = call.hold + 1, text(now + lease)
+  local hold, deadline, cap = text(exact(call.hold) + 1), text(now + lease), text(w.caps[1])
   local committed = text(w.balances[1].s + w.balances[1].h + amount)
-  local stamps = { '"hold":' .. text(hold), '"cap_nanousd":' .. text(w.caps[1]), '"deadline_ms":' .. deadline }
+  local stamps = { '"hold":' .. hold, '"cap_nanousd":' .. cap, '"deadline_ms":' .. deadline }
   stamp_plan(stamps, w.plan)
   stamp_hash(stamps, hash)
   stamp_budgets(stamps, names, w.balances, w.caps, amount)
   redis.call('ZADD', keys[3], deadline, call_id) -- G3
-  local id = append(meta, keys[2], 'budget-reserved', user, period, call_id, text(attempt), amount, committed,
+  local id = append(meta, keys[2], 'budget-reserved', user, period, call_id, attempt, amount, committed,
     splice(stamps, args[4]))
   for i, tail in ipairs(tails) do
     push(tail, id, 0, amount, w.balances[i])
   end
-  call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, amount, worker, deadline
-  call.begun, call.spent, call.assumed = attempt, 0, 0
-  call.cap, call.plan = w.caps[1], plan_for_alerts(meta, w.plan, args[4])
+  call.state, call.hold, call.amount, call.worker, call.deadline = 'open', hold, text(amount), worker, deadline
+  call.begun, call.spent, call.assumed = attempt, '0', '0'
+  call.cap, call.plan = cap, plan_for_alerts(meta, w.plan, args[4])
   move_call(call, period, table.concat(names, '\n'))
   write_call(call_key, call)
-  return { 'OK', id, text(hold), text(attempt), committed, text(w.caps[1]), deadline, w.plan }
+  return { 'OK', id, hold, attempt, committed, cap, deadline, w.plan }
 end
 
 -- The call of an open hold, or a refusal.
@@ -121,7 +125,7 @@ local function open_hold(call_key, hold, names)
   if cost then
     return nil, { 'SETTLED', cost .. ' ' .. assumed, call.state } -- G2
   end
-  if call.state ~= 'open' or text(call.hold) ~= hold then -- G2
+  if call.state ~= 'open' or call.hold ~= hold then -- G2
     return nil, { 'UNKNOWN' }
   end
   if names and table.concat(names, '\n') ~= call.budgets then
@@ -152,8 +156,8 @@ local function record(keys, args)
     return refusal
   end
   -- Else who takes the hold over would charge less than was begun.
-  if begun < call.begun or spent < call.spent then -- G3
-    return { 'OK', '', text(call.amount) }
+  if begun < exact(call.begun) or spent < exact(call.spent) then -- G3
+    return { 'OK', '', call.amount }
   end
   if meta.stopped and extension > 0 then -- G8
     return { 'STOPPED', meta.stopped }
@@ -172,7 +176,7 @@ local function record(keys, args)
     end
   end
   append_attempts(meta, keys[2], call, args[2], call.period, events, known_committed(tails[1]))
-  call.spent, call.assumed = spent, assumed
+  call.spent, call.assumed = text(spent), text(assumed)
   local refused = extends and (w.denied or w.waiting) -- G1
   if refused then
     call.marks = (string.gsub(call.marks, ' x' .. attempt .. ' ', ' '))
@@ -189,11 +193,11 @@ local function record(keys, args)
     for i, tail in ipairs(tails) do
       push(tail, id, 0, extension, w.balances[i])
     end
-    call.amount = call.amount + extension
+    call.amount = text(exact(call.amount) + extension)
   end
-  call.begun = begun -- G3
+  call.begun = text(begun) -- G3
   write_call(keys[4], call)
-  return { 'OK', id, text(call.amount) }
+  return { 'OK', id, call.amount }
 end
 
 --[[ note: keep the provider's id of the request in flight with the open hold, so that whoever settles it instead of its
@@ -211,10 +215,10 @@ local function note(keys, args)
     bug('not the id of a request: ' .. args[4] .. ' ' .. args[5])
   end
   local call = read_call(keys[3])
-  if not call or call.state ~= 'open' or text(call.hold) ~= args[2] then
+  if not call or call.state ~= 'open' or call.hold ~= args[2] then
     return { 'UNKNOWN' }
   end
-  if attempt == call.begun then -- G3
+  if attempt == exact(call.begun) then -- G3
     forget_id(call)
     mark(call, 'g' .. text(attempt) .. '=' .. args[4] .. '=' .. args[5])
     write_call(keys[3], call)
@@ -234,9 +238,12 @@ local function settle(keys, args)
     return refusal
   end
   local hold, cost, assumed, attempt, final, result_ttl, call_ttl, count =
-    string.match(args[3], '^(%d+) (%S+) (%S+) (%S+) ([01]) (%S+) (%S+) (%S+)$')
-  cost, assumed, attempt, count = amount_of(cost), amount_of(assumed), text(int(attempt)), int(count)
-  result_ttl, call_ttl = seconds_of(result_ttl), seconds_of(call_ttl)
+    string.match(args[3], '^(%d+) (%d+) (%d+) (%d+) ([01]) ([1-9]%d*) ([1-9]%d*) (%d+)$')
+  if not hold then
+    bug('malformed settlement: ' .. args[3])
+  end
+  cost, assumed, attempt = exact(cost, MAX_AMOUNT), exact(assumed, MAX_AMOUNT), text(exact(attempt))
+  result_ttl, call_ttl, count = exact(result_ttl), exact(call_ttl), exact(count)
   local call_key, events = keys[5], read_attempts(args, 6, count)
   local names, baselines = read_budgets(args, 6 + 3 * count)
   local call
@@ -254,12 +261,13 @@ local function settle(keys, args)
       return refusal
     end
   end
-  local due = due_alerts(meta, names, balances, cost, call.cap, call.plan)
+  local due = due_alerts(meta, names, balances, cost, exact(call.cap), call.plan)
   wake(keys[4], names)
   redis.call('ZREM', keys[3], args[2])
   append_attempts(meta, keys[2], call, args[2], call.period, events, text(balances[1].s + balances[1].h))
-  local freed = cost - call.amount
-  local stamps = { '"hold":' .. hold, '"hold_nanousd":' .. text(call.amount) }
+  local amount = exact(call.amount)
+  local freed = cost - amount
+  local stamps = { '"hold":' .. hold, '"hold_nanousd":' .. call.amount }
   if freed > 0 then
     stamps[#stamps + 1] = '"overage_nanousd":' .. text(freed)
   end
@@ -271,7 +279,7 @@ local function settle(keys, args)
   local id = append(meta, keys[2], 'cost-recorded', call.user, call.period, args[2], attempt, cost, committed,
     splice(stamps, args[5]))
   for i, tail in ipairs(tails) do
-    push(tail, id, cost, -call.amount, balances[i])
+    push(tail, id, cost, -amount, balances[i])
   end
   append_alerts(meta, keys[2], due, args[2])
   call.state = final == '1' and 'settled' or 'closed'

@@ -9,7 +9,8 @@ local function read_budgets(args, from)
       string.match(args[i], '^(%d+) (%-?%d+) (%-?%d+) (%d+) (%d+) (%d+) (%l[%w_~-]*:.*)$')
     if cap then
       names[at] = name
-      baselines[at] = { cap = amount_of(cap), s = int(s), h = int(h), ms = int(ms), n = int(n), seq = int(seq) }
+      baselines[at] = { cap = exact(cap, MAX_AMOUNT), s = exact(s), h = exact(h), ms = exact(ms), n = exact(n),
+        seq = exact(seq) }
     elseif string.find(args[i], '^%l[%w_~-]*:') then
       names[at] = args[i]
     else
@@ -19,9 +20,10 @@ local function read_budgets(args, from)
   return names, baselines
 end
 
+-- Of an entry of a tail: its id, and how it moved settled and held. `balance_after` has what they were then.
 local function parse_entry(entry)
   local ms, n, ds, dh, s, h = string.match(entry, '^(%d+)%-(%d+) (%-?%d+) (%-?%d+) (%-?%d+) (%-?%d+)$')
-  return { ms = tonumber(ms), n = tonumber(n), ds = tonumber(ds), dh = tonumber(dh), s = tonumber(s), h = tonumber(h) }
+  return ms + 0, n + 0, ds + 0, dh + 0, s + 0, h + 0
 end
 
 -- The watermark moves rarely; it is parsed when it has moved.
@@ -65,36 +67,20 @@ local function has_event(meta, ledger, id)
   return true
 end
 
--- The commands of one batch bear few different first arguments; each is parsed once.
-local identities, identities_kept = {}, 0
-
-local function identity_of(given)
-  local found = identities[given]
-  if not found then
-    if identities_kept == 16 then
-      identities, identities_kept = {}, 0
-    end
-    found = {}
-    found.ledger_id, found.seen, found.version = string.match(given, '^(%S+) ?(%S*) ?(%S*)$')
-    identities[given], identities_kept = found, identities_kept + 1
-  end
-  return found
-end
-
 local function read_meta(key, ledger, given)
   local m = redis.call('HMGET', key, 'ledger_id', 'trimmed_to', 'removed', 'removed_to', 'stopped', 'policy_version')
-  local who = identity_of(given)
-  if m[1] ~= who.ledger_id then -- G8
+  local ledger_id, seen, version = string.match(given, '^(%S+) ?(%S*) ?(%S*)$')
+  if m[1] ~= ledger_id then -- G8
     return nil, { 'LEDGER', m[1] or '' }
   end
   if m[2] ~= watermark then
     watermark, watermark_ms, watermark_n = m[2], parse_id(m[2])
   end
-  local seq = redis.call('XLEN', ledger) + int(m[3])
+  local seq = redis.call('XLEN', ledger) + m[3]
   local meta = { seq = seq, trim_ms = watermark_ms, trim_n = watermark_n, removed_to = m[4], stopped = m[5],
-    known = known_events(ledger, seq), policy = m[6] or '0', version = who.version, ledger_id = who.ledger_id, key = key }
-  if who.seen ~= '' and who.seen ~= '0-0' and not has_event(meta, ledger, who.seen) then -- G1 G4
-    return nil, { 'BACK', who.seen }
+    known = known_events(ledger, seq), policy = m[6] or '0', version = version, ledger_id = ledger_id, key = key }
+  if seen ~= '' and seen ~= '0-0' and not has_event(meta, ledger, seen) then -- G1 G4
+    return nil, { 'BACK', seen }
   end
   return meta
 end
@@ -110,29 +96,26 @@ end
 -- Settled and held after an entry.
 local function balance_after(entry)
   local s, h = string.match(entry, '^%S+ %S+ %S+ (%S+) (%S+)$')
-  return { s = tonumber(s), h = tonumber(h) }
+  return { s = s + 0, h = h + 0 }
 end
 
 -- The tail's balance at position Q: after the newest entry at or before Q.
-local function balance_at(key, q, last)
-  if not is_after(last.ms, last.n, q.ms, q.n) then
-    return last.s, last.h
+local function balance_at(key, q)
+  local ms, n, ds, dh, s, h = parse_entry(redis.call('LINDEX', key, 0))
+  if is_after(ms, n, q.ms, q.n) then
+    return s - ds, h - dh
   end
-  local first = parse_entry(redis.call('LINDEX', key, 0))
-  if is_after(first.ms, first.n, q.ms, q.n) then
-    return first.s - first.ds, first.h - first.dh
-  end
-  local low, high, at = 0, redis.call('LLEN', key) - 1, first
+  local low, high = 0, redis.call('LLEN', key) - 1
   while high - low > 1 do
     local middle = math.floor((low + high) / 2)
-    local entry = parse_entry(redis.call('LINDEX', key, middle))
-    if is_after(entry.ms, entry.n, q.ms, q.n) then
+    local middle_ms, middle_n, _, _, middle_s, middle_h = parse_entry(redis.call('LINDEX', key, middle))
+    if is_after(middle_ms, middle_n, q.ms, q.n) then
       high = middle
     else
-      low, at = middle, entry
+      low, s, h = middle, middle_s, middle_h
     end
   end
-  return at.s, at.h
+  return s, h
 end
 
 -- The exact balance of a budget now, or a refusal: the baseline at Q plus the tail after Q.
@@ -150,12 +133,15 @@ local function balance(meta, key, name, q)
   if not newest then
     return { s = q.s, h = q.h }
   end
-  local last = parse_entry(newest)
-  local s, h = balance_at(key, q, last)
+  local ms, n, _, _, last_s, last_h = parse_entry(newest)
+  local s, h = last_s, last_h
+  if is_after(ms, n, q.ms, q.n) then
+    s, h = balance_at(key, q)
+  end
   if s ~= q.s or h ~= q.h then -- G8
     return nil, { 'DIVERGED', name, text(q.s), text(q.h), text(s), text(h) }
   end
-  return last
+  return { s = last_s, h = last_h }
 end
 
 -- The balance of a budget with an open hold. Its tail is never empty; the baseline is there in case it was lost.
@@ -181,7 +167,7 @@ end
 
 local function append(meta, ledger, kind, user, period, call_id, attempt, amount, committed, payload)
   meta.seq = meta.seq + 1
-  local id = redis.call('XADD', ledger, '*', 'type', kind, 'v', '2', 'seq', text(meta.seq),
+  local id = redis.call('XADD', ledger, '*', 'type', kind, 'v', '2', 'seq', meta.seq,
     'user_id', user, 'period', period, 'call_id', call_id, 'attempt', attempt,
     'amount', text(amount), 'committed', committed, 'payload', payload) -- G7
   meta.known.seq = meta.seq
@@ -191,7 +177,7 @@ end
 
 local function push(key, id, ds, dh, before)
   before.s, before.h = before.s + ds, before.h + dh
-  redis.call('RPUSH', key, id .. string.format(' %d %d ', ds, dh) .. text(before.s) .. ' ' .. text(before.h))
+  redis.call('RPUSH', key, string.format('%s %d %d %d %d', id, ds, dh, exact(before.s), exact(before.h)))
 end
 
 -- Put the members that only the gate knows in front of a payload's own.

@@ -10,12 +10,12 @@ local function read_opened_holds(keys, args, at, opened)
     local budget = opened[tonumber(place)]
     calls[key] = calls[key] or read_call(key)
     local call = calls[key]
-    if not budget or not call or call.state ~= 'open' or text(call.hold) ~= hold or text(call.amount) ~= amount then -- G1
+    if not budget or not call or call.state ~= 'open' or call.hold ~= hold or call.amount ~= amount then -- G1
       bug('not an open hold: ' .. args[i])
     end
     call.opened = call.opened or call.budgets
     call.opened = call.opened .. '\n' .. budget.name
-    budget.held = budget.held + call.amount
+    budget.held = budget.held + int(amount)
     budget.holds[#budget.holds + 1] = '{"call_id":' .. cjson.encode(call_id) .. ',"hold":' .. hold ..
       ',"amount_nanousd":' .. amount .. '}'
   end

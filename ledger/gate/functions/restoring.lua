@@ -21,13 +21,13 @@ local APPLY = {}
 APPLY['budget-reserved'] = function(call, event, p)
   if p.kind == 'extension' then
     mark(call, 'x' .. event.attempt)
-    call.amount, call.begun = call.amount + event.amount, int(event.attempt)
+    call.amount, call.begun = text(exact(call.amount) + event.amount), text(int(event.attempt))
     return call
   end
   call = call or new_call(p.content_hash or '-', p.worker, event.user, event.period)
-  call.state, call.hold, call.amount, call.worker = 'open', int(p.hold), event.amount, p.worker
-  call.deadline, call.begun, call.spent, call.assumed = text(p.deadline_ms), int(event.attempt), 0, 0
-  call.cap, call.plan = p.cap_nanousd or 0, p.assigned_plan or p.plan or '-'
+  call.state, call.hold, call.amount, call.worker = 'open', text(p.hold), text(event.amount), p.worker
+  call.deadline, call.begun, call.spent, call.assumed = text(p.deadline_ms), text(int(event.attempt)), '0', '0'
+  call.cap, call.plan = text(p.cap_nanousd or 0), p.assigned_plan or p.plan or '-'
   move_call(call, event.period, table.concat(budgets_of(event, p), '\n'))
   return call
 end
@@ -36,12 +36,12 @@ APPLY['model-called'] = function(call, event, p)
   if not call or not mark(call, 'm' .. event.attempt) then
     return call
   end
-  local attempt, is_of_hold = int(event.attempt), (p.hold or 0) == call.hold
-  call.recorded = math.max(call.recorded, attempt)
+  local attempt, is_of_hold = int(event.attempt), text(p.hold or 0) == call.hold
+  call.recorded = text(math.max(exact(call.recorded), attempt))
   if event.step == 'record' and call.state == 'open' and is_of_hold then
-    call.spent = call.spent + p.charge_nanousd
-    call.assumed = call.assumed + (p.charge_basis == 'assumed' and p.charge_nanousd or 0)
-    call.begun = math.max(call.begun, attempt + 1) -- G3
+    call.spent = text(exact(call.spent) + p.charge_nanousd)
+    call.assumed = text(exact(call.assumed) + (p.charge_basis == 'assumed' and p.charge_nanousd or 0))
+    call.begun = text(math.max(exact(call.begun), attempt + 1)) -- G3
   elseif event.step == 'record' and call.state == 'closed' and is_of_hold and p.outcome == 'ok' then
     call.state = 'settled' -- G4
   end
@@ -63,7 +63,7 @@ APPLY['cost-recorded'] = function(call, event, p)
   end
   if call then
     call.state = p.is_final == false and 'closed' or 'settled'
-    call.begun = hold == '0' and 0 or math.max(call.begun, int(event.attempt))
+    call.begun = hold == '0' and '0' or text(math.max(exact(call.begun), int(event.attempt)))
     set_settled(call, hold, event.amount, p.assumed_nanousd or 0)
   end
   return call
@@ -115,7 +115,7 @@ local function open_budget(meta, p)
   for _, held in ipairs(p.holds or {}) do
     local key = beside(meta, 'call:' .. held.call_id)
     local call = read_call(key)
-    if call and call.state == 'open' and call.hold == held.hold then -- G1
+    if call and call.state == 'open' and call.hold == text(held.hold) then -- G1
       move_call(call, call.period, call.budgets .. '\n' .. p.budgets[1].budget)
       write_call(key, call)
     end

@@ -28,8 +28,8 @@ local function trim(keys, args)
   for i = 3, #keys do
     local length = redis.call('LLEN', keys[i])
     while length > 0 do
-      local first = parse_entry(redis.call('LINDEX', keys[i], 0))
-      if is_after(first.ms, first.n, ms, n) or (length == 1 and first.h ~= 0) then -- G6
+      local first_ms, first_n, _, _, _, held = parse_entry(redis.call('LINDEX', keys[i], 0))
+      if is_after(first_ms, first_n, ms, n) or (length == 1 and held ~= 0) then -- G6
         break
       end
       redis.call('LPOP', keys[i])

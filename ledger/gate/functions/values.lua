@@ -15,6 +15,16 @@ local function int(value)
   return n
 end
 
+-- A whole number, or one whose digits a pattern has found, which arithmetic reads in half the time of `tonumber`.
+local function exact(value, max)
+  local n = value + 0
+  max = max or EXACT - 1
+  if n > max or n < -max then
+    bug('number out of bounds: ' .. value)
+  end
+  return n
+end
+
 local function amount_of(value)
   local n = int(value)
   if n < 0 or n > MAX_AMOUNT then
@@ -41,7 +51,7 @@ end
 
 local function now_ms()
   local t = redis.call('TIME')
-  return int(t[1]) * 1000 + math.floor(int(t[2]) / 1000)
+  return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
 local function is_after(ms, n, other_ms, other_n)
