@@ -125,12 +125,28 @@ class LedgerSource:
     async def _all(
         self, partition: int, after_seq: int, after: EntryId, *, is_upcast: bool
     ) -> AsyncGenerator[pa.Table]:
-        async for events in self._archived(partition, after_seq):
-            after = EntryId.parse(events["id"][-1].as_py())
-            yield upcast_table(events) if is_upcast else events
-        if self.redis is not None:
-            async for events in self._streamed(self.redis, partition, after, is_upcast=is_upcast):
-                yield events
+        while True:
+            async for events in self._archived(partition, after_seq):
+                after, after_seq = _last(events)
+                yield upcast_table(events) if is_upcast else events
+            if self.redis is None:
+                return
+            pages = self._streamed(self.redis, partition, after, is_upcast=is_upcast)
+            async with contextlib.aclosing(pages):
+                async for events in pages:
+                    if await self._is_archived_since(partition, after_seq, events):
+                        break
+                    after, after_seq = _last(events)
+                    yield events
+                else:
+                    return
+
+    async def _is_archived_since(self, partition: int, after_seq: int, page: pa.Table) -> bool:
+        """Whether events before a page of the stream were sealed and trimmed after the archive was read."""
+        if page["seq"][0].as_py() == after_seq + 1:
+            return False
+        segments = await asyncio.to_thread(self.segments, partition)
+        return bool(segments) and segments[-1].manifest.last_seq > after_seq
 
     async def count(self) -> int:
         """Return how many events there are, for a progress bar."""
@@ -163,6 +179,10 @@ class LedgerSource:
                 after = batch.last_id
         finally:
             await reader.aclose()
+
+
+def _last(events: pa.Table) -> tuple[EntryId, int]:
+    return EntryId.parse(cast("str", events["id"][-1].as_py())), cast("int", events["seq"][-1].as_py())
 
 
 def _up_to(events: pa.Table, until: EntryId) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,30 @@ async def test_progress_counts_every_event(archiving: Archiving, tmp_path: Path)
     store = await replay(source, tmp_path / "r.duckdb", progress=counts.append)
     assert sum(counts) == await source.count() == store.position().seq
     store.close()
+
+
+@pytest.mark.parametrize("pages_before", [1, 3])
+async def test_events_that_are_sealed_and_trimmed_during_a_read_are_read_from_the_archive(
+    redis_client: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages_before: int
+) -> None:
+    monkeypatch.setattr("tollbook.ledger.archive.history._PAGE", 20)
+    archiving = Archiving(redis_client, tmp_path)
+    await archiving.fill(400)
+    sealer, seqs = archiving.sealer(), list[int]()
+    # Part of the archive, and of the stream, is read before the rest is sealed.
+    await sealer.seal()
+    await sealer.trim()
+    pages = 0
+    async with aclosing(source_of(archiving).events(0)) as tables:
+        async for table in tables:
+            seqs += table["seq"].to_pylist()
+            pages += 1
+            if pages == pages_before:
+                assert await seal_all(sealer)
+                await sealer.trim()
+    assert seqs == list(range(1, archiving.store.position().seq + 1))
+    archiving.store.close()
+    await archiving.pipeline.aclose()
 
 
 def test_a_missing_archive_is_reported(tmp_path: Path) -> None:
