@@ -100,19 +100,19 @@ async def test_events_that_are_sealed_and_trimmed_during_a_read_are_read_from_th
     monkeypatch.setattr("tollbook.ledger.archive.history._PAGE", 20)
     archiving = Archiving(redis_client, tmp_path)
     await archiving.fill(400)
-    sealer, seqs = archiving.sealer(), list[int]()
+    source, sealer, seqs = source_of(archiving), archiving.sealer(), list[int]()
     # Part of the archive, and of the stream, is read before the rest is sealed.
     await sealer.seal()
     await sealer.trim()
     pages = 0
-    async with aclosing(source_of(archiving).events(0)) as tables:
+    async with aclosing(source.events(0)) as tables:
         async for table in tables:
             seqs += table["seq"].to_pylist()
             pages += 1
             if pages == pages_before:
                 assert await seal_all(sealer)
                 await sealer.trim()
-    assert seqs == list(range(1, archiving.store.position().seq + 1))
+    assert seqs == list(range(1, await source.count() + 1))
     archiving.store.close()
     await archiving.pipeline.aclose()
 
