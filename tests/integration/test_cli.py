@@ -424,7 +424,7 @@ REFUSED: Final[dict[str, str]] = {
 
 async def test_no_line_of_a_list_of_commands_is_cut(tmp_path: Path) -> None:
     finished = await run_cli("audit", "--help", cwd=tmp_path)
-    assert "every number at that position." in " ".join(finished.stdout.split())
+    assert "every number that decided it, at that position." in " ".join(finished.stdout.split())
     assert "..." not in finished.stdout.split("Commands:")[1]
     completion = {"_TOLLBOOK_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "tollbook audit f"}
     finished = await run_cli(cwd=tmp_path, env=completion)
