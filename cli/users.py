@@ -18,7 +18,7 @@ app = typer.Typer(help="Users' ids, where the ledger has hashes of them.", no_ar
 
 T = TypeVar("T")
 _PLAIN = (
-    'user ids are plain on this ledger, and stay on it forever. Only a ledger with `user_ids = "hashed"` has hashes'
+    'users\' ids are plain on this ledger, and stay on it forever. Only a ledger with `user_ids = "hashed"` has hashes'
 )
 
 

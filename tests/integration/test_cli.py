@@ -186,7 +186,7 @@ async def test_doctor_says_where_redis_and_the_data_directory_do_not_belong_toge
     redis_client: Redis, server_url: str, tmp_path: Path
 ) -> None:
     await asyncio.to_thread(lambda: Store.open(tmp_path / "data" / "tollbook.duckdb", "ledger-1").close())
-    for found, words in ((None, "holds no ledger under 'tollbook'"), ("ledger-2", "holds ledger ledger-2")):
+    for found, words in ((None, "has no ledger under 'tollbook'"), ("ledger-2", "holds ledger ledger-2")):
         if found is not None:
             await redis_client.hset(Keys().meta, mapping={"ledger_id": found, "partitions": 1})
         finished = await run_cli("doctor", "--json", cwd=tmp_path, env={"REDIS_URL": server_url})

@@ -197,12 +197,12 @@ BROKEN = (
     ),
     BrokenVariant(
         "the newest entry of a tail is trimmed while its hold is open",
-        _gate((" or (length == 1 and first.h ~= 0) then", " then")),
+        _gate((" or (length == 1 and held ~= 0) then", " then")),
         "G6",
     ),
     BrokenVariant(
         "a settlement frees nothing",
-        _gate(("push(tail, id, cost, -call.amount, balances[i])", "push(tail, id, cost, 0, balances[i])")),
+        _gate(("push(tail, id, cost, -amount, balances[i])", "push(tail, id, cost, 0, balances[i])")),
         "G1",
     ),
     BrokenVariant(
@@ -229,7 +229,7 @@ BROKEN = (
     ),
     BrokenVariant(
         "attempts of a second hold have the numbers of the first",
-        _gate(("math.max(call.recorded, call.begun) + 1", "call.recorded + 1")),
+        _gate(("math.max(exact(call.recorded), exact(call.begun)) + 1", "exact(call.recorded) + 1")),
         "G3",
         seeds=600,
         changes={"claim_after_s": 3.0, "pauses": 0.15, "deaths": 0.15, "workers": 3, "max_attempts": 2},
@@ -278,7 +278,7 @@ BROKEN = (
     ),
     BrokenVariant(
         "the gate does not check whether the ledger went back",
-        _gate(("and not has_event(meta, ledger, who.seen) then", "and false then")),
+        _gate(("and not has_event(meta, ledger, seen) then", "and false then")),
         "G1: .* on a ledger that lacks",
         changes=LOSSES,
         known_seed=14,

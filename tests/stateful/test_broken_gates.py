@@ -185,7 +185,8 @@ BROKEN = (
     Broken(
         "credit of one period counts in all",
         (("'credit:' .. period, 'plan')\n  return math.min", "'credit:2026-11', 'plan')\n  return math.min"),),
-        MODEL,
+        # By the first that shows it: an answer, or an alert of the cap.
+        f"{MODEL}|{EVENTS}",
     ),
     Broken(
         "credit of a budget does not count",

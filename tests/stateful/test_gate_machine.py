@@ -50,8 +50,10 @@ def test_every_answer_equals_the_models_in_a_few_runs(every_server_url: str) -> 
 def test_every_answer_equals_the_models(every_server_url: str, request: pytest.FixtureRequest) -> None:
     is_embedded = request.node.callspec.params["every_server_url"] == EMBEDDED
     seen = _run(every_server_url, examples=400 if is_embedded else 60, steps=50, is_repeatable=True)
-    if is_embedded:
-        assert set(seen) >= ANSWERS
+    if is_embedded and not set(seen) >= ANSWERS:
+        # Hypothesis also tries constants of the modules that are loaded, so beside other tests it draws other examples.
+        seen += _run(every_server_url, examples=400, steps=50, is_repeatable=False)
+    assert set(seen) >= ANSWERS or not is_embedded
 
 
 @pytest.mark.slow
