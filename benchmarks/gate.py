@@ -8,6 +8,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -17,10 +18,12 @@ from redis.asyncio import Redis
 from benchmarks.load import HASH_STAMP, RECORDED, RESERVED, reserve_request, settle_request, user_of
 from benchmarks.load import now_ms as clock_ms
 from benchmarks.measure import Result, Sizes, Target, compare, in_turn
+from tests.cluster_servers import cluster_servers
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import Gate, create_ledger
 from tollbook.ledger.gate.requests import EMPTY_BASELINE, Reserved, Settled
 from tollbook.ledger.keys import Keys
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.embedded import EmbeddedServer
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.server.replication import Replication
@@ -161,6 +164,7 @@ async def run(directory: Path, sizes: Sizes) -> list[Result]:
             for n, figures in zip(_FURTHER, of_several, strict=True)
         ),
         *await _with_a_replica(directory, sizes),
+        await _on_a_cluster(directory, sizes),
     ]
 
 
@@ -197,6 +201,29 @@ async def _with_a_replica(directory: Path, sizes: Sizes) -> list[Result]:
             results.append(compare("gate", what, a, b, unit="pairs/s"))
         await without.aclose()
         return results
+
+
+async def _on_a_cluster(directory: Path, sizes: Sizes) -> Result:
+    """Compare the pipeline over a node that has every slot of a cluster with the same pipeline over one server."""
+    pairs, rounds = sizes.of(8_000, 300), sizes.of(7, 2)
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(EmbeddedServer(directory / "one", fsync="always"))
+        cluster = await stack.enter_async_context(cluster_servers(directory / "nodes", primaries=1, fsync="always"))
+        sides = list[Pairs]()
+        for url in (cluster.url, server.url):
+            redis = await stack.enter_async_context(connect(url))
+            await load_library(redis)
+            pipeline = CommandPipeline(redis)
+            stack.push_async_callback(pipeline.aclose)
+            keys = Keys("bench")
+            await create_ledger(pipeline, keys, ledger_id=(ledger_id := str(uuid.uuid4())), partitions=1)
+            gate = Gate(pipeline, keys, ledger_id, idempotency_ttl_s=3_000_000, result_ttl_s=600_000)
+            sides.append(Pairs("pairs", gate, cast("Any", redis.xadd), pairs))
+        on_cluster, on_server = sides
+        await in_turn(1, on_cluster.gate, on_server.gate)
+        a, b = await in_turn(rounds, on_cluster.gate, on_server.gate)
+    what = f"reserve+settle on a node of a cluster against one server, over the pipeline, {TASKS} tasks"
+    return compare("gate", what, a, b, unit="pairs/s", target=Target(">=", 0.95))
 
 
 async def _follow(replica: Redis, primary_url: str) -> None:

@@ -152,7 +152,8 @@ class Sealer:
                 if segment.manifest.last_seq > sealed_seq:
                     await asyncio.to_thread(check_segment, segment)
                     await self._record(segment)
-            if self._begun_seq is None:
+            # What was begun here may be finished, and only its record was missing.
+            if self._begun_seq is None or self._begun_seq <= archived_seq:
                 self._begun_seq = await asyncio.to_thread(self._archive.begun, self._keys.partition, archived_seq)
             self._newest = newest
         return self._newest

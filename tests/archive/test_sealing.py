@@ -12,17 +12,20 @@ from redis.asyncio import Redis
 
 from tests.archive_files import directory_of, file_of
 from tests.ledger_maker import LedgerMaker
+from tests.proxy import faulty_proxy
 from tollbook.ledger.archive import chain
 from tollbook.ledger.archive.manifests import ArchiveDamaged
 from tollbook.ledger.archive.replay import fold_archive, rebuild
 from tollbook.ledger.archive.sealing import ArchiveBehind, Sealer, SealingSettings
 from tollbook.ledger.archive.segments import Archive, check_segment
+from tollbook.ledger.errors import LedgerUnavailable
 from tollbook.ledger.gate.functions import load_library
 from tollbook.ledger.gate.gate import create_ledger
 from tollbook.ledger.gate.requests import Position
 from tollbook.ledger.keys import Keys
 from tollbook.ledger.projection.comparison import compare
 from tollbook.ledger.projection.store import Store
+from tollbook.ledger.server.connection import connect
 from tollbook.ledger.server.pipeline import CommandPipeline
 from tollbook.ledger.stream import StreamReader
 from tollbook.schemas.identifiers import EntryId
@@ -63,13 +66,19 @@ class Archiving:
             self.store.fold(batch)
         await reader.aclose()
 
-    def sealer(self, settings: SealingSettings = AT_ONCE, archive: Archive | None = None) -> Sealer:
+    def sealer(
+        self,
+        settings: SealingSettings = AT_ONCE,
+        archive: Archive | None = None,
+        pipeline: CommandPipeline | None = None,
+    ) -> Sealer:
         async def folded() -> Position:
             return self.store.position()
 
         return Sealer(
-            self.redis, self.pipeline, KEYS, archive or self.archive, ledger_id=LEDGER, settings=settings, folded=folded
-        )
+            self.redis, pipeline or self.pipeline, KEYS, archive or self.archive, ledger_id=LEDGER, settings=settings,
+            folded=folded,
+        )  # fmt: skip
 
     async def length(self) -> int:
         return await self.redis.xlen(KEYS.ledger)
@@ -257,6 +266,23 @@ async def test_after_a_crash_at_any_step_the_next_start_loses_nothing(
         assert recorded == [segment.manifest.segment for segment in segments], "each is recorded once"
         assert dead.steps[::2] == every[: at // 2 + 1], "no step is left out"
     await pipeline.aclose()
+
+
+async def test_a_sealer_whose_record_got_no_reply_goes_on(archiving: Archiving, server_url: str) -> None:
+    """The first segment of a process: it knows no earlier one, and finds this one when it looks again."""
+    await archiving.fill(200)
+    async with faulty_proxy(server_url) as link, connect(link.url) as redis:
+        pipeline = CommandPipeline(redis, timeout_s=0.2)
+        sealer = archiving.sealer(pipeline=pipeline)
+        link.holds_replies_to = b"EVAL"
+        with pytest.raises(LedgerUnavailable):
+            await sealer.seal()
+        link.let_replies_pass()
+        sealed = await seal_all(sealer)
+        await pipeline.aclose()
+    segments = archiving.archive.segments(0)
+    assert len(segments) == 1 + sealed > 2
+    assert [segment.manifest.last_seq for segment in segments] == [50 * (1 + number) for number in range(1 + sealed)]
 
 
 async def test_an_empty_archive_beside_a_sealed_ledger_is_refused(archiving: Archiving, tmp_path: Path) -> None:
