@@ -21,7 +21,7 @@ from tollbook.inference.policy_changes import Applied, apply_policy, read_stored
 from tollbook.inference.prepaid import Prepaid
 from tollbook.inference.process_name import process_name
 from tollbook.inference.releases import AssumedCharge, Releases, release_charges
-from tollbook.inference.settings import Settings, load_settings
+from tollbook.inference.settings import Settings, given_or_loaded
 from tollbook.inference.user_ids import UserIds, open_user_key
 from tollbook.ledger.clock import now_ms as clock_ms
 from tollbook.ledger.errors import (
@@ -335,7 +335,7 @@ async def connect_administration(
 
     Errors: SettingsError; LedgerUnavailable, also if there is no ledger yet; CallsStopped; ServerUnsafe; UserKeyLost.
     """
-    settings = settings or load_settings()
+    settings = given_or_loaded(settings)
     async with AsyncExitStack() as stack:
         redis_url = find_redis_url(settings)
         redis = connect(redis_url)

@@ -82,7 +82,7 @@ class CreditRevoked(CreditPayload):
 
 
 class CreditExpired(CreditPayload):
-    """A budget's credit has expired. `amount` is what was left of it, below zero; zero where nothing was.
+    """A budget's credit has expired. `amount` is what was left of it, below zero; zero if nothing was left.
 
     Spend uses up the credit that expires first. The part that open holds may need stays available to them.
     """
